@@ -1,0 +1,83 @@
+"""``check``: what a bundle promised beside what it costs, line by line.
+
+Memory and latency are measured on the machine at hand, in a process of its own. For another board the latency is
+*estimated*: the measured figure times the ratio of the two machines' memory copy speed, never less than measured.
+That is a first guess, and is called so; ``check`` on the board itself measures.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge_embed import probing
+from edge_embed.errors import BundleError
+from edge_embed_bundle.bundle import Bundle
+from edge_embed_bundle.manifest import Budgets
+from edge_embed_bundle.slots import is_store
+from edge_embed_bundle.store import Store
+from edge_embed_devices.profiles import THIS_MACHINE, Board, this_machine
+
+
+@dataclass(frozen=True)
+class Line:
+    """One promise: its unit, its bound, what was measured here, what that means on the board, and the verdict."""
+
+    name: str
+    unit: str
+    budget: float
+    measured: float
+    on_board: float
+
+    @property
+    def within(self) -> bool:
+        """Whether the promise holds on the board."""
+        return self.on_board <= self.budget
+
+
+def check(path: Path, board: Board) -> list[Line]:
+    """Measure the bundle at ``path`` (or the one that a store serves) against its budgets on ``board``.
+
+    Raises:
+        BundleError: the bundle cannot be opened, or gives a wrong golden answer: there is nothing to measure.
+    """
+    folder = Store(path).active() if is_store(path) else path
+    with Bundle.open(folder) as bundle:
+        if not is_store(path):
+            bundle.verify()
+        budgets = bundle.manifest.budgets
+        flash_bytes = bundle.manifest.size_bytes
+    found = probing.report(folder)
+    if "error" in found:
+        raise BundleError(found["error"])
+    wrong = [outcome["text"] for outcome in found["golden"] if not outcome["passed"]]
+    if wrong:
+        raise BundleError(f"{folder}: expected the golden answers, found: {'; '.join(wrong)}")
+    slower = 1.0 if board.name == THIS_MACHINE else _times_slower(board)
+    return [*_memory_lines(found["memory"], budgets, flash_bytes, board), *_latency_lines(found, budgets, slower)]
+
+
+def _times_slower(board: Board) -> float:
+    return max(1.0, this_machine().memory_copy_bytes_per_s / board.memory_copy_bytes_per_s)
+
+
+def _memory_lines(memory: dict[str, int], budgets: Budgets, flash_bytes: int, board: Board) -> list[Line]:
+    private = memory["private_bytes"]
+    return [
+        Line("private memory", "bytes", budgets.memory_private_bytes, private, private),
+        # What is mapped may be dropped and read again, so it need not fit; where it fits, nothing is read twice.
+        Line("private memory and all blobs in RAM", "bytes", board.ram_bytes, private + flash_bytes, private + flash_bytes),
+    ]
+
+
+def _latency_lines(found: dict[str, dict[str, dict[str, float]]], budgets: Budgets, slower: float) -> list[Line]:
+    lines = []
+    for operation, budget in budgets.operations.items():
+        measured = found["operations"].get(operation)
+        if measured is None:
+            continue
+        for percentile in ("p50_us", "p99_us"):
+            value = measured[percentile]
+            bound = getattr(budget, percentile)
+            lines.append(Line(f"{operation} {percentile[:3]}", "us", bound, value, round(value * slower, 2)))
+    return lines

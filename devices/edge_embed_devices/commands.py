@@ -1,0 +1,101 @@
+"""``boards`` and ``check``: what is known of boards, and whether a bundle keeps its promises."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from edge_embed.commands import Command
+from edge_embed.memory import format_size
+from edge_embed_devices.checking import Line, check
+from edge_embed_devices.profiles import THIS_MACHINE, Board, board_named, board_names
+
+
+def _configure_boards(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="list|show")
+    for name, summary in (("list", "all boards, a line each"), ("show", "one board, with its sources")):
+        action = actions.add_parser(name, help=summary)
+        # Accepted after the action, too; SUPPRESS keeps this default from undoing the one before it.
+        action.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON object")
+        if name == "show":
+            action.add_argument("name", metavar="NAME")
+
+
+def _boards(arguments: argparse.Namespace) -> int:
+    if arguments.action == "show":
+        board = board_named(arguments.name)
+        if arguments.json:
+            print(json.dumps(asdict(board)))
+        else:
+            _show(board)
+        return 0
+    boards = [board_named(name) for name in board_names() if name != THIS_MACHINE]
+    if arguments.json:
+        print(json.dumps({"boards": [asdict(board) for board in boards]}))
+    else:
+        for board in boards:
+            print(f"{board.name:12} {board.title}, {format_size(board.ram_bytes)}")
+        print(f"{THIS_MACHINE:12} measured when it is asked for")
+    return 0
+
+
+def _show(board: Board) -> None:
+    print(f"{board.name}: {board.title}")
+    print(f"  {board.architecture}, {board.cores} cores, {' '.join(board.isa) or 'ISA not asked'}")
+    print(f"  {format_size(board.ram_bytes)} of RAM, pages of {format_size(board.page_size_bytes)}")
+    print(f"  memory copy {board.memory_copy_bytes_per_s / 1e9:.1f} GB/s")
+    print(f"  {board.source.strip()}")
+
+
+def _configure_check(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", metavar="STORE|BUNDLE", type=Path)
+    parser.add_argument(
+        "--board",
+        metavar="NAME",
+        default=THIS_MACHINE,
+        help=f"judge for this board, by estimate; default: {THIS_MACHINE}, by measurement",
+    )
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    board = board_named(arguments.board)
+    lines = check(arguments.path, board)
+    within = all(line.within for line in lines)
+    if arguments.json:
+        shown = [{**asdict(line), "within": line.within} for line in lines]
+        print(json.dumps({"board": board.name, "within": within, "lines": shown}))
+    else:
+        print_lines(lines, board)
+    return 0 if within else 1
+
+
+def print_lines(lines: list[Line], board: Board) -> None:
+    """Print budgets beside measurements as a table."""
+    estimated = board.name != THIS_MACHINE
+    head = f"{'':36}{'budget':>12}{'here':>12}"
+    print(head + (f"{board.name:>16}" if estimated else ""))
+    for line in lines:
+        cells = f"{line.name:36}{_shown(line, line.budget):>12}{_shown(line, line.measured):>12}"
+        if estimated:
+            cells += f"{_shown(line, line.on_board):>16}"
+        print(f"{cells}  {'within' if line.within else 'OVER'}")
+    if estimated:
+        print(f"latency on {board.name} is estimated from this machine's; check on the board itself measures it")
+
+
+def _shown(line: Line, value: float) -> str:
+    if line.unit == "bytes":
+        return format_size(value)
+    return f"{value / 1000:.1f} ms" if value >= 10_000 else f"{value:.0f} us"
+
+
+BOARDS = Command("boards", "known boards", "edge-embed boards show pi-zero-2w", _configure_boards, _boards)
+CHECK = Command(
+    "check",
+    "memory and latency against the budgets",
+    "edge-embed check /var/lib/notes --board pi-zero-2w",
+    _configure_check,
+    _check,
+)

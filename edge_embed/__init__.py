@@ -1,0 +1,68 @@
+"""edge-embed: any embedding model, small, proven and served on an ARM board.
+
+    import edge_embed
+
+    with edge_embed.open("words", memory_budget="64MiB") as runtime:   # a bundle folder or a store
+        runtime.lookup("king")                 # (d,) float32
+        runtime.lookup(["king", "queen"])      # (n, d) float32
+        runtime.encode("a small board")        # text -> (d,) float32
+        runtime.search("king", k=10)           # Neighbours(keys, scores, space)
+        runtime.space                          # what these vectors may be compared with
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edge_embed.errors import (
+    BudgetError,
+    BundleError,
+    EdgeEmbedError,
+    MissingExtraError,
+    RequestError,
+    SpaceMismatchError,
+    StoreError,
+    UnknownKeyError,
+)
+from edge_embed.runtime import Runtime
+from edge_embed.space import Stamped
+from edge_embed.table import Neighbours
+from edge_embed.version import __version__
+
+__all__ = [
+    "BudgetError",
+    "BundleError",
+    "EdgeEmbedError",
+    "MissingExtraError",
+    "Neighbours",
+    "RequestError",
+    "Runtime",
+    "SpaceMismatchError",
+    "Stamped",
+    "StoreError",
+    "UnknownKeyError",
+    "__version__",
+    "open",
+]
+
+
+def open(  # the verb that users expect of a file-like thing; this module does not use the builtin
+    path: Path | str, *, memory_budget: str | int | None = None, engine: str = "kernels", verify: bool | None = None
+) -> Runtime:
+    """Open a bundle folder or a store.
+
+    Args:
+        path: the folder of a bundle, or of a store, which is followed from generation to generation.
+        memory_budget: private memory that this process may use in all, as bytes or as ``64MiB``; what cannot fit is
+            refused here.
+        engine: who decodes lookups: ``kernels``, ``onnxruntime`` or ``litert``. An engine must give the bundle's
+            golden answers first.
+        verify: read and compare every byte first. If not given, a bare bundle folder is verified and a store's
+            generation, which was verified when it was installed, is not.
+
+    Raises:
+        BundleError: the bundle is damaged, or made for a newer runtime.
+        StoreError: nothing is installed in the store.
+        BudgetError: the bundle cannot fit into ``memory_budget``.
+    """
+    return Runtime(path, memory_budget=memory_budget, engine=engine, verify=verify)

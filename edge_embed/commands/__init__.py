@@ -1,0 +1,124 @@
+"""The command ``edge-embed``: finds the subcommand, runs it, turns errors into one sentence and an exit status.
+
+ * Exit status 0: done. 1: the answer is no (a budget missed, a check failed, a key unknown). 2: wrong usage or bad input.
+ * ``--json`` prints one object on stdout and nothing else there; errors go to stderr either way.
+ * The commands a board needs are known by name, so a lookup imports its own module and nothing more. All others
+   register in the entry-point group ``edge_embed.commands``; they are searched only when asked for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from edge_embed.errors import EdgeEmbedError, RequestError
+from edge_embed.version import __version__
+
+GROUP = "edge_embed.commands"
+
+BOARD_COMMANDS = {
+    "inspect": "edge_embed.commands.bundles:INSPECT",
+    "verify": "edge_embed.commands.bundles:VERIFY",
+    "lookup": "edge_embed.commands.answers:LOOKUP",
+    "encode": "edge_embed.commands.answers:ENCODE",
+    "search": "edge_embed.commands.answers:SEARCH",
+    "install": "edge_embed.commands.stores:INSTALL",
+    "status": "edge_embed.commands.stores:STATUS",
+    "rollback": "edge_embed.commands.stores:ROLLBACK",
+}
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand: what it is for, an example to copy, its arguments and its work."""
+
+    name: str
+    summary: str
+    example: str
+    configure: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    # Keys may hold bytes that are no UTF-8; they are shown, not a reason to fail.
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        status = _run(words)
+        sys.stdout.flush()
+    except EdgeEmbedError as error:
+        print(f"edge-embed: {error}", file=sys.stderr)
+        return error.exit_status
+    except BrokenPipeError:
+        # The reader (``| head``) has seen enough; nothing may be written to it when Python closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("edge-embed: interrupted", file=sys.stderr)
+        return 130
+    return status
+
+
+def _run(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help"):
+        print(_overview())
+        return 0 if words else 2
+    if words[0] == "--version":
+        print(f"edge-embed {__version__}")
+        return 0
+    command = _command(words[0])
+    parser = argparse.ArgumentParser(
+        prog=f"edge-embed {command.name}",
+        description=command.summary,
+        epilog=f"example:\n  {command.example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.configure(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    return command.run(parser.parse_args(words[1:]))
+
+
+def _command(name: str) -> Command:
+    if name in BOARD_COMMANDS:
+        return _loaded(BOARD_COMMANDS[name])
+    places = _registered()
+    if name not in places:
+        raise RequestError(f"expected a command of {', '.join(sorted({*BOARD_COMMANDS, *places}))}, found {name!r}")
+    return _loaded(places[name])
+
+
+def _loaded(place: str) -> Command:
+    module, _, attribute = place.partition(":")
+    command: Command = getattr(importlib.import_module(module), attribute)
+    return command
+
+
+def _registered() -> dict[str, str]:
+    # Reading the metadata of every installed package costs tens of milliseconds; a lookup never comes here.
+    from importlib.metadata import entry_points
+
+    return {entry.name: entry.value for entry in entry_points(group=GROUP)}
+
+
+def _overview() -> str:
+    commands = [_loaded(place) for place in (*BOARD_COMMANDS.values(), *_registered().values())]
+    width = max(len(command.name) for command in commands)
+    lines = [f"  {command.name:{width}}  {command.summary}" for command in sorted(commands, key=lambda c: c.name)]
+    return "\n".join(
+        (
+            "usage: edge-embed COMMAND ...",
+            "",
+            "Embeddings on embedded devices: small bundles, measured, served and swapped on ARM boards.",
+            "",
+            *lines,
+            "",
+            "edge-embed COMMAND --help shows the arguments and an example.",
+        )
+    )

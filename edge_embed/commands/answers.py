@@ -1,0 +1,93 @@
+"""``lookup``, ``encode`` and ``search``: what an application asks, from the shell."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+
+import edge_embed
+from edge_embed.commands import Command
+from edge_embed.runtime import Runtime, Vector
+
+
+def _configure_answer(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", metavar="STORE|BUNDLE", help="folder of a store or of a bundle")
+    parser.add_argument("--memory-budget", metavar="SIZE", help="private memory allowed, as 64MiB")
+
+
+def _open(arguments: argparse.Namespace, engine: str = "kernels") -> Runtime:
+    return edge_embed.open(arguments.path, memory_budget=arguments.memory_budget, engine=engine)
+
+
+def _print_vectors(arguments: argparse.Namespace, runtime: Runtime, names: Sequence[str], vectors: Vector) -> None:
+    rows = vectors.tolist()
+    if arguments.json:
+        answers = [{"input": name, "vector": row} for name, row in zip(names, rows, strict=True)]
+        print(json.dumps({"generation": runtime.generation, "space": runtime.space.id, "answers": answers}))
+        return
+    for name, row in zip(names, rows, strict=True):
+        print(name, *(f"{number:.6g}" for number in row))
+
+
+def _configure_lookup(parser: argparse.ArgumentParser) -> None:
+    _configure_answer(parser)
+    parser.add_argument("keys", metavar="KEY", nargs="+")
+    parser.add_argument("--model", metavar="NAME", help="the table to ask; the bundle's first one by default")
+    parser.add_argument("--unknown", choices=("error", "zeros"), help="what an unknown key gets; default: the bundle's word")
+    parser.add_argument("--engine", default="kernels", metavar="NAME", help="kernels, onnxruntime or litert")
+
+
+def _lookup(arguments: argparse.Namespace) -> int:
+    with _open(arguments, arguments.engine) as runtime:
+        vectors = runtime.lookup(arguments.keys, model=arguments.model, unknown=arguments.unknown)
+        _print_vectors(arguments, runtime, arguments.keys, vectors)
+    return 0
+
+
+def _configure_encode(parser: argparse.ArgumentParser) -> None:
+    _configure_answer(parser)
+    parser.add_argument("texts", metavar="TEXT", nargs="+")
+
+
+def _encode(arguments: argparse.Namespace) -> int:
+    with _open(arguments) as runtime:
+        _print_vectors(arguments, runtime, arguments.texts, runtime.encode(arguments.texts))
+    return 0
+
+
+def _configure_search(parser: argparse.ArgumentParser) -> None:
+    _configure_answer(parser)
+    asked = parser.add_mutually_exclusive_group(required=True)
+    asked.add_argument("--key", metavar="K", help="a key of the searched table; it is left out of the answer")
+    asked.add_argument("--text", metavar="T", help="a text to encode and search for")
+    parser.add_argument("-k", type=int, default=10, help="how many neighbours (10)")
+    parser.add_argument("--model", metavar="NAME", help="the table to search; by default the collection for a text")
+
+
+def _search(arguments: argparse.Namespace) -> int:
+    with _open(arguments) as runtime:
+        found = runtime.search(arguments.key, text=arguments.text, k=arguments.k, model=arguments.model)
+        scores = found.scores.tolist()
+        if arguments.json:
+            neighbours = [{"key": key, "score": score} for key, score in zip(found.keys, scores, strict=True)]
+            print(json.dumps({"generation": runtime.generation, "space": found.space, "neighbours": neighbours}))
+        else:
+            for key, score in zip(found.keys, scores, strict=True):
+                print(f"{score:7.4f}  {key}")
+    return 0
+
+
+LOOKUP = Command(
+    "lookup", "vectors of keys", "edge-embed lookup /var/lib/words king queen", _configure_lookup, _lookup
+)
+ENCODE = Command(
+    "encode", "vectors of texts", 'edge-embed encode /var/lib/notes "the board is warm"', _configure_encode, _encode
+)
+SEARCH = Command(
+    "search",
+    "nearest neighbours of a key or a text",
+    'edge-embed search /var/lib/notes --text "the board is warm" -k 3',
+    _configure_search,
+    _search,
+)

@@ -1,0 +1,110 @@
+"""``inspect`` and ``verify``: what is in a bundle, and whether it is all true."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from edge_embed.commands import Command
+from edge_embed.engines import FORMATS, load_engine
+from edge_embed.errors import EdgeEmbedError, MissingExtraError
+from edge_embed.memory import format_size
+from edge_embed.runtime import Runtime
+from edge_embed_bundle.bundle import Bundle
+from edge_embed_bundle.manifest import Graph, Model
+from edge_embed_bundle.slots import is_store
+from edge_embed_bundle.store import Store
+
+_GRAPH_QUESTIONS = 64
+
+
+def _configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", metavar="BUNDLE", type=Path, help="folder of a bundle, or of a store")
+
+
+def _folder(path: Path) -> Path:
+    return Store(path).active() if is_store(path) else path
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    with Bundle.open(_folder(arguments.path)) as bundle:
+        manifest = bundle.manifest
+        if arguments.json:
+            print(json.dumps({"id": bundle.id, "manifest": json.loads(bundle.manifest_bytes)}))
+            return 0
+        print(f"{manifest.name} {manifest.version}   {bundle.id}")
+        print(f"space     {manifest.space.id[:12]}  {manifest.space.dimensions} dimensions, {manifest.space.source}")
+        for model in manifest.models:
+            _print_model(model)
+        print(f"memory    {format_size(manifest.requirements.memory_private_bytes)} private beside numpy")
+        budgets = manifest.budgets
+        print(f"budgets   {budgets.board or 'any board'}: {format_size(budgets.memory_private_bytes)} private")
+        for operation, budget in budgets.operations.items():
+            print(f"          {operation:7} p50 {budget.p50_us:g} us, p99 {budget.p99_us:g} us")
+        for name, quality in manifest.quality.items():
+            print(f"quality   {name}: " + ", ".join(f"{key} {value}" for key, value in sorted(quality.items())))
+        print(f"golden    {sum(len(golden.inputs) for golden in manifest.golden)} questions")
+        for name, blob in manifest.blobs.items():
+            print(f"blob      {name:16} {format_size(blob.size_bytes):>10}  {blob.sha256[:12]}")
+    return 0
+
+
+def _print_model(model: Model) -> None:
+    abilities = ["lookup"] + ["encode"] * (model.text is not None) + ["search"] * ("norms" in model.tensors)
+    print(f"model     {model.name}: {model.rows} x {model.dimensions} {model.codec}, {', '.join(abilities)}")
+    for graph in model.graphs:
+        proven = ", ".join(f"{engine.name} {engine.version}" for engine in graph.proven) or "no engine yet"
+        print(f"graph     {graph.blob}: proven on {proven}")
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    """Check digests, then golden answers, then each graph on its engine; stop at the first layer that fails."""
+    folder = _folder(arguments.path)
+    checks: list[dict[str, object]] = []
+    try:
+        with Bundle.open(folder) as bundle:
+            bundle.verify()
+            checks.append({"check": f"digests of {len(bundle.manifest.blobs)} files", "passed": True})
+        with Runtime(folder, verify=False) as runtime:
+            for outcome in runtime.check_golden():
+                found = {**asdict(outcome), "worst_difference": _finite(outcome.worst_difference)}
+                checks.append({"check": str(outcome), "passed": outcome.passed, **found})
+            for model in runtime.manifest.models:
+                checks += [_graph_check(runtime, folder, model, graph) for graph in model.graphs]
+    except EdgeEmbedError as error:
+        checks.append({"check": str(error), "passed": False})
+    passed = all(check["passed"] is not False for check in checks)
+    if arguments.json:
+        print(json.dumps({"path": str(folder), "passed": passed, "checks": checks}))
+    else:
+        for check in checks:
+            word = {True: "ok", False: "FAILED", None: "skipped"}[check["passed"]]  # type: ignore[index]
+            print(f"{word:8} {check['check']}")
+    return 0 if passed else 1
+
+
+def _graph_check(runtime: Runtime, folder: Path, model: Model, graph: Graph) -> dict[str, object]:
+    name = next(engine for engine, format in FORMATS.items() if format == graph.format)
+    try:
+        engine = load_engine(name, str(folder / graph.blob))
+    except MissingExtraError as error:
+        return {"check": f"{graph.blob}: {error}", "passed": None}
+    ids = np.unique(np.linspace(0, model.rows - 1, _GRAPH_QUESTIONS).astype(np.int64))
+    same = np.array_equal(engine.lookup(ids), runtime.lookup_ids(ids, model=model.name))
+    said = "the kernels' vectors, bit for bit" if same else "other vectors than the kernels"
+    return {"check": f"{graph.blob} on {engine.name} {engine.version}: {said}", "passed": same}
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+INSPECT = Command("inspect", "what is in a bundle", "edge-embed inspect notes-1.0.0", _configure, _inspect)
+VERIFY = Command(
+    "verify", "digests, golden answers and graphs of a bundle", "edge-embed verify notes-1.0.0", _configure, _verify
+)

@@ -1,0 +1,103 @@
+"""``install``, ``status`` and ``rollback``: what a board's operator does."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from edge_embed.commands import Command
+from edge_embed.probing import probe
+from edge_embed_bundle.bundle import Bundle
+from edge_embed_bundle.state import State
+from edge_embed_bundle.store import Store
+
+
+def _configure_install(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", metavar="BUNDLE", type=Path)
+    parser.add_argument("--store", metavar="STORE", type=Path, required=True, help="the board's store; made if absent")
+    parser.add_argument("--retry", action="store_true", help="try a bundle again that this board refused")
+
+
+def _install(arguments: argparse.Namespace) -> int:
+    store = Store(arguments.store)
+    with Bundle.open(arguments.bundle) as bundle:
+        identity, manifest = bundle.id, bundle.manifest
+    verdict = store.install(arguments.bundle, probe, retry=arguments.retry)
+    if arguments.json:
+        print(
+            json.dumps(
+                {
+                    "id": identity,
+                    "name": manifest.name,
+                    "version": manifest.version,
+                    "installed": not verdict.reason,
+                    "reason": verdict.reason,
+                    "probe": dict(verdict.report),
+                }
+            )
+        )
+    else:
+        print(f"{manifest.name} {manifest.version} ({identity[:12]}) {verdict.reason or 'probed, confirmed, serves'}")
+    return 0
+
+
+def _configure_store(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("store", metavar="STORE", type=Path)
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    status = Store(arguments.store).status()
+    if arguments.json:
+        generations = [
+            {"role": g.role, "id": g.id, "name": g.name, "version": g.version, "problem": g.problem}
+            for g in status.generations
+        ]
+        print(json.dumps({**_state_json(status.state), "generations": generations}))
+        return 0
+    if not status.generations:
+        print("nothing is installed")
+    for generation in status.generations:
+        said = generation.problem or f"{generation.name} {generation.version}"
+        print(f"{generation.role:9} {generation.id[:12]}  {said}")
+    if status.state.trial is not None:
+        print(f"the trial has {status.state.tries_left} tries left; the next install settles it")
+    for refused in status.state.refused:
+        print(f"refused   {refused[:12]}")
+    return 0
+
+
+def _rollback(arguments: argparse.Namespace) -> int:
+    store = Store(arguments.store)
+    state = store.rollback()
+    with Bundle.open(store.active()) as bundle:
+        name, version = bundle.manifest.name, bundle.manifest.version
+    if arguments.json:
+        print(json.dumps({**_state_json(state), "name": name, "version": version}))
+    else:
+        print(f"{name} {version} ({str(state.active)[:12]}) serves again")
+    return 0
+
+
+def _state_json(state: State) -> dict[str, object]:
+    return {
+        "sequence": state.sequence,
+        "active": state.active,
+        "previous": state.previous,
+        "trial": state.trial,
+        "tries_left": state.tries_left,
+        "refused": list(state.refused),
+    }
+
+
+INSTALL = Command(
+    "install",
+    "swap a bundle into a store: verify, probe, confirm or roll back",
+    "edge-embed install notes-1.1.0 --store /var/lib/notes",
+    _configure_install,
+    _install,
+)
+STATUS = Command("status", "what a store serves", "edge-embed status /var/lib/notes", _configure_store, _status)
+ROLLBACK = Command(
+    "rollback", "let the previous bundle serve again", "edge-embed rollback /var/lib/notes", _configure_store, _rollback
+)

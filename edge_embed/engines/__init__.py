@@ -1,0 +1,76 @@
+"""Engines that run a bundle's portable graphs, behind one protocol; each is imported only in the module that wraps it.
+
+An engine answers like the kernels or it does not serve: ids are checked before they reach it (ONNX Runtime counts
+negative ones from the end, LiteRT stops with an error of its own), and the golden answers are asked at open.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_embed.codecs import Rows
+from edge_embed.errors import RequestError
+from edge_embed_bundle.bundle import Bundle
+from edge_embed_bundle.manifest import Model
+
+#: The graph format that each engine runs.
+FORMATS = {"onnxruntime": "onnx", "litert": "tflite"}
+
+
+class LookupEngine(Protocol):
+    """A graph that takes row ids to vectors, loaded into an engine."""
+
+    name: str
+    version: str
+
+    def lookup(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the vectors ``(n, d)`` of checked ids ``(n,)``, n of at least 1."""
+
+
+class EngineRows:
+    """A table's rows, decoded by an engine and scanned by the kernels."""
+
+    def __init__(self, engine: LookupEngine, rows: Rows, dimensions: int) -> None:
+        self._engine = engine
+        self._rows = rows
+        self._dimensions = dimensions
+
+    def decode(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """See :meth:`edge_embed.codecs.Rows.decode`."""
+        return self._engine.lookup(ids) if len(ids) else np.empty((0, self._dimensions), np.float32)
+
+    def scores(self, query: NDArray[np.float32]) -> NDArray[np.float32]:
+        """See :meth:`edge_embed.codecs.Rows.scores`."""
+        return self._rows.scores(query)
+
+
+def load_engine(name: str, path: str) -> LookupEngine:
+    """Load a graph file into an engine by name.
+
+    Raises:
+        RequestError: there is no such engine.
+        MissingExtraError: the engine's package is not installed.
+        BundleError: the engine does not accept the file.
+    """
+    if name == "onnxruntime":
+        from edge_embed.engines.onnx import OnnxRuntime
+
+        return OnnxRuntime(path)
+    if name == "litert":
+        from edge_embed.engines.tflite import LiteRt
+
+        return LiteRt(path)
+    raise RequestError(f"expected an engine of kernels, {', '.join(FORMATS)}, found {name!r}")
+
+
+def open_engine(name: str, bundle: Bundle, model: Model, rows: Rows) -> EngineRows:
+    """Return a model's rows as the engine ``name`` decodes them, from the graph that the bundle has for it."""
+    if name not in FORMATS:
+        raise RequestError(f"expected an engine of kernels, {', '.join(FORMATS)}, found {name!r}")
+    for graph in model.graphs:
+        if graph.format == FORMATS[name]:
+            return EngineRows(load_engine(name, str(bundle.path / graph.blob)), rows, model.dimensions)
+    raise RequestError(f"{bundle.path}: expected a {FORMATS[name]} graph for {name}, found none; export with --graphs")

@@ -1,0 +1,43 @@
+"""ONNX Runtime: runs ``.onnx`` graphs whose table is external data, mapped from the bundle."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_embed.errors import BundleError, MissingExtraError
+
+
+class OnnxRuntime:
+    """A lookup graph in one ONNX Runtime session, one thread, no arena."""
+
+    name = "onnxruntime"
+
+    def __init__(self, path: str) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise MissingExtraError.of("onnxruntime", "onnx", "running an ONNX graph") from error
+        self.version: str = onnxruntime.__version__
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4  # what goes wrong is raised; nothing else belongs on stderr
+        options.intra_op_num_threads = 1
+        options.inter_op_num_threads = 1
+        options.enable_cpu_mem_arena = False
+        # Constant folding would copy the table out of its map.
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        try:
+            self._session: Any = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's exceptions share no public base
+            raise BundleError(f"{path}: expected a graph that ONNX Runtime {self.version} loads, found: {error}") from error
+        inputs = [(value.name, value.type) for value in self._session.get_inputs()]
+        outputs = [value.name for value in self._session.get_outputs()]
+        if inputs != [("ids", "tensor(int64)")] or outputs != ["vectors"]:
+            raise BundleError(f"{path}: expected a graph from int64 ids to vectors, found {inputs} to {outputs}")
+
+    def lookup(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """See :meth:`edge_embed.engines.LookupEngine.lookup`."""
+        vectors: NDArray[np.float32] = self._session.run(None, {"ids": ids})[0]
+        return vectors

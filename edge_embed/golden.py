@@ -1,0 +1,84 @@
+"""Golden answers: what the exporter was told by the bundle it wrote, asked again wherever it is to serve."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_embed.codecs import mapped
+from edge_embed.errors import BundleError, RequestError
+from edge_embed.table import Table
+from edge_embed_bundle.bundle import Bundle
+from edge_embed_bundle.manifest import Golden
+
+if TYPE_CHECKING:
+    from edge_embed.serving import Serving
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How far an answer was from the golden one, in the worst of its numbers."""
+
+    operation: str
+    model: str
+    questions: int
+    worst_difference: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether every number was within the tolerance; NaN is not."""
+        return self.worst_difference <= self.tolerance
+
+    def __str__(self) -> str:
+        """Return the outcome as a sentence for people."""
+        within = "within" if self.passed else "NOT within"
+        return (
+            f"{self.operation} of {self.questions} golden questions to {self.model}: "
+            f"off by {self.worst_difference:.3g}, {within} {self.tolerance:.3g}"
+        )
+
+
+def check_golden(serving: Serving) -> list[Outcome]:
+    """Ask every golden question and return how the answers compare."""
+    return [_compared(serving.bundle, golden, _answer(serving, golden)) for golden in serving.bundle.manifest.golden]
+
+
+def check_engine(bundle: Bundle, table: Table, engine: str) -> None:
+    """Ask the golden lookups of a table whose rows an engine decodes.
+
+    Raises:
+        BundleError: the bundle has no golden lookup for the table, or the engine answers wrongly.
+    """
+    lookups = [golden for golden in bundle.manifest.golden if (golden.operation, golden.model) == ("lookup", table.model.name)]
+    if not lookups:
+        raise BundleError(f"{bundle.path}: expected golden lookups to try {engine} on, found none")
+    for golden in lookups:
+        outcome = _compared(bundle, golden, table.lookup_all(golden.inputs, "error"))
+        if not outcome.passed:
+            raise BundleError(f"{bundle.path}: expected the golden answers from {engine}, found {outcome}")
+
+
+def _answer(serving: Serving, golden: Golden) -> NDArray[np.float32]:
+    table = serving.table(golden.model)
+    if golden.operation == "lookup":
+        return table.lookup_all(golden.inputs, "error")
+    if golden.operation == "encode":
+        return serving.encoder().encode(golden.inputs)
+    k = golden.expected.shape[1]
+    if golden.by == "key":
+        found = [table.search(table.lookup(key, "error"), k, without_row=table.find(key)) for key in golden.inputs]
+    else:
+        found = [table.search(vector, k) for vector in serving.encoder().encode(golden.inputs)]
+    if any(len(neighbours) != k for neighbours in found):
+        raise RequestError(f"{golden.model}: expected {k} neighbours for each golden search, found fewer rows")
+    return np.stack([neighbours.scores for neighbours in found]) if found else np.empty((0, k), np.float32)
+
+
+def _compared(bundle: Bundle, golden: Golden, answer: NDArray[np.float32]) -> Outcome:
+    expected = mapped(bundle, golden.expected)
+    worst = float(np.abs(answer - expected).max(initial=0)) if answer.shape == expected.shape else float("inf")
+    return Outcome(golden.operation, golden.model, len(golden.inputs), worst, golden.tolerance)

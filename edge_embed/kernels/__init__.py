@@ -1,0 +1,32 @@
+"""The one seam between the runtime and its hot loops: callers import from here and never ask who answers.
+
+``reference`` (numpy) is the meaning of every kernel. Native kernels, where a platform has them, take its place here.
+"""
+
+from edge_embed.kernels.reference import (
+    EMPTY_ROW,
+    decode_float32,
+    decode_int8,
+    find_row,
+    find_rows,
+    hash_key,
+    hash_keys,
+    pool_mean,
+    scores_float32,
+    scores_int8,
+    top_k,
+)
+
+__all__ = [
+    "EMPTY_ROW",
+    "decode_float32",
+    "decode_int8",
+    "find_row",
+    "find_rows",
+    "hash_key",
+    "hash_keys",
+    "pool_mean",
+    "scores_float32",
+    "scores_int8",
+    "top_k",
+]

@@ -1,0 +1,226 @@
+"""The kernels in numpy: what each one means. A native kernel is a faster spelling of a function in this module.
+
+Integers agree bit for bit between spellings. ``decode_*`` agrees bit for bit, too: it is one rounding per number.
+Sums of floats (``pool_mean``, ``scores_*``) may differ in the order of additions; 1e-5 relative bounds that.
+
+Arrays from a bundle are mapped and read-only; ids and offsets are checked by the caller once, before they come here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: Rows that a scan converts to float32 at a time: its private memory is this many rows, whatever the table's size.
+SCAN_ROWS = 4096
+
+#: The row of an empty index slot, and the answer for a key that is not there is -1.
+EMPTY_ROW = 0xFFFFFFFF
+
+_MASK = (1 << 64) - 1
+
+# XXH64, as in https://github.com/Cyan4973/xxHash/blob/dev/doc/xxhash_spec.md
+_P1, _P2, _P3 = 11400714785074694791, 14029467366897019727, 1609587929392839161
+_P4, _P5 = 9650029242287828579, 2870177450012600261
+
+# Odd constants that spread a pilot and its key over the slots (SPEC.md, "Key index").
+_SPREAD_PILOT, _SPREAD_KEY = 0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93
+
+
+def hash_key(key: bytes, seed: int) -> int:
+    """Return XXH64 of one key."""
+    length = len(key)
+    at = 0
+    if length >= 32:
+        lanes = [(seed + _P1 + _P2) & _MASK, (seed + _P2) & _MASK, seed, (seed - _P1) & _MASK]
+        while at + 32 <= length:
+            for i in range(4):
+                lanes[i] = _round(lanes[i], int.from_bytes(key[at : at + 8], "little"))
+                at += 8
+        found = sum(_rotated(lane, by) for lane, by in zip(lanes, (1, 7, 12, 18), strict=True)) & _MASK
+        for lane in lanes:
+            found = ((found ^ _round(0, lane)) * _P1 + _P4) & _MASK
+    else:
+        found = (seed + _P5) & _MASK
+    found = (found + length) & _MASK
+    while at + 8 <= length:
+        found ^= _round(0, int.from_bytes(key[at : at + 8], "little"))
+        found = (_rotated(found, 27) * _P1 + _P4) & _MASK
+        at += 8
+    if at + 4 <= length:
+        found ^= (int.from_bytes(key[at : at + 4], "little") * _P1) & _MASK
+        found = (_rotated(found, 23) * _P2 + _P3) & _MASK
+        at += 4
+    for byte in key[at:]:
+        found ^= (byte * _P5) & _MASK
+        found = (_rotated(found, 11) * _P1) & _MASK
+    found = ((found ^ (found >> 33)) * _P2) & _MASK
+    found = ((found ^ (found >> 29)) * _P3) & _MASK
+    return found ^ (found >> 32)
+
+
+def _round(lane: int, word: int) -> int:
+    return (_rotated((lane + word * _P2) & _MASK, 31) * _P1) & _MASK
+
+
+def _rotated(value: int, by: int) -> int:
+    return ((value << by) | (value >> (64 - by))) & _MASK
+
+
+def hash_keys(keys: Sequence[bytes], seed: int) -> NDArray[np.uint64]:
+    """Return XXH64 of many keys, ``(n,)`` uint64: the same function, over all keys of one length at a time."""
+    hashes = np.empty(len(keys), np.uint64)
+    lengths = np.fromiter(map(len, keys), np.int64, len(keys))
+    for length in sorted(set(lengths.tolist())):
+        places = np.flatnonzero(lengths == length)
+        joined = b"".join([keys[i] for i in places.tolist()])
+        hashes[places] = _hash_columns(np.frombuffer(joined, np.uint8).reshape(len(places), length), seed)
+    return hashes
+
+
+def _hash_columns(keys: NDArray[np.uint8], seed: int) -> NDArray[np.uint64]:
+    """``hash_key`` for ``(n, length)`` bytes, a word of all keys at a time."""
+    count, length = keys.shape
+    at = 0
+    if length >= 32:
+        starts = ((seed + _P1 + _P2) & _MASK, (seed + _P2) & _MASK, seed, (seed - _P1) & _MASK)
+        lanes = [np.full(count, start, np.uint64) for start in starts]
+        while at + 32 <= length:
+            for i in range(4):
+                lanes[i] = _rounds(lanes[i], _words(keys, at, 8))
+                at += 8
+        found = sum(
+            (_rotated_all(lane, by) for lane, by in zip(lanes, (1, 7, 12, 18), strict=True)),
+            start=np.zeros(count, np.uint64),
+        )
+        for lane in lanes:
+            found = (found ^ _rounds(np.zeros(count, np.uint64), lane)) * _u64(_P1) + _u64(_P4)
+    else:
+        found = np.full(count, (seed + _P5) & _MASK, np.uint64)
+    found = found + _u64(length)
+    while at + 8 <= length:
+        found = found ^ _rounds(np.zeros(count, np.uint64), _words(keys, at, 8))
+        found = _rotated_all(found, 27) * _u64(_P1) + _u64(_P4)
+        at += 8
+    if at + 4 <= length:
+        found = _rotated_all(found ^ (_words(keys, at, 4) * _u64(_P1)), 23) * _u64(_P2) + _u64(_P3)
+        at += 4
+    for column in range(at, length):
+        found = _rotated_all(found ^ (keys[:, column].astype(np.uint64) * _u64(_P5)), 11) * _u64(_P1)
+    found = (found ^ (found >> _u64(33))) * _u64(_P2)
+    found = (found ^ (found >> _u64(29))) * _u64(_P3)
+    return found ^ (found >> _u64(32))
+
+
+def _words(keys: NDArray[np.uint8], at: int, width: int) -> NDArray[np.uint64]:
+    dtype = "<u8" if width == 8 else "<u4"
+    return np.ascontiguousarray(keys[:, at : at + width]).view(dtype)[:, 0].astype(np.uint64)
+
+
+def _rounds(lanes: NDArray[np.uint64], words: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    return _rotated_all(lanes + words * _u64(_P2), 31) * _u64(_P1)
+
+
+def _rotated_all(values: NDArray[np.uint64], by: int) -> NDArray[np.uint64]:
+    return (values << _u64(by)) | (values >> _u64(64 - by))
+
+
+def _u64(value: int) -> np.uint64:
+    return np.uint64(value)
+
+
+def slot_of(key_hash: int, pilots: NDArray[np.uint16], slot_count: int) -> int:
+    """Return the one slot that a key's hash may occupy.
+
+    The low half of the hash picks a bucket, the bucket's pilot the slot: a displaced hash in the manner of PTHash
+    (Pibiri and Trani, "PTHash: Revisiting FCH Minimal Perfect Hashing", SIGIR 2021).
+    """
+    bucket = ((key_hash & 0xFFFFFFFF) * len(pilots)) >> 32
+    spread = ((key_hash ^ (int(pilots[bucket]) * _SPREAD_PILOT & _MASK)) * _SPREAD_KEY) & _MASK
+    return ((spread >> 32) * slot_count) >> 32
+
+
+def slots_of(hashes: NDArray[np.uint64], pilots: NDArray[np.uint64], slot_count: int) -> NDArray[np.int64]:
+    """Return ``slot_of`` for ``(n,)`` hashes, each with the pilot of its own bucket."""
+    spread = (hashes ^ (pilots * _u64(_SPREAD_PILOT))) * _u64(_SPREAD_KEY)
+    return (((spread >> _u64(32)) * _u64(slot_count)) >> _u64(32)).astype(np.int64)
+
+
+def buckets_of(hashes: NDArray[np.uint64], bucket_count: int) -> NDArray[np.int64]:
+    """Return the bucket of each of ``(n,)`` hashes."""
+    return (((hashes & _u64(0xFFFFFFFF)) * _u64(bucket_count)) >> _u64(32)).astype(np.int64)
+
+
+def find_row(key_hash: int, pilots: NDArray[np.uint16], slots: NDArray[np.uint32]) -> int:
+    """Return the row of a key by its hash, or -1. A stranger passes for a known key once in 2**32."""
+    fingerprint, row = slots[slot_of(key_hash, pilots, len(slots))].tolist()
+    return int(row) if fingerprint == key_hash >> 32 and row != EMPTY_ROW else -1
+
+
+def find_rows(
+    hashes: NDArray[np.uint64], pilots: NDArray[np.uint16], slots: NDArray[np.uint32]
+) -> NDArray[np.int64]:
+    """Return ``(n,)`` rows for ``(n,)`` hashes; -1 where a key is not there."""
+    pilot_of_each = pilots[buckets_of(hashes, len(pilots))].astype(np.uint64)
+    entries = slots[slots_of(hashes, pilot_of_each, len(slots))]
+    known = (entries[:, 0] == hashes >> _u64(32)) & (entries[:, 1] != EMPTY_ROW)
+    return np.where(known, entries[:, 1].astype(np.int64), -1)
+
+
+def decode_float32(rows: NDArray[np.float32], ids: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return the rows ``(n, d)`` of ``ids`` ``(n,)``, freshly allocated."""
+    return np.take(rows, ids, axis=0, mode="clip")
+
+
+def decode_int8(
+    rows: NDArray[np.int8], scales: NDArray[np.float32], ids: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Return ``rows[id] * scales[id]`` as ``(n, d)`` float32, one rounding per number."""
+    codes = np.take(rows, ids, axis=0, mode="clip")
+    scale_of_each = np.take(scales, ids, mode="clip")[:, np.newaxis]
+    return np.multiply(codes, scale_of_each, dtype=np.float32)
+
+
+def pool_mean(vectors: NDArray[np.float32], counts: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return the mean of each run of rows: ``counts[i]`` rows make row ``i`` of ``(len(counts), d)``; none, zeros."""
+    pooled = np.zeros((len(counts), vectors.shape[1]), np.float32)
+    filled = counts > 0
+    starts = (np.cumsum(counts) - counts)[filled]
+    if len(starts):
+        pooled[filled] = np.add.reduceat(vectors, starts, axis=0)
+        pooled[filled] /= counts[filled, np.newaxis].astype(np.float32)
+    return pooled
+
+
+def scores_float32(rows: NDArray[np.float32], query: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the dot product ``(n,)`` of every row with the query ``(d,)``."""
+    return _scanned(rows, query)
+
+
+def scores_int8(
+    rows: NDArray[np.int8], scales: NDArray[np.float32], query: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Return the dot product ``(n,)`` of every decoded row with the query ``(d,)``."""
+    return _scanned(rows, query) * scales
+
+
+def _scanned(rows: NDArray[np.int8] | NDArray[np.float32], query: NDArray[np.float32]) -> NDArray[np.float32]:
+    products = np.empty(len(rows), np.float32)
+    for start in range(0, len(rows), SCAN_ROWS):
+        block = rows[start : start + SCAN_ROWS].astype(np.float32, copy=False)
+        np.dot(block, query, out=products[start : start + len(block)])
+    return products
+
+
+def top_k(scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+    """Return the places of the ``k`` highest scores, best first; equal scores in the order of their rows."""
+    k = min(k, len(scores))
+    if k < len(scores):
+        # Ties at the border: take every place that reaches the k-th score, and let the stable sort choose.
+        border = np.partition(scores, len(scores) - k)[len(scores) - k] if k else np.inf
+        places = np.flatnonzero(scores >= border)
+    else:
+        places = np.arange(len(scores))
+    return places[np.argsort(-scores[places], kind="stable")][:k]

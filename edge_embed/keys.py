@@ -1,0 +1,79 @@
+"""Keys and rows of a table: from a key to its row by a perfect hash, from a row to its key by its bytes.
+
+ * Both directions are mapped; no string of the table is ever in memory as an object before it is asked for.
+ * A key is bytes; text is UTF-8, and bytes that are no UTF-8 travel through ``str`` as surrogate escapes.
+ * An unknown key is recognized by a 32-bit fingerprint: one in four billion passes for a known one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_embed import kernels
+from edge_embed_bundle.errors import BundleError
+
+Key = str | bytes
+
+
+def to_bytes(key: Key) -> bytes:
+    """Return a key's bytes."""
+    if isinstance(key, str):
+        return key.encode("utf-8", "surrogateescape")
+    if isinstance(key, bytes):
+        return key
+    raise TypeError(f"expected a key as str or bytes, found {type(key).__name__}")
+
+
+class KeyIndex:
+    """From keys to rows (SPEC.md, "Key index")."""
+
+    def __init__(self, pilots: NDArray[np.uint16], slots: NDArray[np.uint32], seed: int, row_count: int) -> None:
+        self._pilots = pilots
+        self._slots = slots
+        self._seed = seed
+        self._row_count = row_count
+
+    def find(self, key: bytes) -> int:
+        """Return the row of a key, or -1."""
+        if not len(self._slots):
+            return -1
+        row = kernels.find_row(kernels.hash_key(key, self._seed), self._pilots, self._slots)
+        self._check(row)
+        return row
+
+    def find_all(self, keys: Sequence[bytes]) -> NDArray[np.int64]:
+        """Return the row ``(n,)`` of each key, -1 where it is unknown."""
+        if not len(self._slots):
+            return np.full(len(keys), -1, np.int64)
+        rows = kernels.find_rows(kernels.hash_keys(keys, self._seed), self._pilots, self._slots)
+        self._check(int(rows.max(initial=-1)))
+        return rows
+
+    def _check(self, row: int) -> None:
+        # The digest of the slots was the publisher's word; a row past the table must not become a wild read.
+        if row >= self._row_count:
+            raise BundleError(f"the key index points to row {row}, the table has {self._row_count}; verify the bundle")
+
+
+class KeyNames:
+    """From rows to keys: ``(n + 1,)`` offsets into the bytes of all keys."""
+
+    def __init__(self, offsets: NDArray[np.uint32], data: memoryview) -> None:
+        self._offsets = offsets
+        self._data = data
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self._offsets) - 1
+
+    def __getitem__(self, row: int) -> str:
+        """Return the key of a row."""
+        start, end = self._offsets[row : row + 2].tolist()
+        return bytes(self._data[start:end]).decode("utf-8", "surrogateescape")
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the keys in the order of their rows."""
+        return (self[row] for row in range(len(self)))

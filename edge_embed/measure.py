@@ -1,0 +1,90 @@
+"""Measuring what a bundle costs on the machine at hand: memory and latency, as the budgets count them.
+
+ * Latency is the time of one call, in microseconds. Of several short rounds the one with the lowest p99 counts: a
+   round that another process disturbed says nothing about the bundle.
+ * Memory is read when everything has answered, so what is made at the first use is in it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from edge_embed import memory
+from edge_embed.memory import Memory
+from edge_embed.runtime import Runtime
+
+ROUNDS = 3
+ROUND_SECONDS = 0.15
+_SAMPLE_KEYS = 512
+
+
+@dataclass(frozen=True)
+class Latency:
+    """One operation's time per call."""
+
+    p50_us: float
+    p99_us: float
+    calls: int
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a bundle cost this process on this machine."""
+
+    memory: Memory
+    operations: Mapping[str, Latency]
+
+
+def costs(runtime: Runtime) -> Costs:
+    """Return the memory of this process and the latency of every operation that the bundle answers."""
+    calls = operations_of(runtime)
+    found = {name: latency(call, inputs) for name, (call, inputs) in calls.items()}
+    return Costs(memory.current(), found)
+
+
+def operations_of(runtime: Runtime) -> dict[str, tuple[Callable[[Any], Any], Sequence[Any]]]:
+    """Return the operations that the bundle answers, each as a call and inputs to give it in turn."""
+    golden = {question.operation: question for question in runtime.manifest.golden}
+    calls: dict[str, tuple[Callable[[Any], Any], Sequence[Any]]] = {}
+    if "lookup" in golden:
+        calls["lookup"] = (runtime.lookup, _sample_of_keys(runtime) or golden["lookup"].inputs)
+    if "encode" in golden:
+        calls["encode"] = (runtime.encode, golden["encode"].inputs)
+    if "search" in golden:
+        search = golden["search"]
+        if search.by == "key":
+            calls["search"] = (lambda key: runtime.search(key, model=search.model), search.inputs)
+        else:
+            calls["search"] = (lambda text: runtime.search(text=text, model=search.model), search.inputs)
+    return {name: call for name, call in calls.items() if call[1]}
+
+
+def latency(call: Callable[[Any], Any], inputs: Sequence[Any]) -> Latency:
+    """Return the latency of ``call`` over ``inputs``, taken in turn; the best of a few short rounds."""
+    call(inputs[0])
+    return min((_round(call, inputs) for _ in range(ROUNDS)), key=lambda found: found.p99_us)
+
+
+def _round(call: Callable[[Any], Any], inputs: Sequence[Any]) -> Latency:
+    times_ns: list[int] = []
+    end = time.perf_counter() + ROUND_SECONDS
+    while not times_ns or time.perf_counter() < end:
+        value = inputs[len(times_ns) % len(inputs)]
+        start = time.perf_counter_ns()
+        call(value)
+        times_ns.append(time.perf_counter_ns() - start)
+    p50, p99 = np.percentile(times_ns, [50, 99]) / 1000
+    return Latency(round(float(p50), 2), round(float(p99), 2), len(times_ns))
+
+
+def _sample_of_keys(runtime: Runtime) -> list[str]:
+    table = runtime.table()
+    if table.names is None or not table.model.rows:
+        return []
+    rows = np.random.default_rng(0).integers(0, table.model.rows, _SAMPLE_KEYS)
+    return [table.names[row] for row in rows.tolist()]

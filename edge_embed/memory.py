@@ -1,0 +1,57 @@
+"""Memory in figures: sizes as people write them, and what this process holds privately.
+
+Private memory (``RssAnon``: heap, stacks, arrays that were computed) is what a board runs out of. Mapped pages of a
+bundle (``RssFile``) are the kernel's to drop and to read again, so they are reported beside it, never added to it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge_embed.errors import RequestError
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a process holds right now, in bytes."""
+
+    private_bytes: int
+    mapped_bytes: int
+
+
+def parse_size(text: str | int) -> int:
+    """Return the bytes that ``64MiB``, ``1.5 GB`` or a plain number mean.
+
+    Raises:
+        RequestError: the text is no size.
+    """
+    if isinstance(text, int):
+        return text
+    found = _SIZE.fullmatch(text)
+    if found is None or found[2].upper() not in _UNITS:
+        raise RequestError(f"expected a size like 64MiB, 1.5GB or 1000000, found {text!r}")
+    return int(float(found[1]) * _UNITS[found[2].upper()])
+
+
+def format_size(size_bytes: float) -> str:
+    """Return a size as people read it: ``31.4 MiB``."""
+    for unit in ("B", "KiB", "MiB"):
+        if abs(size_bytes) < 1024:
+            return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
+        size_bytes /= 1024
+    return f"{size_bytes:.1f} GiB"
+
+
+def current() -> Memory:
+    """Return what this process holds, as Linux counts it."""
+    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return Memory(_kib(fields["RssAnon"]), _kib(fields["RssFile"]))
+
+
+def _kib(text: str) -> int:
+    return int(text.split()[0]) * 1024

@@ -1,0 +1,284 @@
+"""The runtime: opens a bundle or a store, answers, and follows the store from one generation to the next.
+
+ * Opening maps and checks; it reads nothing large. A store's generation was verified when it was installed; a bare
+   folder comes from anywhere, so every byte of it is verified unless the caller says otherwise.
+ * Each call is answered by one generation. Between two calls the runtime asks the mapped state slots for news,
+   which costs no system call, and moves to a newly confirmed generation as a whole.
+ * A new generation that this process cannot open (its memory budget, say) leaves the old one serving;
+   ``Runtime.problem`` tells why.
+ * A runtime may be shared by threads.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Self, TypeVar, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_embed import memory
+from edge_embed.errors import EdgeEmbedError, RequestError
+from edge_embed.keys import Key
+from edge_embed.memory import parse_size
+from edge_embed.serving import Serving, check_budget
+from edge_embed.space import Stamped, comparable
+from edge_embed.table import UNKNOWN_POLICIES, Neighbours, Table
+from edge_embed_bundle.bundle import Bundle
+from edge_embed_bundle.errors import BundleError, DigestError, EmptyStoreError
+from edge_embed_bundle.manifest import MANIFEST_NAME, Manifest, Space
+from edge_embed_bundle.slots import SlotWatch, generation_folder, is_store
+
+if TYPE_CHECKING:
+    from edge_embed.golden import Outcome
+
+Vector = NDArray[np.float32]
+T = TypeVar("T")
+
+#: A generation may be collected between reading its name and opening it, if two installs pass meanwhile.
+_OPEN_ATTEMPTS = 5
+
+
+class Runtime:
+    """Vectors, neighbours and encodings from a bundle. Use as a context manager, or ``close`` it."""
+
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        memory_budget: str | int | None = None,
+        engine: str = "kernels",
+        verify: bool | None = None,
+    ) -> None:
+        self.path = Path(path)
+        #: Why the runtime does not serve the store's newest generation, or None.
+        self.problem: str | None = None
+        self._budget_bytes = None if memory_budget is None else parse_size(memory_budget)
+        self._private_bytes_before = 0 if memory_budget is None else memory.current().private_bytes
+        self._engine = engine
+        self._moving = threading.Lock()
+        self._watch: SlotWatch | None = None
+        self._serving: Serving | None
+        if is_store(self.path):
+            self._verify = bool(verify)
+            self._watch = SlotWatch(self.path)
+            self._serving = self._open_active()
+        else:
+            self._verify = verify is not False
+            self._serving = self._open(self.path)
+
+    @overload
+    def lookup(self, keys: Key, *, model: str | None = None, unknown: str | None = None) -> Vector: ...
+
+    @overload
+    def lookup(self, keys: Sequence[Key], *, model: str | None = None, unknown: str | None = None) -> Vector: ...
+
+    def lookup(self, keys: Key | Sequence[Key], *, model: str | None = None, unknown: str | None = None) -> Vector:
+        """Return the vector ``(d,)`` of a key, or the vectors ``(n, d)`` of a list of keys; float32, freshly allocated.
+
+        Args:
+            keys: text (UTF-8) or bytes, one or a sequence.
+            model: the table's name; the bundle's first one if not given.
+            unknown: ``error`` or ``zeros`` for keys that are not there; the manifest's policy if not given.
+
+        Raises:
+            UnknownKeyError: a key is not there and the policy is ``error``.
+        """
+        return self._lookup(self._current(), keys, model, unknown)
+
+    def lookup_ids(self, ids: Sequence[int] | NDArray[np.integer], *, model: str | None = None) -> Vector:
+        """Return the vectors ``(n, d)`` of row ids ``(n,)``, float32.
+
+        Raises:
+            RequestError: an id lies outside the table.
+        """
+        return self._current().table(model).decode(np.asarray(ids, np.int64))
+
+    @overload
+    def encode(self, text: str) -> Vector: ...
+
+    @overload
+    def encode(self, text: Sequence[str]) -> Vector: ...
+
+    def encode(self, text: str | Sequence[str]) -> Vector:
+        """Return the vector ``(d,)`` of a text, or ``(n, d)`` of a list of texts; float32.
+
+        A text without a token that the table knows gets zeros.
+
+        Raises:
+            RequestError: the bundle encodes no text, or a text is not Unicode.
+            MissingExtraError: the tokenizer's package is not installed.
+        """
+        return self._encode(self._current(), text)
+
+    @overload
+    def stamped(self, *, key: Key) -> Stamped: ...
+
+    @overload
+    def stamped(self, *, text: str) -> Stamped: ...
+
+    def stamped(self, *, key: Key | None = None, text: str | None = None) -> Stamped:
+        """Return the vector of a key or of a text together with the space it belongs to, from one generation."""
+        serving = self._current()
+        if (key is None) == (text is None):
+            raise RequestError("expected a key or a text to stamp, found both or neither")
+        if key is not None:
+            vector = self._lookup(serving, key, None, None)
+        elif text is not None:
+            vector = self._encode(serving, text)
+        return Stamped(vector, serving.bundle.manifest.space.id)
+
+    def search(
+        self,
+        key: Key | None = None,
+        *,
+        text: str | None = None,
+        vector: Stamped | Vector | None = None,
+        k: int = 10,
+        model: str | None = None,
+    ) -> Neighbours:
+        """Return the ``k`` nearest rows by cosine: an exact scan.
+
+        Args:
+            key: a key of the searched table (the first one if ``model`` is not given); it is left out of the answer.
+            text: a text to encode and search for, in the bundle's collection if ``model`` is not given.
+            vector: ``(d,)`` values, or a ``Stamped`` vector, searched like a text.
+            k: how many, at most the table's rows.
+            model: the table to search.
+
+        Raises:
+            RequestError: not exactly one of ``key``, ``text`` and ``vector``, or the table keeps no keys.
+            SpaceMismatchError: the vector is stamped with another space.
+            UnknownKeyError: the table does not have the key.
+        """
+        if sum(given is not None for given in (key, text, vector)) != 1:
+            raise RequestError("expected exactly one of key, text and vector to search for")
+        if k < 1:
+            raise RequestError(f"expected k of at least 1, found {k}")
+        serving = self._current()
+        if key is not None:
+            table = serving.table(model)
+            return table.search(table.lookup(key, "error"), k, without_row=table.find(key))
+        table = serving.collection() if model is None else serving.table(model)
+        if text is not None:
+            return table.search(serving.encoder().encode([text])[0], k)
+        if vector is not None:
+            return table.search(comparable(vector, serving.bundle.manifest.space), k)
+        raise AssertionError("one of the three was given")
+
+    @property
+    def space(self) -> Space:
+        """What these vectors may be compared with."""
+        return self._current().bundle.manifest.space
+
+    @property
+    def manifest(self) -> Manifest:
+        """The manifest of the generation that answers now."""
+        return self._current().bundle.manifest
+
+    @property
+    def generation(self) -> str:
+        """The identity (sha256 of the manifest) of the generation that answers now."""
+        return self._current().bundle.id
+
+    def table(self, model: str | None = None) -> Table:
+        """Return a table of the generation that answers now; it does not follow the store."""
+        return self._current().table(model)
+
+    def check_golden(self) -> list[Outcome]:
+        """Ask every golden question of the generation that answers now."""
+        from edge_embed.golden import check_golden
+
+        return check_golden(self._current())
+
+    def close(self) -> None:
+        """Let go of the bundle."""
+        serving, self._serving = self._serving, None
+        watch, self._watch = self._watch, None
+        if serving is not None:
+            serving.bundle.close()
+        if watch is not None:
+            watch.close()
+
+    def __enter__(self) -> Self:
+        """Return the open runtime."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the runtime."""
+        self.close()
+
+    def _lookup(self, serving: Serving, keys: Key | Sequence[Key], model: str | None, unknown: str | None) -> Vector:
+        table = serving.table(model)
+        policy = table.model.unknown if unknown is None else unknown
+        if policy not in UNKNOWN_POLICIES:
+            raise RequestError(f"expected unknown to be one of {', '.join(UNKNOWN_POLICIES)}, found {policy!r}")
+        if isinstance(keys, str | bytes):
+            return table.lookup(keys, policy)
+        return table.lookup_all(keys, policy)
+
+    def _encode(self, serving: Serving, text: str | Sequence[str]) -> Vector:
+        vectors = serving.encoder().encode([text] if isinstance(text, str) else text)
+        return vectors.reshape(-1) if isinstance(text, str) else vectors
+
+    def _current(self) -> Serving:
+        """Return the generation to answer from, after moving to a newly confirmed one."""
+        watch = self._watch
+        if watch is not None and watch.changed():
+            # One thread moves; the others answer from the old generation, which is whole.
+            if self._moving.acquire(blocking=False):
+                try:
+                    self._move()
+                finally:
+                    self._moving.release()
+        return _given(self._serving)
+
+    def _move(self) -> None:
+        old = _given(self._serving)
+        try:
+            new = self._open_active(but_not=old.bundle.id)
+            if new is not None:
+                new.warm_up_like(old)
+                self._serving = new
+            self.problem = None
+        except EdgeEmbedError as error:
+            self.problem = str(error)
+
+    def _open_active(self, but_not: str = "") -> Serving | None:
+        """Open the store's active generation, or return None if that is ``but_not``."""
+        watch = _given(self._watch)
+        attempts_left = _OPEN_ATTEMPTS
+        while True:
+            active = watch.read().active
+            if active is None:
+                raise EmptyStoreError(f"{self.path}: expected a confirmed bundle, found none; edge-embed install one")
+            if active == but_not:
+                return None
+            try:
+                return self._open(generation_folder(self.path, active), expected=active)
+            except BundleError:
+                attempts_left -= 1
+                if not attempts_left or not watch.changed():
+                    raise
+
+    def _open(self, path: Path, expected: str = "") -> Serving:
+        bundle = Bundle.open(path)
+        try:
+            if expected and bundle.id != expected:
+                raise DigestError(f"{path / MANIFEST_NAME}: expected sha256 {expected}, found {bundle.id}")
+            if self._budget_bytes is not None:
+                check_budget(bundle, self._budget_bytes, self._private_bytes_before)
+            if self._verify:
+                bundle.verify()
+            return Serving(bundle, engine=self._engine)
+        except BaseException:
+            bundle.close()
+            raise
+
+
+def _given(value: T | None) -> T:
+    if value is None:
+        raise RequestError("this runtime is closed")
+    return value

@@ -1,0 +1,86 @@
+"""One opened bundle and everything that answers from it: made whole, replaced whole, never changed.
+
+A runtime takes the current ``Serving`` once per call, so an answer comes from one generation from its first byte to
+its last.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from edge_embed.errors import BudgetError, RequestError
+from edge_embed.memory import format_size
+from edge_embed.table import Table
+from edge_embed_bundle.bundle import Bundle
+
+if TYPE_CHECKING:
+    from edge_embed.text import TextEncoder
+
+
+class Serving:
+    """The tables and the encoder of one bundle."""
+
+    def __init__(self, bundle: Bundle, *, engine: str = "kernels") -> None:
+        self.bundle = bundle
+        models = bundle.manifest.models
+        self._tables = {model.name: Table(bundle, model) for model in models}
+        if engine != "kernels":
+            from edge_embed.engines import open_engine
+            from edge_embed.golden import check_engine
+
+            first = self._tables[models[0].name]
+            first.rows = open_engine(engine, bundle, models[0], first.rows)
+            # An engine is trusted by evidence: it gives the golden vectors here, on this board, or it does not serve.
+            check_engine(bundle, first, engine)
+        self._encoder: TextEncoder | None = None
+        self._making_encoder = threading.Lock()
+
+    def table(self, name: str | None = None) -> Table:
+        """Return a table; the bundle's first model where no name is given."""
+        if name is None:
+            name = self.bundle.manifest.models[0].name
+        table = self._tables.get(name)
+        if table is None:
+            raise RequestError(f"expected one of the models {', '.join(self._tables)}, found {name!r}")
+        return table
+
+    def collection(self) -> Table:
+        """Return the table that a text is searched in: the one beside the encoder's own, if there is one."""
+        return next((table for table in self._tables.values() if table.model.text is None), self.table())
+
+    def encoder(self) -> TextEncoder:
+        """Return the text encoder, made at its first use: a board that only looks up pays nothing for it."""
+        with self._making_encoder:
+            if self._encoder is None:
+                self._encoder = self._make_encoder()
+            return self._encoder
+
+    def warm_up_like(self, other: Serving) -> None:
+        """Make what ``other`` has made at its first uses, so that the first call after a swap does not wait."""
+        if other._encoder is not None and any(table.model.text for table in self._tables.values()):
+            self.encoder()
+
+    def _make_encoder(self) -> TextEncoder:
+        from edge_embed.text import TextEncoder
+
+        for table in self._tables.values():
+            if table.model.text is not None:
+                return TextEncoder.of(self.bundle, table.model.text, table)
+        raise RequestError(f"{self.bundle.manifest.name}: expected a bundle that encodes text, found tables alone")
+
+
+def check_budget(bundle: Bundle, budget_bytes: int, private_bytes_before: int) -> None:
+    """Refuse what cannot fit: the process without a bundle, and what the bundle says it adds.
+
+    Raises:
+        BudgetError: the sum is more than ``budget_bytes`` of private memory.
+    """
+    adds = bundle.manifest.requirements.memory_private_bytes
+    needed = private_bytes_before + adds
+    if needed > budget_bytes:
+        raise BudgetError(
+            f"{bundle.path}: expected at most {format_size(budget_bytes)} of private memory, found a need of "
+            f"{format_size(needed)} ({format_size(private_bytes_before)} in this process before it was opened, "
+            f"{format_size(adds)} for the bundle); raise the budget or export with fewer dimensions"
+        )

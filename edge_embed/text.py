@@ -1,0 +1,146 @@
+"""From a text to the rows of its tokens: the tokenizers that a bundle may ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_embed import kernels
+from edge_embed.errors import BundleError, MissingExtraError, RequestError
+from edge_embed.keys import to_bytes
+from edge_embed.table import Table
+from edge_embed_bundle.bundle import Bundle
+from edge_embed_bundle.manifest import TextRecipe
+
+#: Texts that are tokenized together, and tokens whose vectors are decoded together: these bound the private memory
+#: of a long list, 1,024 dimensions of float32 at 4 MiB.
+BATCH_TEXTS = 64
+BATCH_TOKENS = 1024
+
+
+class Tokenizer(Protocol):
+    """From texts to the row ids of their tokens."""
+
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the row ids of each text's tokens, at most the recipe's ``max_tokens`` of them."""
+
+
+class HuggingFaceTokenizer:
+    """A ``tokenizer.json``, run by the package ``tokenizers``; token ids are row ids."""
+
+    def __init__(self, definition: bytes, max_tokens: int, source: str) -> None:
+        try:
+            import tokenizers
+        except ImportError as error:
+            raise MissingExtraError.of("tokenizers", "text", "encoding text") from error
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_buffer(definition)
+        except Exception as error:  # the package raises bare Exception for every fault of the file
+            raise BundleError(f"{source}: expected a tokenizer definition, found: {error}") from error
+        # Definitions carry the padding and truncation of their training (all-MiniLM pads to 128).
+        self._tokenizer.no_padding()
+        self._tokenizer.enable_truncation(max_tokens)
+
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """See :meth:`Tokenizer.ids`."""
+        if len(texts) == 1:
+            return [self._tokenizer.encode(texts[0], add_special_tokens=False).ids]
+        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+
+class WhitespaceTokenizer:
+    """The words of a text that the table knows, split at white space; a word may also be known in lower case."""
+
+    def __init__(self, table: Table, max_tokens: int) -> None:
+        self._table = table
+        self._max_tokens = max_tokens
+
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """See :meth:`Tokenizer.ids`."""
+        return [[row for row in map(self._row, text.split()[: self._max_tokens]) if row >= 0] for text in texts]
+
+    def _row(self, word: str) -> int:
+        row = self._table.find(to_bytes(word))
+        return row if row >= 0 else self._table.find(to_bytes(word.lower()))
+
+
+class TextEncoder:
+    """A static text encoder: the mean of the rows of a text's tokens, as its direction where the recipe says so."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        decode: Callable[[NDArray[np.int64]], NDArray[np.float32]],
+        *,
+        dimensions: int,
+        normalize: bool,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._decode = decode
+        self._dimensions = dimensions
+        self._normalize = normalize
+
+    @classmethod
+    def of(cls, bundle: Bundle, recipe: TextRecipe, table: Table) -> Self:
+        """Return the encoder that a bundle's recipe describes."""
+        tokenizer = _tokenizer(bundle, recipe, table)
+        return cls(tokenizer, table.decode, dimensions=table.model.dimensions, normalize=recipe.normalize)
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Return the vectors ``(n, d)`` of texts; a text without a known token gets zeros.
+
+        A text's vector does not depend on the texts beside it.
+
+        Raises:
+            RequestError: a text is no ``str``, or holds a lone surrogate.
+        """
+        for i, text in enumerate(texts):
+            _check(text, i)
+        vectors = np.empty((len(texts), self._dimensions), np.float32)
+        for start in range(0, len(texts), BATCH_TEXTS):
+            batch = texts[start : start + BATCH_TEXTS]
+            vectors[start : start + len(batch)] = self._encode_batch(batch)
+        return vectors
+
+    def _encode_batch(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        ids = self._tokenizer.ids(texts)
+        vectors = np.concatenate([self._pooled(ids[run]) for run in _runs([len(rows) for rows in ids])])
+        if self._normalize:
+            norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+            np.divide(vectors, norms, out=vectors, where=norms > 0)
+        return vectors
+
+    def _pooled(self, ids: Sequence[list[int]]) -> NDArray[np.float32]:
+        counts = np.fromiter(map(len, ids), np.int64, len(ids))
+        flat = np.fromiter((row for rows in ids for row in rows), np.int64, int(counts.sum()))
+        return kernels.pool_mean(self._decode(flat), counts)
+
+
+def _runs(counts: Sequence[int]) -> Iterator[slice]:
+    """Yield runs of texts whose tokens together stay under ``BATCH_TOKENS``, one text at least."""
+    start = total = 0
+    for i, count in enumerate(counts):
+        if i > start and total + count > BATCH_TOKENS:
+            yield slice(start, i)
+            start, total = i, 0
+        total += count
+    yield slice(start, len(counts))
+
+
+def _tokenizer(bundle: Bundle, recipe: TextRecipe, table: Table) -> Tokenizer:
+    if recipe.tokenizer_blob is None:
+        return WhitespaceTokenizer(table, recipe.max_tokens)
+    definition = bytes(bundle.map(recipe.tokenizer_blob))
+    return HuggingFaceTokenizer(definition, recipe.max_tokens, str(bundle.path / recipe.tokenizer_blob))
+
+
+def _check(text: str, place: int) -> None:
+    if not isinstance(text, str):
+        raise RequestError(f"text {place}: expected str, found {type(text).__name__}")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise RequestError(f"text {place}: expected Unicode text, found a lone surrogate at {error.start}") from error

@@ -1,0 +1,147 @@
+"""``export`` and ``demo``: the workstation's commands."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from edge_embed.commands import Command
+from edge_embed.errors import RequestError
+from edge_embed.memory import format_size, parse_size
+from edge_embed_bundle.bundle import Bundle
+from edge_embed_bundle.manifest import LatencyBudget
+from edge_embed_export.demo import run_demo
+from edge_embed_export.exporter import DEFAULT_BOARD, GRAPH_FORMATS, Options, Report, export
+from edge_embed_export.progress import SILENT, Progress
+from edge_embed_export.sources import read_source, readers
+
+
+def _configure_export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SOURCE", type=Path, help="a model's file or folder")
+    parser.add_argument("-o", "--output", metavar="BUNDLE", type=Path, required=True, help="the folder to write")
+    parser.add_argument("--format", choices=tuple(readers()), help="default: what the content shows")
+    parser.add_argument("--codec", choices=("float32", "int8"), default="int8", help="how vectors are stored (int8)")
+    parser.add_argument(
+        "--graphs", default=",".join(GRAPH_FORMATS), help="comma-separated, or 'none' (onnx,tflite)", metavar="FORMATS"
+    )
+    parser.add_argument("--board", default=DEFAULT_BOARD, help=f"whose budgets to declare ({DEFAULT_BOARD})")
+    parser.add_argument("--name", help="the bundle's name; default: the output folder's")
+    parser.add_argument("--version", default="1.0.0", help="the bundle's version (1.0.0)")
+    parser.add_argument("--collection", metavar="FILE", type=Path, help="lines of text to encode and search in")
+    parser.add_argument("--parent", metavar="BUNDLE", type=Path, help="the bundle that this one follows")
+    parser.add_argument(
+        "--budget",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="memory=64MiB, or lookup=200/2000 for p50/p99 in microseconds; may be given several times",
+    )
+    parser.add_argument("--force", action="store_true", help="replace the bundle at the output")
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    memory_bytes, latency = _budgets(arguments.budget)
+    options = Options(
+        target=arguments.output,
+        name=arguments.name or arguments.output.resolve().name,
+        version=arguments.version,
+        codec=arguments.codec,
+        graphs=() if arguments.graphs == "none" else tuple(arguments.graphs.split(",")),
+        board=arguments.board,
+        memory_budget_bytes=memory_bytes,
+        latency_budgets=latency,
+        collection=read_lines(arguments.collection) if arguments.collection else (),
+        parent=_identity(arguments.parent) if arguments.parent else None,
+        replace=arguments.force,
+    )
+    progress = SILENT if arguments.json else Progress()
+    report = export(read_source(arguments.source, arguments.format), options, progress)
+    if arguments.json:
+        print(json.dumps(_report_json(report)))
+    else:
+        for line in report_lines(report):
+            print(line)
+    return 0
+
+
+def read_lines(path: Path) -> tuple[str, ...]:
+    """Return the lines of a text file that are not blank.
+
+    Raises:
+        RequestError: the file is absent or not UTF-8, or a line stands twice.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"{path}: expected lines of UTF-8 text, found: {error}") from error
+    return tuple(line for line in lines if line)
+
+
+def report_lines(report: Report) -> list[str]:
+    """Return what a person wants to know of an export."""
+    manifest = report.manifest
+    lines = [f"{report.path}: {manifest.name} {manifest.version}, {format_size(manifest.size_bytes)} on flash"]
+    for name, price in report.quality.items():
+        lines.append(
+            f"  {name}: vectors {format_size(price.bytes_before)} -> {format_size(price.bytes_after)}, "
+            f"neighbour overlap@10 {price.neighbour_overlap_at_10:.4f}, "
+            f"cosine mean {price.mean_cosine:.6f}, worst {price.worst_cosine:.6f}"
+        )
+    for model in manifest.models:
+        for graph in model.graphs:
+            proven = ", ".join(f"{engine.name} {engine.version}" for engine in graph.proven) or "no engine"
+            lines.append(f"  {graph.blob}: proven on {proven}")
+    return lines
+
+
+def _report_json(report: Report) -> dict[str, object]:
+    manifest = report.manifest
+    return {
+        "path": str(report.path),
+        "name": manifest.name,
+        "version": manifest.version,
+        "space": manifest.space.id,
+        "size_bytes": manifest.size_bytes,
+        "quality": {name: price.to_json() for name, price in report.quality.items()},
+    }
+
+
+def _budgets(words: list[str]) -> tuple[int | None, dict[str, LatencyBudget]]:
+    memory_bytes = None
+    latency = {}
+    for word in words:
+        name, _, value = word.partition("=")
+        if name == "memory":
+            memory_bytes = parse_size(value)
+            continue
+        try:
+            p50, p99 = map(float, value.split("/"))
+        except ValueError as error:
+            raise RequestError(f"expected a budget like lookup=200/2000 or memory=64MiB, found {word!r}") from error
+        latency[name] = LatencyBudget(p50, p99)
+    return memory_bytes, latency
+
+
+def _identity(path: Path) -> str:
+    with Bundle.open(path) as bundle:
+        return bundle.id
+
+
+def _configure_demo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--keep", metavar="FOLDER", type=Path, help="work in this folder and leave everything there")
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    progress = SILENT if arguments.json else Progress()
+    return run_demo(folder=arguments.keep, as_json=arguments.json, progress=progress)
+
+
+EXPORT = Command(
+    "export",
+    "make a bundle of a trained model",
+    "edge-embed export vectors.bin -o words-1.0.0 --name words --board pi-4",
+    _configure_export,
+    _export,
+)
+DEMO = Command("demo", "the whole journey on a real model", "edge-embed demo", _configure_demo, _demo)

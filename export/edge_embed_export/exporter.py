@@ -1,0 +1,409 @@
+"""From a source to a bundle: encode, write, draw the graphs, ask the golden questions, measure, sign off.
+
+The order is the argument of the bundle's truth:
+
+ 1. the tables, the tokenizer and the graphs are written;
+ 2. the partial bundle is opened by the runtime that boards run, and every graph by its engine: a graph that answers
+    unlike the kernels ends the export;
+ 3. what the runtime answers becomes the golden answers, what it decodes is compared with the source;
+ 4. only then the manifest is written, and the bundle gets its name.
+
+Nothing in a bundle depends on the time or the machine's speed: the same source and options give the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_embed.codecs import CODECS
+from edge_embed.engines import FORMATS, load_engine
+from edge_embed.errors import BundleError, MissingExtraError, RequestError
+from edge_embed.kernels.reference import SCAN_ROWS
+from edge_embed.runtime import Runtime
+from edge_embed.table import Table
+from edge_embed.text import BATCH_TOKENS, HuggingFaceTokenizer, TextEncoder
+from edge_embed_bundle.manifest import (
+    INDEX_ALGORITHM,
+    Blob,
+    Budgets,
+    Engine,
+    Golden,
+    Graph,
+    KeyIndex,
+    LatencyBudget,
+    Manifest,
+    Model,
+    Requirements,
+    Space,
+    Tensor,
+    TextRecipe,
+)
+from edge_embed_bundle.writer import BlobWriter, BundleWriter
+from edge_embed_devices.budgets import default_budgets
+from edge_embed_devices.profiles import board_named
+from edge_embed_export.codecs import ENCODERS
+from edge_embed_export.graphs.onnx import check_onnx, onnx_lookup
+from edge_embed_export.graphs.tflite import tflite_header
+from edge_embed_export.key_index import build_index
+from edge_embed_export.progress import SILENT, Progress
+from edge_embed_export.quality import Quality, measure_quality
+from edge_embed_export.sources import Source
+
+GRAPH_FORMATS = ("onnx", "tflite")
+DEFAULT_BOARD = "pi-zero-2w"
+TABLE = "table"
+COLLECTION = "collection"
+GOLDEN_BLOB = "golden.bin"
+TOKENIZER_BLOB = "tokenizer.json"
+
+#: Pooling sums float32 in an order that a kernel may choose; scores add the rounding of a scan.
+TEXT_TOLERANCE = 1e-5
+SCORE_TOLERANCE = 1e-4
+
+_GOLDEN_QUESTIONS = 16
+_GOLDEN_NEIGHBOURS = 5
+_BLOCK_ROWS = 4096
+
+# Private memory of a runtime beyond numpy, measured on x86-64 with CPython 3.11: maps, objects, an imported tokenizer
+# package; and what a tokenizer takes per byte of its definition.
+_RUNTIME_BYTES = 4 * 2**20
+_TOKENIZER_FACTOR = 24
+
+
+#: What the runtime says to golden questions, as float32 ``(n, ...)``.
+Answer = Callable[[tuple[str, ...]], NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user decided about an export."""
+
+    target: Path
+    name: str
+    version: str = "1.0.0"
+    codec: str = "int8"
+    graphs: tuple[str, ...] = GRAPH_FORMATS
+    board: str = DEFAULT_BOARD
+    memory_budget_bytes: int | None = None
+    latency_budgets: Mapping[str, LatencyBudget] = field(default_factory=dict)
+    collection: tuple[str, ...] = ()
+    parent: str | None = None
+    replace: bool = False
+
+
+@dataclass(frozen=True)
+class Report:
+    """What came out: the manifest, and the price of each table."""
+
+    path: Path
+    manifest: Manifest
+    quality: Mapping[str, Quality]
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """One table on its way into the bundle: its model without places, and the arrays that get them."""
+
+    name: str
+    codec: str
+    shape: tuple[int, int]
+    vectors: NDArray[np.float32]
+    codes: Mapping[str, NDArray[Any]]
+    shared: Mapping[str, NDArray[Any]]
+    index: KeyIndex
+    text: TextRecipe | None
+    graphs: tuple[str, ...]
+
+
+def export(source: Source, options: Options, progress: Progress = SILENT) -> Report:
+    """Write the bundle of a source.
+
+    Raises:
+        RequestError: an option is impossible for this source.
+        BundleError: the target is taken, or a graph does not answer as the kernels do.
+        MissingExtraError: a package of the ``export`` extra is not installed.
+    """
+    _check_options(options)
+    with BundleWriter(options.target, replace=options.replace) as writer:
+        parts = _parts(source, options, progress)
+        models = tuple(_write_part(writer, part, progress) for part in parts)
+        if source.text is not None and source.text.tokenizer is not None:
+            tokenizer = source.text.tokenizer
+            writer.blob(TOKENIZER_BLOB, lambda blob: blob.write(tokenizer))
+        draft = partial(_manifest, source, options, models)
+        with Runtime(writer.preview(draft), verify=False) as runtime:
+            proven = tuple(_prove(model, runtime, writer.partial) for model in models)
+            quality = _measure(parts, models, runtime, progress)
+            golden = _write_golden(writer, runtime, models)
+        manifest = writer.finish(
+            lambda blobs: _manifest(source, options, proven, blobs)._replace(
+                golden=golden, quality={name: price.to_json() for name, price in quality.items()}
+            )
+        )
+    return Report(options.target, manifest, quality)
+
+
+def _check_options(options: Options) -> None:
+    if options.codec not in ENCODERS:
+        raise RequestError(f"expected a codec of {', '.join(ENCODERS)}, found {options.codec!r}")
+    unknown = set(options.graphs) - set(GRAPH_FORMATS)
+    if unknown:
+        raise RequestError(f"expected graphs of {', '.join(GRAPH_FORMATS)}, found {', '.join(sorted(unknown))}")
+    board_named(options.board)
+
+
+def _parts(source: Source, options: Options, progress: Progress) -> list[_Part]:
+    """Return the source's table and, where one is asked for, the collection's."""
+    parts = [_part(TABLE, source.keys, source.vectors, options.codec, _recipe(source), options.graphs)]
+    if options.collection:
+        keys = [line.encode("utf-8") for line in options.collection]
+        vectors = _encode_collection(source, options.collection, progress)
+        parts.append(_part(COLLECTION, keys, vectors, options.codec, None, ()))
+    return parts
+
+
+def _part(
+    name: str,
+    keys: Sequence[bytes],
+    vectors: NDArray[np.float32],
+    codec: str,
+    text: TextRecipe | None,
+    graphs: tuple[str, ...],
+) -> _Part:
+    codes = ENCODERS[codec](vectors)
+    decoded = CODECS[codec](codes).decode(np.arange(len(vectors)))
+    index = build_index(keys)
+    lengths = [len(key) for key in keys]
+    if sum(lengths) >= 2**32:
+        raise RequestError(f"{name}: expected at most 4 GiB of keys, found {sum(lengths)} bytes")
+    shared = {
+        "norms": np.linalg.norm(decoded, axis=1),
+        "index_pilots": index.pilots,
+        "index_slots": index.slots,
+        "key_offsets": np.concatenate([[0], np.cumsum(lengths)]).astype(np.uint32),
+        "key_bytes": np.frombuffer(b"".join(keys), np.uint8),
+    }
+    rows, dimensions = vectors.shape
+    described = KeyIndex(INDEX_ALGORITHM, index.seed)
+    return _Part(name, codec, (rows, dimensions), vectors, codes, shared, described, text, graphs)
+
+
+def _recipe(source: Source) -> TextRecipe | None:
+    text = source.text
+    if text is None:
+        return None
+    return TextRecipe(
+        tokenizer="whitespace" if text.tokenizer is None else "huggingface",
+        tokenizer_blob=None if text.tokenizer is None else TOKENIZER_BLOB,
+        pooling="mean",
+        normalize=text.normalize,
+        max_tokens=text.max_tokens,
+    )
+
+
+def _encode_collection(source: Source, lines: Sequence[str], progress: Progress) -> NDArray[np.float32]:
+    """Return the vectors ``(n, d)`` of lines of text by the encoder as its source has it, before any codec."""
+    if source.text is None or source.text.tokenizer is None:
+        raise RequestError(f"{source.title}: expected a source with a tokenizer to encode a collection, found none")
+    encoder = TextEncoder(
+        HuggingFaceTokenizer(source.text.tokenizer, source.text.max_tokens, source.title),
+        lambda ids: source.vectors[ids],
+        dimensions=source.vectors.shape[1],
+        normalize=source.text.normalize,
+    )
+    blocks = []
+    with progress.task("encoding the collection", len(lines), "texts") as advance:
+        for start in range(0, len(lines), _BLOCK_ROWS):
+            blocks.append(encoder.encode(lines[start : start + _BLOCK_ROWS]))
+            advance(len(blocks[-1]))
+    return np.concatenate(blocks)
+
+
+def _write_part(writer: BundleWriter, part: _Part, progress: Progress) -> Model:
+    """Write a table's blobs and graphs and return its model; what its graphs are proven on is still open."""
+    tensors: dict[str, Tensor] = {}
+    total = sum(array.nbytes for array in (*part.codes.values(), *part.shared.values()))
+    with progress.task(f"writing {part.name}", total, "B") as advance:
+        if "tflite" in part.graphs:
+            # The one copy of the table stands behind the TFLite graph; runtime and ONNX graph point into it.
+            writer.blob(f"{part.name}.tflite", partial(_write_tflite, part, tensors, advance))
+            writer.blob(f"{part.name}.bin", partial(_write_sections, part.shared, tensors, advance))
+        else:
+            writer.blob(f"{part.name}.bin", partial(_write_sections, {**part.codes, **part.shared}, tensors, advance))
+    if "onnx" in part.graphs:
+        graph = onnx_lookup(part.codec, tensors, part.shape[1])
+        writer.blob(f"{part.name}.onnx", lambda blob: blob.write(graph))
+    rows, dimensions = part.shape
+    return Model(
+        name=part.name,
+        kind="table",
+        codec=part.codec,
+        rows=rows,
+        dimensions=dimensions,
+        tensors=tensors,
+        key_index=part.index,
+        text=part.text,
+        graphs=tuple(Graph(name, "lookup", f"{part.name}.{name}") for name in part.graphs),
+    )
+
+
+def _write_sections(
+    arrays: Mapping[str, NDArray[Any]], tensors: dict[str, Tensor], advance: Callable[[int], None], blob: BlobWriter
+) -> None:
+    """Write arrays as sections and note their places in ``tensors``."""
+    for name, array in arrays.items():
+        little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+        tensors[name] = blob.section([little.data] if little.size else [], dtype=array.dtype.name, shape=array.shape)
+        advance(array.nbytes)
+
+
+def _write_tflite(
+    part: _Part, tensors: dict[str, Tensor], advance: Callable[[int], None], blob: BlobWriter
+) -> None:
+    """Write the graph and, behind it, the table where the graph's offsets say."""
+    weights = [(array.dtype.name, array.shape) for array in part.codes.values()]
+    header, places = tflite_header(part.codec, weights, blob.name)
+    blob.write(header)
+    _write_sections(part.codes, tensors, advance, blob)
+    if [tensors[name] for name in part.codes] != places:
+        raise AssertionError("the sections lie where the graph says")
+
+
+def _manifest(source: Source, options: Options, models: tuple[Model, ...], blobs: Mapping[str, Blob]) -> Manifest:
+    """Return the manifest without what is only known when the bundle has answered."""
+    codecs = {f"codec-{model.codec}" for model in models}
+    text = {"text-mean" for model in models if model.text is not None}
+    return Manifest(
+        name=options.name,
+        version=options.version,
+        space=Space(source.space_id, source.vectors.shape[1], "cosine", source.title),
+        models=models,
+        blobs=blobs,
+        requirements=Requirements(tuple(sorted({*codecs, *text, "key-index-1"})), _private_bytes(source, models)),
+        budgets=_budgets(options, models),
+        quality={},
+        golden=(),
+        parent=options.parent,
+    )
+
+
+def _private_bytes(source: Source, models: tuple[Model, ...]) -> int:
+    """Predict what a runtime adds to a process that has numpy: its objects, a tokenizer, the buffers of a call."""
+    tokenizer = 0 if source.text is None or source.text.tokenizer is None else len(source.text.tokenizer)
+    # A scan holds a block of rows as float32, and scores with their quotients and order; see kernels and table.
+    scan = max(4 * model.dimensions * min(SCAN_ROWS, model.rows) + 24 * model.rows for model in models)
+    batch = 5 * BATCH_TOKENS * source.vectors.shape[1] if source.text is not None else 0
+    return _RUNTIME_BYTES + _TOKENIZER_FACTOR * tokenizer + scan + batch
+
+
+def _budgets(options: Options, models: tuple[Model, ...]) -> Budgets:
+    operations = ("lookup", "encode", "search") if models[0].text is not None else ("lookup", "search")
+    scanned = models[-1]
+    budgets = default_budgets(board_named(options.board), operations, scanned.rows * scanned.dimensions)
+    strangers = set(options.latency_budgets) - set(operations)
+    if strangers:
+        raise RequestError(f"expected budgets for {', '.join(operations)}, found {', '.join(sorted(strangers))}")
+    return budgets._replace(
+        memory_private_bytes=options.memory_budget_bytes or budgets.memory_private_bytes,
+        operations={**budgets.operations, **options.latency_budgets},
+    )
+
+
+def _prove(model: Model, runtime: Runtime, folder: Path) -> Model:
+    """Run every graph beside the kernels; note the engine and its version where they agree to the last bit.
+
+    A graph whose engine is not installed here stays unproven, and says so by an empty list.
+    """
+    ids = np.unique(np.linspace(0, model.rows - 1, _GOLDEN_QUESTIONS).astype(np.int64))
+    expected = runtime.lookup_ids(ids, model=model.name)
+    graphs = []
+    for graph in model.graphs:
+        path = folder / graph.blob
+        if graph.format == "onnx":
+            check_onnx(path)
+        name = next(engine for engine, format in FORMATS.items() if format == graph.format)
+        try:
+            engine = load_engine(name, str(path))
+        except MissingExtraError:
+            graphs.append(graph)
+            continue
+        found = engine.lookup(ids)
+        if found.shape != expected.shape or not np.array_equal(found, expected):
+            raise BundleError(
+                f"{path.name}: expected the kernels' vectors from {name} {engine.version}, found others; "
+                "the bundle was not written"
+            )
+        graphs.append(graph._replace(proven=(Engine(name, engine.version),)))
+    return model._replace(graphs=tuple(graphs))
+
+
+def _measure(
+    parts: Sequence[_Part], models: tuple[Model, ...], runtime: Runtime, progress: Progress
+) -> dict[str, Quality]:
+    prices = {}
+    for part, model in zip(parts, models, strict=True):
+        blocks = (np.arange(start, min(start + _BLOCK_ROWS, model.rows)) for start in range(0, model.rows, _BLOCK_ROWS))
+        decoded = np.concatenate([runtime.lookup_ids(block, model=model.name) for block in blocks])
+        bytes_after = sum(model.tensors[name].size_bytes for name in part.codes)
+        prices[model.name] = measure_quality(part.vectors, decoded, bytes_after, progress)
+    return prices
+
+
+def _write_golden(writer: BundleWriter, runtime: Runtime, models: tuple[Model, ...]) -> tuple[Golden, ...]:
+    """Ask the runtime the golden questions, write its answers and return questions and places."""
+    asked: list[tuple[Golden, NDArray[np.float32]]] = []
+
+    def ask(operation: str, model: str, by: str, inputs: tuple[str, ...], answer: Answer, tolerance: float) -> None:
+        place = Tensor(GOLDEN_BLOB, 0, "float32", (0, 0))
+        asked.append((Golden(operation, model, by, inputs, place, tolerance), answer(inputs)))
+
+    for model in models:
+        keys = _spread(runtime.table(model.name))
+        ask("lookup", model.name, "key", keys, partial(runtime.lookup, model=model.name), 0.0)
+    first, last = models[0], models[-1]
+    k = min(_GOLDEN_NEIGHBOURS, last.rows - 1)
+    if first.text is not None:
+        texts = _golden_texts(runtime, models)
+        ask("encode", first.name, "text", texts, runtime.encode, TEXT_TOLERANCE)
+    if last is not first:
+        scores = partial(_scores_by_text, runtime, last.name, k)
+        ask("search", last.name, "text", texts, scores, SCORE_TOLERANCE)
+    elif k:
+        ask("search", last.name, "key", keys, partial(_scores_by_key, runtime, last.name, k), SCORE_TOLERANCE)
+
+    tensors: dict[str, Tensor] = {}
+    answers = {str(i): answer for i, (_, answer) in enumerate(asked)}
+    writer.blob(GOLDEN_BLOB, partial(_write_sections, answers, tensors, lambda _: None))
+    return tuple(golden._replace(expected=tensors[str(i)]) for i, (golden, _) in enumerate(asked))
+
+
+def _spread(table: Table) -> tuple[str, ...]:
+    """Return keys from all over the table; those whose vector is zeros say little, but must be right as well."""
+    names = table.names
+    if names is None:
+        raise AssertionError("the exporter writes keys")
+    rows = np.unique(np.linspace(0, len(names) - 1, _GOLDEN_QUESTIONS).astype(np.int64))
+    keys = [names[row] for row in rows.tolist()]
+    # JSON holds no bytes that are not UTF-8.
+    return tuple(key for key in keys if key.isprintable() and key.encode("utf-8", "ignore").decode() == key)
+
+
+def _golden_texts(runtime: Runtime, models: tuple[Model, ...]) -> tuple[str, ...]:
+    """Return texts that the bundle can be asked: lines of its collection, or words of its table in pairs."""
+    keys = _spread(runtime.table(models[-1].name))
+    return keys if len(models) > 1 else tuple(" ".join(pair) for pair in zip(keys, keys[1:], strict=False))
+
+
+def _scores_by_text(runtime: Runtime, model: str, k: int, texts: tuple[str, ...]) -> NDArray[np.float32]:
+    return np.stack([runtime.search(text=text, model=model, k=k).scores for text in texts])
+
+
+def _scores_by_key(runtime: Runtime, model: str, k: int, keys: tuple[str, ...]) -> NDArray[np.float32]:
+    return np.stack([runtime.search(key, model=model, k=k).scores for key in keys])

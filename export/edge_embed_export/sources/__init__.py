@@ -1,0 +1,120 @@
+"""Models as their trainers left them, each read by a module of its own into one ``Source``.
+
+A reader checks a header's word against the size of the file before it allocates, and names file, expected and found
+when it gives up. Formats are told apart by what is in the file or folder, not by its name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_embed.errors import RequestError
+from edge_embed_bundle import strict_json
+
+
+@dataclass(frozen=True)
+class SourceText:
+    """How a source encodes text: a ``tokenizer.json`` (or None: words at white space), pooling by the mean."""
+
+    tokenizer: bytes | None
+    normalize: bool
+    max_tokens: int
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A table of a trained model.
+
+    ``keys`` are the names of the rows as bytes; ``vectors`` ``(n, d)`` float32; ``weights_digest`` and ``recipe``
+    say where they come from: together with the text recipe they make the space.
+    """
+
+    title: str
+    keys: tuple[bytes, ...]
+    vectors: NDArray[np.float32]
+    text: SourceText | None
+    weights_digest: str
+    recipe: Mapping[str, object]
+
+    @property
+    def space_id(self) -> str:
+        """The digest of everything that makes two vectors comparable; the codec is no part of it."""
+        text = self.text
+        described = {
+            "dimensions": int(self.vectors.shape[1]),
+            "similarity": "cosine",
+            "weights": self.weights_digest,
+            "recipe": dict(self.recipe),
+            "text": None
+            if text is None
+            else {
+                "tokenizer": None if text.tokenizer is None else hashlib.sha256(text.tokenizer).hexdigest(),
+                "pooling": "mean",
+                "normalize": text.normalize,
+            },
+        }
+        return hashlib.sha256(b"edge-embed space 1\n" + strict_json.dumps(described)).hexdigest()
+
+
+Reader = Callable[[Path], Source]
+
+
+def readers() -> dict[str, Reader]:
+    """Return every reader by the name of its format."""
+    from edge_embed_export.sources.sentence_transformers import read_static_from_transformer
+    from edge_embed_export.sources.word2vec import read_word2vec_binary, read_word2vec_text
+
+    return {
+        "word2vec-binary": read_word2vec_binary,
+        "word2vec-text": read_word2vec_text,
+        "transformer-tokens": read_static_from_transformer,
+    }
+
+
+def read_source(path: Path, format: str | None = None) -> Source:
+    """Read a source, in the named format or in the one that its content shows.
+
+    Raises:
+        RequestError: the source is absent, damaged or of no known format.
+    """
+    known = readers()
+    if format is None:
+        format = _detected(path)
+    if format not in known:
+        raise RequestError(f"expected a format of {', '.join(known)}, found {format!r}")
+    return known[format](path)
+
+
+def _detected(path: Path) -> str:
+    if path.is_dir():
+        if (path / "tokenizer.json").is_file() and (path / "model.safetensors").is_file():
+            return "transformer-tokens"
+        raise RequestError(f"{path}: expected tokenizer.json and model.safetensors in the folder, found neither or one")
+    try:
+        with path.open("rb") as file:
+            head = file.read(4096)
+    except OSError as error:
+        raise RequestError(f"{path}: expected a model to export, found: {error.strerror}") from error
+    first, _, rest = head.partition(b"\n")
+    if len(first.split()) != 2 or not all(field.isdigit() for field in first.split()):
+        raise RequestError(
+            f"{path}: expected a word2vec header of two numbers or a model folder, found {first[:40]!r}; "
+            "name the format with --format"
+        )
+    # A text row is the word and its numbers; a binary one has bytes after the word that are no number.
+    fields = rest.partition(b"\n")[0].split(b" ")[1:3]
+    return "word2vec-text" if fields and all(map(_is_number, fields)) else "word2vec-binary"
+
+
+def _is_number(field: bytes) -> bool:
+    try:
+        float(field)
+    except ValueError:
+        return False
+    return True

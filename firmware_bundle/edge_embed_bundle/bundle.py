@@ -1,0 +1,163 @@
+"""A bundle on disk: opened once, checked through its descriptors, mapped through the same ones.
+
+ * A blob is a plain file in the bundle's own folder; links, pipes and devices are refused, never followed.
+ * Sizes are compared at open, so no tensor of the manifest can reach past the end of its map.
+ * ``verify`` reads every byte through the descriptor that ``map`` maps: what was checked is what is served, even
+   if another process renames files meanwhile.
+ * Nothing is read into memory but the manifest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import mmap
+import os
+import stat
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Self
+
+from edge_embed_bundle.errors import BundleError, DigestError, ManifestError, MissingBlobError, TruncatedError
+from edge_embed_bundle.manifest import MANIFEST_NAME, Manifest, Tensor
+from edge_embed_bundle.strict_json import MANIFEST_CEILING_BYTES
+
+#: Told the number of bytes that were just done; the caller knows the total.
+Progress = Callable[[int], None]
+
+CHUNK_BYTES = 1024 * 1024
+
+
+class Bundle:
+    """An immutable folder of blobs with its manifest. Use as a context manager, or ``close`` it."""
+
+    def __init__(self, path: Path, manifest_bytes: bytes, descriptors: dict[str, int], manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.manifest_bytes = manifest_bytes
+        #: The bundle's identity: the sha256 of its manifest, in hex.
+        self.id = hashlib.sha256(manifest_bytes).hexdigest()
+        self._descriptors = descriptors
+        # A swapped-out bundle goes when its last reader lets go of it; nobody knows earlier that it may be closed.
+        self._close_descriptors = weakref.finalize(self, _close_all, descriptors)
+        self._maps: dict[str, mmap.mmap] = {}
+
+    @classmethod
+    def open(cls, path: Path | str) -> Self:
+        """Open the bundle in a folder and check all that can be checked without reading the blobs.
+
+        Raises:
+            BundleError: the folder is no bundle, or not the one its manifest describes.
+        """
+        path = Path(path)
+        try:
+            folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise BundleError(f"{path}: expected a bundle folder, found: {error.strerror}") from error
+        descriptors: dict[str, int] = {}
+        try:
+            data = _read_manifest(path, folder)
+            manifest = Manifest.parse(data, source=str(path / MANIFEST_NAME))
+            for name, blob in manifest.blobs.items():
+                descriptors[name], size = _open_plain(path, folder, name)
+                if size != blob.size_bytes:
+                    raise TruncatedError(f"{path / name}: expected {blob.size_bytes} bytes, found {size}")
+            return cls(path, data, descriptors, manifest)
+        except BaseException:
+            _close_all(descriptors)
+            raise
+        finally:
+            os.close(folder)
+
+    def verify(self, progress: Progress | None = None) -> None:
+        """Read every blob and compare its digest with the manifest's.
+
+        Raises:
+            DigestError: the first blob whose bytes differ.
+        """
+        for name, blob in self.manifest.blobs.items():
+            found = _sha256(self._descriptors[name], progress)
+            if found != blob.sha256:
+                raise DigestError(f"{self.path / name}: expected sha256 {blob.sha256}, found {found}")
+
+    def map(self, name: str) -> memoryview:
+        """Return the bytes of a blob, mapped read-only; nothing is read until it is touched."""
+        if name not in self._maps:
+            if self.manifest.blobs[name].size_bytes == 0:
+                return memoryview(b"")
+            self._maps[name] = mmap.mmap(self._descriptors[name], 0, access=mmap.ACCESS_READ)
+        return memoryview(self._maps[name])
+
+    def tensor(self, tensor: Tensor) -> memoryview:
+        """Return the mapped bytes of a tensor of this bundle's manifest."""
+        return self.map(tensor.blob)[tensor.offset_bytes : tensor.offset_bytes + tensor.size_bytes]
+
+    def descriptor(self, name: str) -> int:
+        """Return the open descriptor of a blob; it belongs to the bundle."""
+        return self._descriptors[name]
+
+    def close(self) -> None:
+        """Close the descriptors. Views that are still held keep their maps alive until they go."""
+        self._close_descriptors()
+        self._maps = {}
+
+    def __enter__(self) -> Self:
+        """Return the open bundle."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the bundle."""
+        self.close()
+
+
+def _read_manifest(path: Path, folder: int) -> bytes:
+    descriptor, size = _open_plain(path, folder, MANIFEST_NAME)
+    with open(descriptor, "rb") as file:
+        if size > MANIFEST_CEILING_BYTES:
+            raise ManifestError(
+                f"{path / MANIFEST_NAME}: expected at most {MANIFEST_CEILING_BYTES} bytes, found {size}"
+            )
+        data = file.read(MANIFEST_CEILING_BYTES + 1)
+    if len(data) != size:
+        raise TruncatedError(f"{path / MANIFEST_NAME}: expected {size} bytes, found {len(data)}")
+    return data
+
+
+def _open_plain(path: Path, folder: int, name: str) -> tuple[int, int]:
+    """Open a plain file of the folder for reading; return its descriptor and its size in bytes."""
+    try:
+        # O_NONBLOCK: opening a pipe that somebody put there must not wait for a writer.
+        descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+    except OSError as error:
+        raise MissingBlobError(f"{path / name}: expected a plain file, found: {error.strerror}") from error
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise MissingBlobError(f"{path / name}: expected a plain file, found {stat.filemode(status.st_mode)}")
+    return descriptor, status.st_size
+
+
+def _sha256(descriptor: int, progress: Progress | None) -> str:
+    digest = hashlib.sha256()
+    for chunk in chunks_of(descriptor):
+        digest.update(chunk)
+        if progress is not None:
+            progress(len(chunk))
+    return digest.hexdigest()
+
+
+def chunks_of(descriptor: int) -> Iterator[memoryview]:
+    """Yield the bytes of an open file from its start; each chunk is valid until the next one is asked for."""
+    buffer = bytearray(CHUNK_BYTES)
+    offset = 0
+    while count := os.preadv(descriptor, [buffer], offset):
+        yield memoryview(buffer)[:count]
+        offset += count
+
+
+def _close_all(descriptors: dict[str, int]) -> None:
+    for descriptor in descriptors.values():
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+    descriptors.clear()

@@ -1,0 +1,132 @@
+"""Every write to flash, as one small interface: the seam where tests cut the power.
+
+ * ``FsOps`` names the few operations from which bundles and stores are built. Nothing in this project that must
+   survive a power cut writes to disk by another way.
+ * The order of these calls *is* the crash safety. A rename may reach the flash before the bytes it names, so
+   whoever writes syncs the file, then renames, then syncs the folder.
+ * Reading needs no seam: what is read is either durable and verified, or not referred to.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
+
+
+class WritableFile(Protocol):
+    """A file opened for writing."""
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append ``data`` at the current position, all of it."""
+
+    def sync(self) -> None:
+        """Return once the bytes are on the flash."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class FsOps(Protocol):
+    """The operations that change a store or a bundle on flash."""
+
+    def create(self, path: Path, *, mode: int = 0o444) -> WritableFile:
+        """Create a new file; an existing one is an error."""
+
+    def overwrite(self, path: Path) -> WritableFile:
+        """Open an existing file to change its bytes in place, from the start."""
+
+    def make_folder(self, path: Path) -> None:
+        """Create a folder; an existing one is an error."""
+
+    def link(self, source: Path, target: Path) -> None:
+        """Give an existing file a second name."""
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Move a file or a folder; where ``target`` is a file, replace it in one step."""
+
+    def unlink(self, path: Path) -> None:
+        """Take away a file's name."""
+
+    def remove_folder(self, path: Path) -> None:
+        """Take away an empty folder."""
+
+    def sync_folder(self, path: Path) -> None:
+        """Return once the names in a folder are on the flash."""
+
+
+class OsFs:
+    """``FsOps`` on this machine's file systems."""
+
+    def create(self, path: Path, *, mode: int = 0o444) -> WritableFile:
+        """See :meth:`FsOps.create`."""
+        return _OsFile(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode))
+
+    def overwrite(self, path: Path) -> WritableFile:
+        """See :meth:`FsOps.overwrite`."""
+        return _OsFile(os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW))
+
+    def make_folder(self, path: Path) -> None:
+        """See :meth:`FsOps.make_folder`."""
+        path.mkdir()
+
+    def link(self, source: Path, target: Path) -> None:
+        """See :meth:`FsOps.link`."""
+        os.link(source, target)
+
+    def rename(self, source: Path, target: Path) -> None:
+        """See :meth:`FsOps.rename`."""
+        source.rename(target)
+
+    def unlink(self, path: Path) -> None:
+        """See :meth:`FsOps.unlink`."""
+        path.unlink()
+
+    def remove_folder(self, path: Path) -> None:
+        """See :meth:`FsOps.remove_folder`."""
+        path.rmdir()
+
+    def sync_folder(self, path: Path) -> None:
+        """See :meth:`FsOps.sync_folder`."""
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+class _OsFile:
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def write(self, data: bytes | memoryview) -> None:
+        left = memoryview(data).cast("B")
+        while len(left):
+            left = left[os.write(self._descriptor, left) :]
+
+    def sync(self) -> None:
+        os.fsync(self._descriptor)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._descriptor)
+
+
+def remove_tree(fs: FsOps, folder: Path) -> None:
+    """Remove a folder of plain files and everything in it; an absent folder is no error."""
+    if not folder.is_dir():
+        return
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and not path.is_symlink():
+            remove_tree(fs, path)
+        else:
+            fs.unlink(path)
+    fs.remove_folder(folder)

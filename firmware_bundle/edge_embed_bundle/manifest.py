@@ -1,0 +1,559 @@
+"""``manifest.json`` as frozen values: what a bundle holds, what it needs and what it promises.
+
+ * ``Manifest.parse`` is the gate. Behind it every name is a plain file name, every tensor lies inside its blob,
+   every codec has its tensors in their shapes, and no code looks again.
+ * ``Manifest.to_bytes`` is the one place where values become JSON. Fields that this reader does not know survive
+   in ``extra``.
+ * What a reader *must* know to answer rightly stands in ``requirements.features``; an unknown one is refused.
+
+SPEC.md says the same in the order of the file. The values are named tuples where the rest of the project uses frozen
+dataclasses: every start of a board's process pays for making these classes, 0.04 ms each instead of 0.68.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from math import prod
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from edge_embed_bundle import strict_json
+from edge_embed_bundle.errors import UnsupportedFormatError
+from edge_embed_bundle.fields import HEX_DIGEST, Fields
+
+FORMAT_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+
+#: Pi 5 kernels use 16 KiB pages, others 4 or 64: a section that starts here can be mapped alone on all of them.
+SECTION_BYTES = 64 * 1024
+
+ITEM_BYTES: Mapping[str, int] = MappingProxyType(
+    {"int8": 1, "uint8": 1, "uint16": 2, "float16": 2, "int32": 4, "uint32": 4, "float32": 4}
+)
+
+#: The tensors of each codec and the axes they span: n rows of d dimensions.
+CODEC_TENSORS: Mapping[str, Mapping[str, tuple[str, tuple[str, ...]]]] = MappingProxyType(
+    {
+        "float32": {"rows": ("float32", ("n", "d"))},
+        "int8": {"rows": ("int8", ("n", "d")), "scales": ("float32", ("n",))},
+    }
+)
+
+#: The tensors that any model may have beside those of its codec. An axis of another letter is free.
+SHARED_TENSORS: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
+    {
+        "norms": ("float32", ("n",)),
+        "index_pilots": ("uint16", ("b",)),
+        "index_slots": ("uint32", ("m", "2")),
+        "key_offsets": ("uint32", ("n+1",)),
+        "key_bytes": ("uint8", ("t",)),
+    }
+)
+
+#: What this reader knows; a bundle lists what a reader must know.
+FEATURES = frozenset({"codec-float32", "codec-int8", "key-index-1", "text-mean"})
+
+OPERATIONS = ("lookup", "encode", "search")
+INDEX_ALGORITHM = "xxh64-pilot"
+
+# One plain name in one flat folder: no separator, no leading dot, so no path can climb out.
+_FILE_NAME = re.compile(r"(?!manifest\.json$)[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_VERSION = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9}){1,3}([-+][0-9A-Za-z.-]{1,40})?")
+_DIMENSIONS_CEILING = 65_536
+_ROWS_CEILING = 2**32 - 2
+
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+class Blob(NamedTuple):
+    """One file of the bundle: its exact size and the sha256 of its bytes, in hex."""
+
+    size_bytes: int
+    sha256: str
+    extra: Mapping[str, Any] = NOTHING
+
+    @classmethod
+    def read(cls, fields: Fields) -> Blob:
+        """Read one value of ``blobs``."""
+        return cls(fields.count("size_bytes"), fields.text("sha256", pattern=HEX_DIGEST), fields.rest())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object."""
+        return {**self.extra, "size_bytes": self.size_bytes, "sha256": self.sha256}
+
+
+class Tensor(NamedTuple):
+    """A raw little-endian, C-contiguous array inside a blob."""
+
+    blob: str
+    offset_bytes: int
+    dtype: str
+    shape: tuple[int, ...]
+    extra: Mapping[str, Any] = NOTHING
+
+    @property
+    def size_bytes(self) -> int:
+        """The bytes that the array covers."""
+        return ITEM_BYTES[self.dtype] * prod(self.shape)
+
+    @classmethod
+    def read(cls, fields: Fields) -> Tensor:
+        """Read a tensor's place; whether it lies inside its blob is checked by ``Manifest.parse``."""
+        return cls(
+            fields.text("blob", pattern=_FILE_NAME),
+            fields.count("offset_bytes"),
+            fields.text("dtype", among=tuple(ITEM_BYTES)),
+            fields.shape("shape"),
+            fields.rest(),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object."""
+        return {
+            **self.extra,
+            "blob": self.blob,
+            "offset_bytes": self.offset_bytes,
+            "dtype": self.dtype,
+            "shape": list(self.shape),
+        }
+
+
+class Engine(NamedTuple):
+    """An engine and the version of it that gave the golden answers when the bundle was made."""
+
+    name: str
+    version: str
+
+    @classmethod
+    def read(cls, fields: Fields) -> Engine:
+        """Read one entry of ``proven``."""
+        return cls(fields.text("name"), fields.text("version"))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object."""
+        return {"name": self.name, "version": self.version}
+
+
+class Graph(NamedTuple):
+    """A portable graph over the model's table: ``lookup`` takes ids ``(n,)`` to vectors ``(n, d)``."""
+
+    format: str
+    operation: str
+    blob: str
+    proven: tuple[Engine, ...] = ()
+    extra: Mapping[str, Any] = NOTHING
+
+    @classmethod
+    def read(cls, fields: Fields) -> Graph:
+        """Read one entry of ``graphs``."""
+        return cls(
+            fields.text("format", among=("onnx", "tflite")),
+            fields.text("operation", among=("lookup",)),
+            fields.text("blob", pattern=_FILE_NAME),
+            fields.listed("proven", Engine.read),
+            fields.rest(),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object."""
+        return {
+            **self.extra,
+            "format": self.format,
+            "operation": self.operation,
+            "blob": self.blob,
+            "proven": [engine.to_json() for engine in self.proven],
+        }
+
+
+class KeyIndex(NamedTuple):
+    """How keys find their rows: the tensors ``index_pilots`` and ``index_slots``, and the seed of the hash."""
+
+    algorithm: str
+    seed: int
+    extra: Mapping[str, Any] = NOTHING
+
+    @classmethod
+    def read(cls, fields: Fields) -> KeyIndex:
+        """Read ``key_index``."""
+        return cls(fields.text("algorithm", among=(INDEX_ALGORITHM,)), fields.count("seed"), fields.rest())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object."""
+        return {**self.extra, "algorithm": self.algorithm, "seed": self.seed}
+
+
+class TextRecipe(NamedTuple):
+    """How a text becomes one vector: tokenizer, the rows of its tokens, their mean, its direction."""
+
+    tokenizer: str
+    tokenizer_blob: str | None
+    pooling: str
+    normalize: bool
+    max_tokens: int
+    extra: Mapping[str, Any] = NOTHING
+
+    @classmethod
+    def read(cls, fields: Fields) -> TextRecipe:
+        """Read ``text``."""
+        tokenizer = fields.text("tokenizer", among=("huggingface", "whitespace"))
+        return cls(
+            tokenizer,
+            fields.text("tokenizer_blob", pattern=_FILE_NAME) if tokenizer == "huggingface" else None,
+            fields.text("pooling", among=("mean",)),
+            fields.flag("normalize"),
+            fields.count("max_tokens", ceiling=1_000_000),
+            fields.rest(),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object."""
+        blob = {} if self.tokenizer_blob is None else {"tokenizer_blob": self.tokenizer_blob}
+        return {
+            **self.extra,
+            **blob,
+            "tokenizer": self.tokenizer,
+            "pooling": self.pooling,
+            "normalize": self.normalize,
+            "max_tokens": self.max_tokens,
+        }
+
+
+class Model(NamedTuple):
+    """One table of ``rows`` vectors of ``dimensions``, and what can be asked of it."""
+
+    name: str
+    kind: str
+    codec: str
+    rows: int
+    dimensions: int
+    tensors: Mapping[str, Tensor]
+    row_order: str = "source"
+    unknown: str = "error"
+    key_index: KeyIndex | None = None
+    text: TextRecipe | None = None
+    graphs: tuple[Graph, ...] = ()
+    extra: Mapping[str, Any] = NOTHING
+
+    @classmethod
+    def read(cls, fields: Fields) -> Model:
+        """Read one entry of ``models``."""
+        model = cls(
+            fields.text("name", pattern=_NAME),
+            fields.text("kind", among=("table",)),
+            fields.text("codec", among=tuple(CODEC_TENSORS)),
+            fields.count("rows", ceiling=_ROWS_CEILING),
+            fields.count("dimensions", ceiling=_DIMENSIONS_CEILING),
+            fields.named("tensors", Tensor.read),
+            fields.text("row_order", among=("source", "frequency", "cluster")),
+            fields.text("unknown", among=("error", "zeros")),
+            fields.nested("key_index", KeyIndex.read) if fields.has("key_index") else None,
+            fields.nested("text", TextRecipe.read) if fields.has("text") else None,
+            fields.listed("graphs", Graph.read),
+            fields.rest(),
+        )
+        _check_tensors(model, fields)
+        return model
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object."""
+        optional = {"key_index": self.key_index, "text": self.text}
+        return {
+            **self.extra,
+            **{name: value.to_json() for name, value in optional.items() if value is not None},
+            "name": self.name,
+            "kind": self.kind,
+            "codec": self.codec,
+            "rows": self.rows,
+            "dimensions": self.dimensions,
+            "tensors": {name: tensor.to_json() for name, tensor in self.tensors.items()},
+            "row_order": self.row_order,
+            "unknown": self.unknown,
+            "graphs": [graph.to_json() for graph in self.graphs],
+        }
+
+
+class Space(NamedTuple):
+    """What makes two vectors comparable; codecs of one source share it."""
+
+    id: str
+    dimensions: int
+    similarity: str
+    source: str
+    extra: Mapping[str, Any] = NOTHING
+
+    @classmethod
+    def read(cls, fields: Fields) -> Space:
+        """Read ``space``."""
+        return cls(
+            fields.text("id", pattern=HEX_DIGEST),
+            fields.count("dimensions", ceiling=_DIMENSIONS_CEILING),
+            fields.text("similarity", among=("cosine",)),
+            fields.text("source"),
+            fields.rest(),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object."""
+        return {
+            **self.extra,
+            "id": self.id,
+            "dimensions": self.dimensions,
+            "similarity": self.similarity,
+            "source": self.source,
+        }
+
+
+class Requirements(NamedTuple):
+    """What the bundle needs: features of the reader, and private memory beyond a bare numpy process."""
+
+    features: tuple[str, ...]
+    memory_private_bytes: int
+    extra: Mapping[str, Any] = NOTHING
+
+    @classmethod
+    def read(cls, fields: Fields) -> Requirements:
+        """Read ``requirements``."""
+        return cls(fields.texts("features"), fields.count("memory_private_bytes"), fields.rest())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object."""
+        return {
+            **self.extra,
+            "features": list(self.features),
+            "memory_private_bytes": self.memory_private_bytes,
+        }
+
+
+class LatencyBudget(NamedTuple):
+    """The slowest that an operation may be, in microseconds, at the median and at the 99th percentile."""
+
+    p50_us: float
+    p99_us: float
+    extra: Mapping[str, Any] = NOTHING
+
+    @classmethod
+    def read(cls, fields: Fields) -> LatencyBudget:
+        """Read one value of ``operations``."""
+        return cls(fields.number("p50_us"), fields.number("p99_us"), fields.rest())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object."""
+        return {**self.extra, "p50_us": self.p50_us, "p99_us": self.p99_us}
+
+
+class Budgets(NamedTuple):
+    """What the bundle promises on ``board``: private memory of the whole process, and latency by operation."""
+
+    board: str | None
+    memory_private_bytes: int
+    operations: Mapping[str, LatencyBudget]
+    extra: Mapping[str, Any] = NOTHING
+
+    @classmethod
+    def read(cls, fields: Fields) -> Budgets:
+        """Read ``budgets``."""
+        return cls(
+            fields.text("board", pattern=_NAME) if fields.has("board") else None,
+            fields.count("memory_private_bytes"),
+            fields.named("operations", LatencyBudget.read, pattern=re.compile("|".join(OPERATIONS))),
+            fields.rest(),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object."""
+        board = {} if self.board is None else {"board": self.board}
+        return {
+            **self.extra,
+            **board,
+            "memory_private_bytes": self.memory_private_bytes,
+            "operations": {name: budget.to_json() for name, budget in self.operations.items()},
+        }
+
+
+class Golden(NamedTuple):
+    """Questions and the answers that every board must give.
+
+    ``lookup`` expects vectors ``(n, d)`` for keys, ``encode`` vectors ``(n, d)`` for texts, ``search`` the scores
+    ``(n, k)`` of the best neighbours for keys or texts (``by``) in ``model``; all float32. ``tolerance`` bounds the
+    absolute difference of every number; 0 asks for the last bit.
+    """
+
+    operation: str
+    model: str
+    by: str
+    inputs: tuple[str, ...]
+    expected: Tensor
+    tolerance: float
+    extra: Mapping[str, Any] = NOTHING
+
+    @classmethod
+    def read(cls, fields: Fields) -> Golden:
+        """Read one entry of ``golden``."""
+        golden = cls(
+            fields.text("operation", among=OPERATIONS),
+            fields.text("model", pattern=_NAME),
+            fields.text("by", among=("key", "text")),
+            fields.texts("inputs"),
+            fields.nested("expected", Tensor.read),
+            fields.number("tolerance"),
+            fields.rest(),
+        )
+        tensor = golden.expected
+        if tensor.dtype != "float32" or len(tensor.shape) != 2 or tensor.shape[0] != len(golden.inputs):
+            fields.fail("expected", f"float32 of shape ({len(golden.inputs)}, ...)", tensor.to_json())
+        return golden
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object."""
+        return {
+            **self.extra,
+            "operation": self.operation,
+            "model": self.model,
+            "by": self.by,
+            "inputs": list(self.inputs),
+            "expected": self.expected.to_json(),
+            "tolerance": self.tolerance,
+        }
+
+
+class Manifest(NamedTuple):
+    """The whole of ``manifest.json``. The first model answers where a caller names none."""
+
+    name: str
+    version: str
+    space: Space
+    models: tuple[Model, ...]
+    blobs: Mapping[str, Blob]
+    requirements: Requirements
+    budgets: Budgets
+    quality: Mapping[str, Any]
+    golden: tuple[Golden, ...]
+    parent: str | None = None
+    extra: Mapping[str, Any] = NOTHING
+
+    def model(self, name: str) -> Model | None:
+        """Return the model of that name, if the bundle has it."""
+        return next((model for model in self.models if model.name == name), None)
+
+    @property
+    def size_bytes(self) -> int:
+        """The bytes of all blobs."""
+        return sum(blob.size_bytes for blob in self.blobs.values())
+
+    @classmethod
+    def parse(cls, data: bytes, *, source: str) -> Manifest:
+        """Read and check a manifest.
+
+        Args:
+            data: the bytes of ``manifest.json``.
+            source: the file's name, for errors.
+
+        Raises:
+            ManifestError: a rule of SPEC.md is broken.
+            UnsupportedFormatError: the bundle needs a newer reader.
+        """
+        fields = Fields(strict_json.loads(data, source=source), source=source)
+        version = fields.count("format")
+        if version != FORMAT_VERSION:
+            raise UnsupportedFormatError(
+                f"{source}: expected format version {FORMAT_VERSION}, found {version}; update edge-embed on this board"
+            )
+        requirements = fields.nested("requirements", Requirements.read)
+        unknown = sorted(set(requirements.features) - FEATURES)
+        if unknown:
+            raise UnsupportedFormatError(
+                f"{source}: requirements.features: expected features that this reader knows "
+                f"({', '.join(sorted(FEATURES))}), found {', '.join(unknown)}; update edge-embed on this board"
+            )
+        manifest = cls(
+            fields.text("name", pattern=_NAME),
+            fields.text("version", pattern=_VERSION),
+            fields.nested("space", Space.read),
+            fields.listed("models", Model.read),
+            fields.named("blobs", Blob.read, pattern=_FILE_NAME),
+            requirements,
+            fields.nested("budgets", Budgets.read),
+            fields.nested("quality", Fields.rest),
+            fields.listed("golden", Golden.read),
+            fields.text("parent", pattern=HEX_DIGEST) if fields.has("parent") else None,
+            fields.rest(),
+        )
+        _check_references(manifest, fields)
+        return manifest
+
+    def to_bytes(self) -> bytes:
+        """Return the file: one spelling for one value."""
+        parent = {} if self.parent is None else {"parent": self.parent}
+        return strict_json.dumps(
+            {
+                **self.extra,
+                **parent,
+                "format": FORMAT_VERSION,
+                "name": self.name,
+                "version": self.version,
+                "space": self.space.to_json(),
+                "models": [model.to_json() for model in self.models],
+                "blobs": {name: blob.to_json() for name, blob in self.blobs.items()},
+                "requirements": self.requirements.to_json(),
+                "budgets": self.budgets.to_json(),
+                "quality": dict(self.quality),
+                "golden": [golden.to_json() for golden in self.golden],
+            }
+        )
+
+
+def _check_tensors(model: Model, fields: Fields) -> None:
+    """Every tensor that a codec or the index needs is there, in its dtype and shape."""
+    axes = {"n": model.rows, "d": model.dimensions, "n+1": model.rows + 1, "2": 2}
+    needed = dict(CODEC_TENSORS[model.codec])
+    if model.key_index is not None:
+        needed |= {name: SHARED_TENSORS[name] for name in ("index_pilots", "index_slots")}
+    if "key_offsets" in model.tensors or "key_bytes" in model.tensors:
+        needed |= {name: SHARED_TENSORS[name] for name in ("key_offsets", "key_bytes")}
+    if "norms" in model.tensors:
+        needed["norms"] = SHARED_TENSORS["norms"]
+    for name, (dtype, letters) in needed.items():
+        tensor = model.tensors.get(name)
+        if tensor is None:
+            fields.fail("tensors", f"the tensor {name}", "nothing there")
+        fits = len(tensor.shape) == len(letters) and all(
+            axes.get(letter, size) == size for letter, size in zip(letters, tensor.shape, strict=True)
+        )
+        if tensor.dtype != dtype or not fits:
+            shape = ", ".join(str(axes.get(letter, letter)) for letter in letters)
+            fields.fail(f"tensors.{name}", f"{dtype} of shape ({shape})", f"{tensor.dtype} of {tensor.shape}")
+
+
+def _check_references(manifest: Manifest, fields: Fields) -> None:
+    """Every name that is used is one that exists, and every tensor lies inside its blob."""
+    names = [model.name for model in manifest.models]
+    if not names or len(set(names)) != len(names):
+        fields.fail("models", "at least one model, each with a name of its own", names)
+    for model in manifest.models:
+        if model.dimensions != manifest.space.dimensions:
+            fields.fail(f"models.{model.name}", f"the {manifest.space.dimensions} dimensions of the space", model.dimensions)
+        for name, tensor in model.tensors.items():
+            _check_tensor_place(manifest, tensor, f"models.{model.name}.tensors.{name}", fields)
+        blobs = [graph.blob for graph in model.graphs]
+        if model.text is not None and model.text.tokenizer_blob is not None:
+            blobs.append(model.text.tokenizer_blob)
+        for blob in blobs:
+            if blob not in manifest.blobs:
+                fields.fail(f"models.{model.name}", "a file of this bundle", blob)
+    for i, golden in enumerate(manifest.golden):
+        if golden.model not in names:
+            fields.fail(f"golden[{i}].model", "a model of this bundle", golden.model)
+        _check_tensor_place(manifest, golden.expected, f"golden[{i}].expected", fields)
+
+
+def _check_tensor_place(manifest: Manifest, tensor: Tensor, where: str, fields: Fields) -> None:
+    blob = manifest.blobs.get(tensor.blob)
+    if blob is None:
+        fields.fail(where, "a file of this bundle", tensor.blob)
+    if tensor.offset_bytes % SECTION_BYTES:
+        fields.fail(where, f"an offset that is a multiple of {SECTION_BYTES}", tensor.offset_bytes)
+    end = tensor.offset_bytes + tensor.size_bytes
+    if end > blob.size_bytes:
+        fields.fail(where, f"a tensor inside the {blob.size_bytes} bytes of {tensor.blob}", f"an end at byte {end}")

@@ -1,0 +1,166 @@
+"""Two 512-byte slots, one record in force: how the state changes without ever being lost.
+
+ * ``slot.0`` and ``slot.1`` are files of one flash sector each; in force is the valid record with the higher sequence.
+ * Only the slot that is *not* in force is ever written. A power cut while it is written leaves the other.
+ * A record is valid if its magic and its sha256 are right; a torn one is neither.
+ * Both files exist from the creation of the store and are never renamed, so a reader may keep them mapped and see
+   a change without a system call.
+
+Layout, little-endian: magic (8), sequence (8), active, previous, trial (32 each; zeros: none), tries left (1),
+refused count (1), zeros to 128, refused (8 x 32), zeros to 480, sha256 of bytes 0 to 480.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import mmap
+import os
+import struct
+from pathlib import Path
+
+from edge_embed_bundle.errors import EmptyStoreError, StateError
+from edge_embed_bundle.fsops import FsOps
+from edge_embed_bundle.state import REFUSED_CEILING, State
+
+SLOT_BYTES = 512
+SLOT_NAMES = ("slot.0", "slot.1")
+
+_MAGIC = b"EESLOT01"
+_HEAD = struct.Struct("<8sQ32s32s32sBB")
+_REFUSED_AT = 128
+_DIGEST_AT = 480
+_NONE = bytes(32)
+
+
+def is_store(folder: Path) -> bool:
+    """Return whether a folder is a store rather than a bundle."""
+    return any((folder / name).exists() for name in SLOT_NAMES)
+
+
+def generation_folder(store: Path, generation: str) -> Path:
+    """Return where a generation's bundle stands in a store."""
+    return store / "generations" / generation
+
+
+def pack(state: State) -> bytes:
+    """Return the 512 bytes of a slot."""
+    head = _HEAD.pack(
+        _MAGIC,
+        state.sequence,
+        *(_NONE if name is None else bytes.fromhex(name) for name in (state.active, state.previous, state.trial)),
+        state.tries_left,
+        len(state.refused),
+    )
+    refused = b"".join(bytes.fromhex(name) for name in state.refused)
+    body = (head.ljust(_REFUSED_AT, b"\0") + refused).ljust(_DIGEST_AT, b"\0")
+    return body + hashlib.sha256(body).digest()
+
+
+def unpack(data: bytes) -> State | None:
+    """Return the record of a slot, or None if it is not a whole one."""
+    if len(data) != SLOT_BYTES or hashlib.sha256(data[:_DIGEST_AT]).digest() != data[_DIGEST_AT:]:
+        return None
+    magic, sequence, active, previous, trial, tries_left, count = _HEAD.unpack_from(data)
+    if magic != _MAGIC or count > REFUSED_CEILING:
+        return None
+    active, previous, trial = (None if name == _NONE else name.hex() for name in (active, previous, trial))
+    refused = tuple(data[_REFUSED_AT + 32 * i : _REFUSED_AT + 32 * (i + 1)].hex() for i in range(count))
+    return State(sequence, active, previous, trial, tries_left, refused)
+
+
+class Slots:
+    """The two slot files of a store."""
+
+    def __init__(self, folder: Path) -> None:
+        self._paths = tuple(folder / name for name in SLOT_NAMES)
+
+    def read(self) -> State:
+        """Return the record in force.
+
+        Raises:
+            StateError: no slot holds a valid record.
+        """
+        return self._in_force()[1]
+
+    def create(self, fs: FsOps) -> None:
+        """Create both slots with the first record; the folder is synced by the caller."""
+        for path in self._paths:
+            with contextlib.suppress(FileNotFoundError):
+                fs.unlink(path)
+            with fs.create(path, mode=0o644) as file:
+                file.write(pack(State()))
+                file.sync()
+
+    def write(self, state: State, fs: FsOps) -> None:
+        """Make ``state`` the record in force; durable on return."""
+        in_force, _ = self._in_force()
+        with fs.overwrite(self._paths[1 - in_force]) as file:
+            file.write(pack(state))
+            file.sync()
+
+    def _in_force(self) -> tuple[int, State]:
+        return _in_force([_read(path) for path in self._paths], self._paths[0].parent)
+
+
+class SlotWatch:
+    """The slots of a store as a reader sees them: mapped, so asking for news costs no system call."""
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            self._maps = tuple(_map(folder / name) for name in SLOT_NAMES)
+        except (OSError, ValueError) as error:
+            raise EmptyStoreError(f"{folder}: expected a store with two state slots, found: {error}") from error
+        self._folder = folder
+        self._seen: list[bytes] | None = None
+
+    def changed(self) -> bool:
+        """Return whether a slot differs from what the last ``read`` saw."""
+        return self._snapshot() != self._seen
+
+    def read(self) -> State:
+        """Return the record in force and remember what was seen.
+
+        A slot that is seen in the middle of a write is invalid, so the other one is in force, and its bytes will
+        differ once the write is whole: no change is ever missed.
+        """
+        seen = self._snapshot()
+        state = _in_force(seen, self._folder)[1]
+        self._seen = seen
+        return state
+
+    def close(self) -> None:
+        """Let go of the maps."""
+        for view in self._maps:
+            view.close()
+
+    def _snapshot(self) -> list[bytes]:
+        return [view[:] for view in self._maps]
+
+
+def _in_force(slots: list[bytes], folder: Path) -> tuple[int, State]:
+    """Return the place and the record of the valid slot with the higher sequence."""
+    valid = [(i, state) for i, state in enumerate(map(unpack, slots)) if state is not None]
+    if not valid:
+        raise StateError(
+            f"{folder}: expected a valid record in {' or '.join(SLOT_NAMES)}, found none; install into a new store"
+        )
+    return max(valid, key=lambda entry: entry[1].sequence)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(SLOT_BYTES + 1)
+    except FileNotFoundError:
+        return b""
+
+
+def _map(path: Path) -> mmap.mmap:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if os.fstat(descriptor).st_size != SLOT_BYTES:
+            raise ValueError(f"{path.name} is not {SLOT_BYTES} bytes long")
+        return mmap.mmap(descriptor, SLOT_BYTES, access=mmap.ACCESS_READ)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,83 @@
+"""Which generation serves: the rules, as values. No disk, no clock.
+
+A generation is named by its bundle's identity (sha256 of the manifest, hex). At most one is active, one is previous,
+one is on trial:
+
+    install:   begin_trial -> spend_try -> (probe) -> confirm
+                                 ^    |        |
+                                 |    |        +--> refuse      the probe's answer was no
+                                 +----+  the probe crashed, or the power went: a try is gone, the next one is spent
+               no tries left -> refuse
+    rollback:  active <-> previous
+
+ * A try is spent, and durable, *before* the trial is loaded: whatever kills the board counts as a failed try.
+ * The trial never serves before it is confirmed; the active one goes on.
+ * A refused generation is not tried again unless its operator says so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from edge_embed_bundle.errors import StateError, StoreError
+
+TRIES = 3
+
+#: The slot has room for so many refused generations; the oldest is forgotten first.
+REFUSED_CEILING = 8
+
+
+@dataclass(frozen=True)
+class State:
+    """One record of the store. ``sequence`` grows by one with every change."""
+
+    sequence: int = 0
+    active: str | None = None
+    previous: str | None = None
+    trial: str | None = None
+    tries_left: int = 0
+    refused: tuple[str, ...] = ()
+
+    def begin_trial(self, generation: str) -> State:
+        """Put a generation on trial. A refused one is forgiven: who calls has decided to try it again."""
+        if self.trial is not None:
+            raise StateError(f"expected no generation on trial, found {self.trial[:12]}")
+        refused = tuple(other for other in self.refused if other != generation)
+        return self._next(trial=generation, tries_left=TRIES, refused=refused)
+
+    def spend_try(self) -> State:
+        """Take one try; to be durable before the trial is loaded."""
+        if self.trial is None or self.tries_left == 0:
+            raise StateError("expected a trial with tries left, found none")
+        return self._next(tries_left=self.tries_left - 1)
+
+    def confirm(self) -> State:
+        """Let the trial serve; the active generation becomes the previous one."""
+        if self.trial is None:
+            raise StateError("expected a generation on trial, found none")
+        previous = self.previous if self.trial == self.active else self.active
+        return self._next(active=self.trial, previous=previous, trial=None, tries_left=0)
+
+    def refuse(self) -> State:
+        """End the trial with a no and remember it."""
+        if self.trial is None:
+            raise StateError("expected a generation on trial, found none")
+        return self._next(trial=None, tries_left=0, refused=self._refused_with(self.trial))
+
+    def roll_back(self) -> State:
+        """Let the previous generation serve; the one that was left is refused, and kept as the previous one."""
+        if self.previous is None or self.active is None:
+            raise StoreError("expected a previous generation to go back to, found none; install a bundle first")
+        refused = tuple(other for other in self._refused_with(self.active) if other != self.previous)
+        return self._next(active=self.previous, previous=self.active, refused=refused)
+
+    @property
+    def kept(self) -> frozenset[str]:
+        """The generations that must stay on flash."""
+        return frozenset(name for name in (self.active, self.previous, self.trial) if name is not None)
+
+    def _refused_with(self, generation: str) -> tuple[str, ...]:
+        return (*(other for other in self.refused if other != generation), generation)[-REFUSED_CEILING:]
+
+    def _next(self, **changes: object) -> State:
+        return replace(self, sequence=self.sequence + 1, **changes)  # type: ignore[arg-type]

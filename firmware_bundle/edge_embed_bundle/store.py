@@ -1,0 +1,378 @@
+"""A store on a board: generations side by side, one of which serves.
+
+    STORE/
+      slot.0, slot.1            which generation serves (slots.py)
+      blobs/SHA256              every blob once, whoever shares it
+      generations/ID/           a bundle like any other: hard links to its blobs under their own names, manifest.json
+      lock                      held by the process that changes the store
+
+The rules that hold at every moment, whatever cuts the power:
+
+ * A generation's folder has its name only when every file in it is whole and durable.
+ * A slot names a generation only after that generation's folder is durable.
+ * The active generation goes on serving until another one is verified, probed on this board and confirmed.
+ * Garbage goes only after a confirmation is durable, and never what a slot names.
+ * Reading never repairs; only ``install`` and ``rollback`` write, one process at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from edge_embed_bundle.bundle import Bundle, Progress, chunks_of
+from edge_embed_bundle.errors import (
+    BundleError,
+    BusyError,
+    DigestError,
+    EmptyStoreError,
+    RefusedError,
+    SpaceError,
+    StateError,
+    StoreError,
+)
+from edge_embed_bundle.fsops import FsOps, OsFs, remove_tree
+from edge_embed_bundle.manifest import MANIFEST_NAME
+from edge_embed_bundle.slots import SLOT_NAMES, Slots, generation_folder, is_store
+from edge_embed_bundle.state import State
+
+#: Room that must stay free on the flash beside the new generation.
+RESERVE_BYTES = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a probe found. A probe that ``crashed`` may be tried again; an answer of no is final."""
+
+    passed: bool
+    reason: str = ""
+    crashed: bool = False
+    report: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Probe(Protocol):
+    """The check that a generation must pass on this board before it serves."""
+
+    def __call__(self, generation: Path) -> Verdict:
+        """Load the bundle in ``generation`` and judge its answers, its memory and its latency."""
+
+
+@dataclass(frozen=True)
+class Installed:
+    """A generation in the store."""
+
+    id: str
+    role: str
+    name: str = ""
+    version: str = ""
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Status:
+    """What stands in a store."""
+
+    state: State
+    generations: tuple[Installed, ...]
+
+
+class Store:
+    """The bundles of one board."""
+
+    def __init__(self, path: Path | str, *, fs: FsOps | None = None) -> None:
+        self.path = Path(path)
+        self._fs: FsOps = OsFs() if fs is None else fs
+        self._slots = Slots(self.path)
+
+    def state(self) -> State:
+        """Return the record in force.
+
+        Raises:
+            EmptyStoreError: there is no store here.
+            StateError: the store is there and both of its slots are damaged.
+        """
+        if not is_store(self.path):
+            raise EmptyStoreError(f"{self.path}: expected a store, found none; edge-embed install makes one")
+        return self._slots.read()
+
+    def generation(self, name: str) -> Path:
+        """Return the folder of a generation."""
+        return generation_folder(self.path, name)
+
+    def active(self) -> Path:
+        """Return the folder of the generation that serves.
+
+        Raises:
+            EmptyStoreError: nothing serves yet.
+        """
+        active = self.state().active
+        if active is None:
+            raise EmptyStoreError(f"{self.path}: expected a confirmed bundle, found none; edge-embed install one")
+        return self.generation(active)
+
+    def status(self) -> Status:
+        """Return the record in force with the names and versions of the generations it speaks of."""
+        state = self.state()
+        roles = {"active": state.active, "previous": state.previous, "trial": state.trial}
+        found = []
+        for role, name in roles.items():
+            if name is not None:
+                found.append(self._installed(name, role))
+        return Status(state, tuple(found))
+
+    def _installed(self, generation: str, role: str) -> Installed:
+        try:
+            with Bundle.open(self.generation(generation)) as bundle:
+                return Installed(generation, role, bundle.manifest.name, bundle.manifest.version)
+        except BundleError as error:
+            return Installed(generation, role, problem=str(error))
+
+    def install(
+        self, source: Path | str, probe: Probe, *, retry: bool = False, progress: Progress | None = None
+    ) -> Verdict:
+        """Bring a bundle into the store, try it on this board, and let it serve if it passes.
+
+        Args:
+            source: the bundle's folder; it is read, never changed.
+            probe: judges the trial, in a process of its own where it may crash.
+            retry: try a bundle that this board refused before.
+            progress: told the bytes copied and verified.
+
+        Returns:
+            The probe's verdict, passed.
+
+        Raises:
+            BundleError: the source is damaged. Nothing was changed.
+            RefusedError: the probe said no, now or before. What served before serves on.
+            StoreError: the store is busy, damaged or full.
+        """
+        with Bundle.open(source) as bundle, self._locked():
+            # All of it, also what the store has already: a damaged source is refused, never mended in silence.
+            bundle.verify(progress)
+            self._settle(probe)
+            state = self.state()
+            if bundle.id == state.active:
+                self._verify(bundle.id, progress)
+                return Verdict(True, "serves already")
+            if bundle.id in state.refused and not retry:
+                raise RefusedError(
+                    f"{source}: this board refused {bundle.manifest.name} {bundle.manifest.version} "
+                    f"({bundle.id[:12]}) before; pass --retry to try it again"
+                )
+            self._stage(bundle, progress)
+            self._verify(bundle.id, progress)
+            self._change(self.state().begin_trial(bundle.id))
+            verdict = self._try(probe)
+            if not verdict.passed:
+                raise RefusedError(f"{source}: {verdict.reason}; what served before serves on")
+            return verdict
+
+    def rollback(self) -> State:
+        """Let the previous generation serve again, after reading all of it; return the new record.
+
+        Raises:
+            StoreError: there is no previous generation.
+            BundleError: the previous generation is damaged; the active one serves on.
+        """
+        with self._locked(create=False):
+            after = self.state().roll_back()
+            if after.active is not None:
+                self._verify(after.active, None)
+            self._change(after)
+            return after
+
+    # The steps of an installation, in their order.
+
+    def _settle(self, probe: Probe) -> None:
+        """Finish a trial that a power cut or a crash left open, then clear what it left behind."""
+        state = self.state()
+        if state.trial is not None:
+            if self._is_whole(state.trial):
+                self._try(probe)
+            else:
+                self._change(state.refuse())
+        self._collect_garbage()
+
+    def _stage(self, bundle: Bundle, progress: Progress | None) -> None:
+        """Copy the missing blobs, build the generation's folder, make it durable under its name."""
+        if self._is_whole(bundle.id):
+            return
+        self._remove_generation(bundle.id)
+        blobs = self.path / "blobs"
+        missing = {
+            blob.sha256: (name, blob)
+            for name, blob in bundle.manifest.blobs.items()
+            if not self._has_blob(blob.sha256)
+        }
+        self._check_space(sum(blob.size_bytes for _, blob in missing.values()))
+        for digest, (name, _) in missing.items():
+            self._copy_blob(bundle, name, digest, progress)
+        self._fs.sync_folder(blobs)
+
+        partial = self.path / "generations" / f".partial-{bundle.id}"
+        remove_tree(self._fs, partial)
+        self._fs.make_folder(partial)
+        for name, blob in bundle.manifest.blobs.items():
+            self._fs.link(blobs / blob.sha256, partial / name)
+        with self._fs.create(partial / MANIFEST_NAME) as file:
+            file.write(bundle.manifest_bytes)
+            file.sync()
+        self._fs.sync_folder(partial)
+        self._fs.rename(partial, self.generation(bundle.id))
+        self._fs.sync_folder(partial.parent)
+
+    def _copy_blob(self, bundle: Bundle, name: str, digest: str, progress: Progress | None) -> None:
+        partial = self.path / "blobs" / f".partial-{digest}"
+        if partial.exists():
+            self._fs.unlink(partial)
+        found = hashlib.sha256()
+        with self._fs.create(partial) as file:
+            for chunk in chunks_of(bundle.descriptor(name)):
+                file.write(chunk)
+                found.update(chunk)
+                if progress is not None:
+                    progress(len(chunk))
+            file.sync()
+        if found.hexdigest() != digest:
+            self._fs.unlink(partial)
+            raise DigestError(f"{bundle.path / name}: expected sha256 {digest}, found {found.hexdigest()}")
+        self._fs.rename(partial, self.path / "blobs" / digest)
+
+    def _has_blob(self, digest: str) -> bool:
+        """Return whether a blob is here and whole; a rotten one loses its name, so that a good copy can take it."""
+        path = self.path / "blobs" / digest
+        if not path.exists():
+            return False
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() == digest:
+                return True
+        self._fs.unlink(path)
+        return False
+
+    def _is_whole(self, generation: str) -> bool:
+        try:
+            self._verify(generation, None)
+        except BundleError:
+            return False
+        return True
+
+    def _verify(self, generation: str, progress: Progress | None) -> None:
+        """Read the generation as it stands on this flash, not as its source was."""
+        with Bundle.open(self.generation(generation)) as bundle:
+            if bundle.id != generation:
+                raise DigestError(f"{bundle.path / MANIFEST_NAME}: expected sha256 {generation}, found {bundle.id}")
+            bundle.verify(progress)
+
+    def _try(self, probe: Probe) -> Verdict:
+        """Probe the trial until it passes, is refused or has no tries left."""
+        verdict = Verdict(False, "no tries left after crashes", crashed=True)
+        while True:
+            state = self.state()
+            if state.trial is None or state.tries_left == 0:
+                self._change(state.refuse())
+                return verdict
+            self._change(state.spend_try())
+            verdict = probe(self.generation(state.trial))
+            if verdict.passed:
+                self._change(self.state().confirm())
+                self._collect_garbage()
+                return verdict
+            if not verdict.crashed:
+                self._change(self.state().refuse())
+                return verdict
+
+    def _collect_garbage(self) -> None:
+        """Remove what no slot names: generations first, then the blobs that only they used."""
+        kept = self.state().kept
+        for folder in sorted((self.path / "generations").iterdir()):
+            if folder.name not in kept:
+                self._remove_generation(folder.name)
+        for blob in sorted((self.path / "blobs").iterdir()):
+            if blob.stat().st_nlink == 1:
+                self._fs.unlink(blob)
+
+    def _remove_generation(self, name: str) -> None:
+        folder = self.generation(name)
+        if folder.is_dir() and not name.startswith("."):
+            # Take the name away first: a folder that has a generation's name is whole.
+            partial = folder.with_name(f".partial-{name}")
+            remove_tree(self._fs, partial)
+            self._fs.rename(folder, partial)
+            folder = partial
+        remove_tree(self._fs, folder)
+
+    def _check_space(self, needed_bytes: int) -> None:
+        status = os.statvfs(self.path)
+        free_bytes = status.f_bavail * status.f_frsize
+        if needed_bytes + RESERVE_BYTES > free_bytes:
+            raise SpaceError(
+                f"{self.path}: expected {needed_bytes + RESERVE_BYTES} free bytes for the new generation, "
+                f"found {free_bytes}; nothing was changed"
+            )
+
+    def _change(self, state: State) -> None:
+        self._slots.write(state, self._fs)
+
+    @contextlib.contextmanager
+    def _locked(self, *, create: bool = True) -> Iterator[None]:
+        """Hold the store for one change; create it on the first one."""
+        with contextlib.ExitStack() as stack:
+            try:
+                if create:
+                    self._create_folder()
+                elif not is_store(self.path):
+                    raise EmptyStoreError(f"{self.path}: expected a store, found none; edge-embed install makes one")
+                stack.enter_context(self._lock())
+                if create:
+                    self._create_contents()
+                yield
+            except OSError as error:
+                raise StoreError(f"{self.path}: the file system said: {error}; what served before serves on") from error
+
+    @contextlib.contextmanager
+    def _lock(self) -> Iterator[None]:
+        descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise BusyError(f"{self.path}: another process is changing this store; try again") from error
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _create_folder(self) -> None:
+        if self.path.is_dir():
+            strangers = {path.name for path in self.path.iterdir()} - {*SLOT_NAMES, "blobs", "generations", "lock"}
+            if strangers and not is_store(self.path):
+                raise StoreError(
+                    f"{self.path}: expected a store or an empty folder, found {sorted(strangers)[0]!r} in it"
+                )
+            return
+        self._fs.make_folder(self.path)
+        self._fs.sync_folder(self.path.parent)
+
+    def _create_contents(self) -> None:
+        """Make a new store: the slots come last before any generation can, so their absence means an empty store."""
+        for name in ("blobs", "generations"):
+            if not (self.path / name).is_dir():
+                self._fs.make_folder(self.path / name)
+        if self._is_new():
+            self._slots.create(self._fs)
+            self._fs.sync_folder(self.path)
+
+    def _is_new(self) -> bool:
+        if any((self.path / "generations").iterdir()):
+            return False
+        try:
+            self._slots.read()
+        except StateError:
+            # A power cut while the store was made: the slots may be torn, but nothing was ever installed.
+            return True
+        return not all((self.path / name).exists() for name in SLOT_NAMES)
