@@ -1,33 +1,37 @@
 """edge-embed: any embedding model, small, proven and served on an ARM board.
 
-    import edge_embed
+import edge_embed
 
-    with edge_embed.open("words", memory_budget="64MiB") as runtime:   # a bundle folder or a store
-        runtime.lookup("king")                 # (d,) float32
-        runtime.lookup(["king", "queen"])      # (n, d) float32
-        runtime.encode("a small board")        # text -> (d,) float32
-        runtime.search("king", k=10)           # Neighbours(keys, scores, space)
-        runtime.space                          # what these vectors may be compared with
+with edge_embed.open("words", memory_budget="64MiB") as runtime:   # a bundle folder or a store
+    runtime.lookup("king")                 # (d,) float32
+    runtime.lookup(["king", "queen"])      # (n, d) float32
+    runtime.encode("a small board")        # text -> (d,) float32
+    runtime.search("king", k=10)           # Neighbours(keys, scores, space)
+    runtime.space                          # what these vectors may be compared with
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from edge_embed.errors import (
-    BudgetError,
-    BundleError,
-    EdgeEmbedError,
-    MissingExtraError,
-    RequestError,
-    SpaceMismatchError,
-    StoreError,
-    UnknownKeyError,
-)
-from edge_embed.runtime import Runtime
-from edge_embed.space import Stamped
-from edge_embed.table import Neighbours
 from edge_embed.version import __version__
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from edge_embed.errors import (
+        BudgetError,
+        BundleError,
+        EdgeEmbedError,
+        MissingExtraError,
+        RequestError,
+        SpaceMismatchError,
+        StoreError,
+        UnknownKeyError,
+    )
+    from edge_embed.runtime import Runtime
+    from edge_embed.space import Stamped
+    from edge_embed.table import Neighbours
 
 __all__ = [
     "BudgetError",
@@ -65,4 +69,16 @@ def open(  # the verb that users expect of a file-like thing; this module does n
         StoreError: nothing is installed in the store.
         BudgetError: the bundle cannot fit into ``memory_budget``.
     """
+    from edge_embed.runtime import Runtime
+
     return Runtime(path, memory_budget=memory_budget, engine=engine, verify=verify)
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name at its first use: the command line starts without paying for what it does not use."""
+    from importlib import import_module
+
+    places = {"Runtime": "runtime", "Stamped": "space", "Neighbours": "table"}
+    if name not in __all__:
+        raise AttributeError(f"module 'edge_embed' has no attribute {name!r}")
+    return getattr(import_module(f"edge_embed.{places.get(name, 'errors')}"), name)

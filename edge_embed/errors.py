@@ -1,13 +1,13 @@
 """The runtime's part of the error tree; the upper part stands in ``edge_embed_bundle.errors``.
 
-    EdgeEmbedError
-    ├── BundleError ...          whoever made or copied the bundle
-    ├── StoreError ...           whoever runs the board
-    └── RequestError             whoever calls
-        ├── UnknownKeyError        the table has no such key (also a KeyError)
-        ├── SpaceMismatchError     a vector from another space
-        ├── BudgetError            the bundle cannot fit into the memory that was allowed
-        └── MissingExtraError      the answer needs a package that is not installed
+EdgeEmbedError
+├── BundleError ...          whoever made or copied the bundle
+├── StoreError ...           whoever runs the board
+└── RequestError             whoever calls
+    ├── UnknownKeyError        the table has no such key (also a KeyError)
+    ├── SpaceMismatchError     a vector from another space
+    ├── BudgetError            the bundle cannot fit into the memory that was allowed
+    └── MissingExtraError      the answer needs a package that is not installed
 """
 
 from __future__ import annotations

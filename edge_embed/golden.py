@@ -53,7 +53,9 @@ def check_engine(bundle: Bundle, table: Table, engine: str) -> None:
     Raises:
         BundleError: the bundle has no golden lookup for the table, or the engine answers wrongly.
     """
-    lookups = [golden for golden in bundle.manifest.golden if (golden.operation, golden.model) == ("lookup", table.model.name)]
+    lookups = [
+        golden for golden in bundle.manifest.golden if (golden.operation, golden.model) == ("lookup", table.model.name)
+    ]
     if not lookups:
         raise BundleError(f"{bundle.path}: expected golden lookups to try {engine} on, found none")
     for golden in lookups:

@@ -1,8 +1,8 @@
 """Keys and rows of a table: from a key to its row by a perfect hash, from a row to its key by its bytes.
 
- * Both directions are mapped; no string of the table is ever in memory as an object before it is asked for.
- * A key is bytes; text is UTF-8, and bytes that are no UTF-8 travel through ``str`` as surrogate escapes.
- * An unknown key is recognized by a 32-bit fingerprint: one in four billion passes for a known one.
+* Both directions are mapped; no string of the table is ever in memory as an object before it is asked for.
+* A key is bytes; text is UTF-8, and bytes that are no UTF-8 travel through ``str`` as surrogate escapes.
+* An unknown key is recognized by a 32-bit fingerprint: one in four billion passes for a known one.
 """
 
 from __future__ import annotations

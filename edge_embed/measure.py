@@ -1,8 +1,8 @@
 """Measuring what a bundle costs on the machine at hand: memory and latency, as the budgets count them.
 
- * Latency is the time of one call, in microseconds. Of several short rounds the one with the lowest p99 counts: a
-   round that another process disturbed says nothing about the bundle.
- * Memory is read when everything has answered, so what is made at the first use is in it.
+* Latency is the time of one call, in microseconds. Of several short rounds the one with the lowest p99 counts: a
+  round that another process disturbed says nothing about the bundle.
+* Memory is read when everything has answered, so what is made at the first use is in it.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The probe: golden answers, memory and latency of a bundle, found out in a process of its own.
 
- * The child process opens the bundle as a serving process would, answers, measures and prints one JSON object. A
-   bundle that crashes, hangs or eats memory takes the child with it, not the installer and not what serves.
- * ``judge`` compares that report with the bundle's own budgets; it sees no disk and no clock.
- * A child that died or hung may be tried again; a wrong answer or a missed budget is final.
+* The child process opens the bundle as a serving process would, answers, measures and prints one JSON object. A
+  bundle that crashes, hangs or eats memory takes the child with it, not the installer and not what serves.
+* ``judge`` compares that report with the bundle's own budgets; it sees no disk and no clock.
+* A child that died or hung may be tried again; a wrong answer or a missed budget is final.
 """
 
 from __future__ import annotations

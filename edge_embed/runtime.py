@@ -1,12 +1,12 @@
 """The runtime: opens a bundle or a store, answers, and follows the store from one generation to the next.
 
- * Opening maps and checks; it reads nothing large. A store's generation was verified when it was installed; a bare
-   folder comes from anywhere, so every byte of it is verified unless the caller says otherwise.
- * Each call is answered by one generation. Between two calls the runtime asks the mapped state slots for news,
-   which costs no system call, and moves to a newly confirmed generation as a whole.
- * A new generation that this process cannot open (its memory budget, say) leaves the old one serving;
-   ``Runtime.problem`` tells why.
- * A runtime may be shared by threads.
+* Opening maps and checks; it reads nothing large. A store's generation was verified when it was installed; a bare
+  folder comes from anywhere, so every byte of it is verified unless the caller says otherwise.
+* Each call is answered by one generation. Between two calls the runtime asks the mapped state slots for news,
+  which costs no system call, and moves to a newly confirmed generation as a whole.
+* A new generation that this process cannot open (its memory budget, say) leaves the old one serving;
+  ``Runtime.problem`` tells why.
+* A runtime may be shared by threads.
 """
 
 from __future__ import annotations
@@ -226,13 +226,12 @@ class Runtime:
     def _current(self) -> Serving:
         """Return the generation to answer from, after moving to a newly confirmed one."""
         watch = self._watch
-        if watch is not None and watch.changed():
-            # One thread moves; the others answer from the old generation, which is whole.
-            if self._moving.acquire(blocking=False):
-                try:
-                    self._move()
-                finally:
-                    self._moving.release()
+        # One thread moves; the others answer from the old generation, which is whole.
+        if watch is not None and watch.changed() and self._moving.acquire(blocking=False):
+            try:
+                self._move()
+            finally:
+                self._moving.release()
         return _given(self._serving)
 
     def _move(self) -> None:

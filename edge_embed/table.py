@@ -44,9 +44,7 @@ class Table:
             if model.key_index is None
             else KeyIndex(tensors["index_pilots"], tensors["index_slots"], model.key_index.seed, model.rows)
         )
-        self.names = (
-            KeyNames(tensors["key_offsets"], tensors["key_bytes"].data) if "key_offsets" in tensors else None
-        )
+        self.names = KeyNames(tensors["key_offsets"], tensors["key_bytes"].data) if "key_offsets" in tensors else None
         self._norms = tensors.get("norms")
 
     def find(self, key: Key) -> int:
@@ -89,7 +87,9 @@ class Table:
         A row of zeros is like nothing and scores 0; so does every row if the query is zeros.
         """
         if self.names is None:
-            raise RequestError(f"{self.model.name}: expected a table that keeps its keys, found one without; export it with them")
+            raise RequestError(
+                f"{self.model.name}: expected a table that keeps its keys, found one without; export it with them"
+            )
         if self._norms is None:
             raise RequestError(f"{self.model.name}: expected a table made for search (with norms), found none")
         norms = self._norms * np.linalg.norm(query)

@@ -66,7 +66,13 @@ def _memory_lines(memory: dict[str, int], budgets: Budgets, flash_bytes: int, bo
     return [
         Line("private memory", "bytes", budgets.memory_private_bytes, private, private),
         # What is mapped may be dropped and read again, so it need not fit; where it fits, nothing is read twice.
-        Line("private memory and all blobs in RAM", "bytes", board.ram_bytes, private + flash_bytes, private + flash_bytes),
+        Line(
+            "private memory and all blobs in RAM",
+            "bytes",
+            board.ram_bytes,
+            private + flash_bytes,
+            private + flash_bytes,
+        ),
     ]
 
 

@@ -1,22 +1,23 @@
 """The command ``edge-embed``: finds the subcommand, runs it, turns errors into one sentence and an exit status.
 
- * Exit status 0: done. 1: the answer is no (a budget missed, a check failed, a key unknown). 2: wrong usage or bad input.
- * ``--json`` prints one object on stdout and nothing else there; errors go to stderr either way.
- * The commands a board needs are known by name, so a lookup imports its own module and nothing more. All others
-   register in the entry-point group ``edge_embed.commands``; they are searched only when asked for.
+ * Exit status 0: done; 1: the answer is no (a budget missed, a check failed, a key unknown); 2: wrong usage or input.
+* ``--json`` prints one object on stdout and nothing else there; errors go to stderr either way.
+* The commands a board needs are known by name, so a lookup imports its own module and nothing more. All others
+  register in the entry-point group ``edge_embed.commands``; they are searched only when asked for.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
-from edge_embed.errors import EdgeEmbedError, RequestError
 from edge_embed.version import __version__
+from edge_embed_bundle.errors import EdgeEmbedError
 
 GROUP = "edge_embed.commands"
 
@@ -32,8 +33,7 @@ BOARD_COMMANDS = {
 }
 
 
-@dataclass(frozen=True)
-class Command:
+class Command(NamedTuple):
     """A subcommand: what it is for, an example to copy, its arguments and its work."""
 
     name: str
@@ -41,6 +41,10 @@ class Command:
     example: str
     configure: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], int]
+
+
+class UsageError(EdgeEmbedError):
+    """The command line asks for something that is not there."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -73,7 +77,11 @@ def _run(words: list[str]) -> int:
     if words[0] == "--version":
         print(f"edge-embed {__version__}")
         return 0
+    # Importing makes many objects that live to the end: a collector that walks them again and again finds nothing.
+    gc.disable()
     command = _command(words[0])
+    gc.freeze()
+    gc.enable()
     parser = argparse.ArgumentParser(
         prog=f"edge-embed {command.name}",
         description=command.summary,
@@ -90,7 +98,7 @@ def _command(name: str) -> Command:
         return _loaded(BOARD_COMMANDS[name])
     places = _registered()
     if name not in places:
-        raise RequestError(f"expected a command of {', '.join(sorted({*BOARD_COMMANDS, *places}))}, found {name!r}")
+        raise UsageError(f"expected a command of {', '.join(sorted({*BOARD_COMMANDS, *places}))}, found {name!r}")
     return _loaded(places[name])
 
 

@@ -34,7 +34,9 @@ def _configure_lookup(parser: argparse.ArgumentParser) -> None:
     _configure_answer(parser)
     parser.add_argument("keys", metavar="KEY", nargs="+")
     parser.add_argument("--model", metavar="NAME", help="the table to ask; the bundle's first one by default")
-    parser.add_argument("--unknown", choices=("error", "zeros"), help="what an unknown key gets; default: the bundle's word")
+    parser.add_argument(
+        "--unknown", choices=("error", "zeros"), help="what an unknown key gets; default: the bundle's word"
+    )
     parser.add_argument("--engine", default="kernels", metavar="NAME", help="kernels, onnxruntime or litert")
 
 
@@ -78,9 +80,7 @@ def _search(arguments: argparse.Namespace) -> int:
     return 0
 
 
-LOOKUP = Command(
-    "lookup", "vectors of keys", "edge-embed lookup /var/lib/words king queen", _configure_lookup, _lookup
-)
+LOOKUP = Command("lookup", "vectors of keys", "edge-embed lookup /var/lib/words king queen", _configure_lookup, _lookup)
 ENCODE = Command(
     "encode", "vectors of texts", 'edge-embed encode /var/lib/notes "the board is warm"', _configure_encode, _encode
 )

@@ -31,7 +31,9 @@ class OnnxRuntime:
         try:
             self._session: Any = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions share no public base
-            raise BundleError(f"{path}: expected a graph that ONNX Runtime {self.version} loads, found: {error}") from error
+            raise BundleError(
+                f"{path}: expected a graph that ONNX Runtime {self.version} loads, found: {error}"
+            ) from error
         inputs = [(value.name, value.type) for value in self._session.get_inputs()]
         outputs = [value.name for value in self._session.get_outputs()]
         if inputs != [("ids", "tensor(int64)")] or outputs != ["vectors"]:

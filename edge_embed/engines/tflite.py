@@ -1,4 +1,4 @@
-"""LiteRT, or tflite-runtime where LiteRT has no wheel: runs ``.tflite`` graphs, opened by path so that they are mapped."""
+"""LiteRT, or tflite-runtime where LiteRT has no wheel: runs ``.tflite`` graphs, opened by path to be mapped."""
 
 from __future__ import annotations
 

@@ -159,9 +159,7 @@ def find_row(key_hash: int, pilots: NDArray[np.uint16], slots: NDArray[np.uint32
     return int(row) if fingerprint == key_hash >> 32 and row != EMPTY_ROW else -1
 
 
-def find_rows(
-    hashes: NDArray[np.uint64], pilots: NDArray[np.uint16], slots: NDArray[np.uint32]
-) -> NDArray[np.int64]:
+def find_rows(hashes: NDArray[np.uint64], pilots: NDArray[np.uint16], slots: NDArray[np.uint32]) -> NDArray[np.int64]:
     """Return ``(n,)`` rows for ``(n,)`` hashes; -1 where a key is not there."""
     pilot_of_each = pilots[buckets_of(hashes, len(pilots))].astype(np.uint64)
     entries = slots[slots_of(hashes, pilot_of_each, len(slots))]
@@ -174,9 +172,7 @@ def decode_float32(rows: NDArray[np.float32], ids: NDArray[np.int64]) -> NDArray
     return np.take(rows, ids, axis=0, mode="clip")
 
 
-def decode_int8(
-    rows: NDArray[np.int8], scales: NDArray[np.float32], ids: NDArray[np.int64]
-) -> NDArray[np.float32]:
+def decode_int8(rows: NDArray[np.int8], scales: NDArray[np.float32], ids: NDArray[np.int64]) -> NDArray[np.float32]:
     """Return ``rows[id] * scales[id]`` as ``(n, d)`` float32, one rounding per number."""
     codes = np.take(rows, ids, axis=0, mode="clip")
     scale_of_each = np.take(scales, ids, mode="clip")[:, np.newaxis]
@@ -199,9 +195,7 @@ def scores_float32(rows: NDArray[np.float32], query: NDArray[np.float32]) -> NDA
     return _scanned(rows, query)
 
 
-def scores_int8(
-    rows: NDArray[np.int8], scales: NDArray[np.float32], query: NDArray[np.float32]
-) -> NDArray[np.float32]:
+def scores_int8(rows: NDArray[np.int8], scales: NDArray[np.float32], query: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return the dot product ``(n,)`` of every decoded row with the query ``(d,)``."""
     return _scanned(rows, query) * scales
 

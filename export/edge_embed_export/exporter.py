@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -264,9 +265,7 @@ def _write_sections(
         advance(array.nbytes)
 
 
-def _write_tflite(
-    part: _Part, tensors: dict[str, Tensor], advance: Callable[[int], None], blob: BlobWriter
-) -> None:
+def _write_tflite(part: _Part, tensors: dict[str, Tensor], advance: Callable[[int], None], blob: BlobWriter) -> None:
     """Write the graph and, behind it, the table where the graph's offsets say."""
     weights = [(array.dtype.name, array.shape) for array in part.codes.values()]
     header, places = tflite_header(part.codec, weights, blob.name)
@@ -398,7 +397,7 @@ def _spread(table: Table) -> tuple[str, ...]:
 def _golden_texts(runtime: Runtime, models: tuple[Model, ...]) -> tuple[str, ...]:
     """Return texts that the bundle can be asked: lines of its collection, or words of its table in pairs."""
     keys = _spread(runtime.table(models[-1].name))
-    return keys if len(models) > 1 else tuple(" ".join(pair) for pair in zip(keys, keys[1:], strict=False))
+    return keys if len(models) > 1 else tuple(" ".join(pair) for pair in pairwise(keys))
 
 
 def _scores_by_text(runtime: Runtime, model: str, k: int, texts: tuple[str, ...]) -> NDArray[np.float32]:

@@ -1,8 +1,8 @@
 """What a codec cost: the decoded rows beside the source's, measured through the bundle that was written.
 
- * cosine: between a row and its decoded self, the mean and the worst; rows of zeros do not count.
- * neighbour overlap@10: of the ten rows nearest to a query by the source's vectors, the share that are among the ten
-   nearest by the decoded ones; the mean over a sample of rows. Both sides are exact.
+* cosine: between a row and its decoded self, the mean and the worst; rows of zeros do not count.
+* neighbour overlap@10: of the ten rows nearest to a query by the source's vectors, the share that are among the ten
+  nearest by the decoded ones; the mean over a sample of rows. Both sides are exact.
 """
 
 from __future__ import annotations

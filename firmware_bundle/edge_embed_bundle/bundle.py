@@ -1,10 +1,10 @@
 """A bundle on disk: opened once, checked through its descriptors, mapped through the same ones.
 
- * A blob is a plain file in the bundle's own folder; links, pipes and devices are refused, never followed.
- * Sizes are compared at open, so no tensor of the manifest can reach past the end of its map.
- * ``verify`` reads every byte through the descriptor that ``map`` maps: what was checked is what is served, even
-   if another process renames files meanwhile.
- * Nothing is read into memory but the manifest.
+* A blob is a plain file in the bundle's own folder; links, pipes and devices are refused, never followed.
+* Sizes are compared at open, so no tensor of the manifest can reach past the end of its map.
+* ``verify`` reads every byte through the descriptor that ``map`` maps: what was checked is what is served, even
+  if another process renames files meanwhile.
+* Nothing is read into memory but the manifest.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class Bundle:
 
 def _read_manifest(path: Path, folder: int) -> bytes:
     descriptor, size = _open_plain(path, folder, MANIFEST_NAME)
-    with open(descriptor, "rb") as file:
+    with os.fdopen(descriptor, "rb") as file:
         if size > MANIFEST_CEILING_BYTES:
             raise ManifestError(
                 f"{path / MANIFEST_NAME}: expected at most {MANIFEST_CEILING_BYTES} bytes, found {size}"

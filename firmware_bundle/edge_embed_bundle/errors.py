@@ -72,6 +72,6 @@ class SpaceError(StoreError):
 
 
 class RefusedError(StoreError):
-    """This board tried the bundle and refused it."""
+    """The board tried the bundle and refused it."""
 
     exit_status = 1

@@ -71,7 +71,11 @@ class Fields:
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the sizes of an array's one to four axes."""
         value = self._take(name)
-        if not isinstance(value, list) or not 1 <= len(value) <= 4 or not all(_is_count(n, COUNT_CEILING) for n in value):
+        if (
+            not isinstance(value, list)
+            or not 1 <= len(value) <= 4
+            or not all(_is_count(n, COUNT_CEILING) for n in value)
+        ):
             self.fail(name, f"a list of 1 to 4 whole numbers from 0 to {COUNT_CEILING}", value)
         return tuple(value)
 

@@ -1,10 +1,10 @@
 """Every write to flash, as one small interface: the seam where tests cut the power.
 
- * ``FsOps`` names the few operations from which bundles and stores are built. Nothing in this project that must
-   survive a power cut writes to disk by another way.
- * The order of these calls *is* the crash safety. A rename may reach the flash before the bytes it names, so
-   whoever writes syncs the file, then renames, then syncs the folder.
- * Reading needs no seam: what is read is either durable and verified, or not referred to.
+* ``FsOps`` names the few operations from which bundles and stores are built. Nothing in this project that must
+  survive a power cut writes to disk by another way.
+* The order of these calls *is* the crash safety. A rename may reach the flash before the bytes it names, so
+  whoever writes syncs the file, then renames, then syncs the folder.
+* Reading needs no seam: what is read is either durable and verified, or not referred to.
 """
 
 from __future__ import annotations

@@ -533,7 +533,9 @@ def _check_references(manifest: Manifest, fields: Fields) -> None:
         fields.fail("models", "at least one model, each with a name of its own", names)
     for model in manifest.models:
         if model.dimensions != manifest.space.dimensions:
-            fields.fail(f"models.{model.name}", f"the {manifest.space.dimensions} dimensions of the space", model.dimensions)
+            fields.fail(
+                f"models.{model.name}", f"the {manifest.space.dimensions} dimensions of the space", model.dimensions
+            )
         for name, tensor in model.tensors.items():
             _check_tensor_place(manifest, tensor, f"models.{model.name}.tensors.{name}", fields)
         blobs = [graph.blob for graph in model.graphs]

@@ -18,10 +18,13 @@ import mmap
 import os
 import struct
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edge_embed_bundle.errors import EmptyStoreError, StateError
-from edge_embed_bundle.fsops import FsOps
 from edge_embed_bundle.state import REFUSED_CEILING, State
+
+if TYPE_CHECKING:
+    from edge_embed_bundle.fsops import FsOps
 
 SLOT_BYTES = 512
 SLOT_NAMES = ("slot.0", "slot.1")

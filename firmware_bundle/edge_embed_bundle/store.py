@@ -206,9 +206,7 @@ class Store:
         self._remove_generation(bundle.id)
         blobs = self.path / "blobs"
         missing = {
-            blob.sha256: (name, blob)
-            for name, blob in bundle.manifest.blobs.items()
-            if not self._has_blob(blob.sha256)
+            blob.sha256: (name, blob) for name, blob in bundle.manifest.blobs.items() if not self._has_blob(blob.sha256)
         }
         self._check_space(sum(blob.size_bytes for _, blob in missing.values()))
         for digest, (name, _) in missing.items():

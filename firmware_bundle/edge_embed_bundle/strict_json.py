@@ -42,7 +42,9 @@ def loads(data: bytes, *, source: str) -> dict[str, Any]:
         )
         _check(value, depth=0)
     except UnicodeDecodeError as error:
-        raise ManifestError(f"{source}: expected UTF-8, found byte {data[error.start]:#04x} at {error.start}") from error
+        raise ManifestError(
+            f"{source}: expected UTF-8, found byte {data[error.start]:#04x} at {error.start}"
+        ) from error
     except RecursionError as error:
         raise ManifestError(f"{source}: expected at most {_DEPTH_CEILING} levels of nesting, found more") from error
     except ValueError as error:

@@ -1,9 +1,9 @@
 """Writing a bundle: section by section, digest as it goes, durable before it has its name.
 
- * Every section starts on a 64 KiB boundary; the gap before it is zeros. The same input gives the same bytes.
- * Files are written under a partial folder beside the target, synced, and the folder renamed when all is there:
-   a folder with the bundle's name is always a whole bundle.
- * A blob is hashed while it is written, so nothing is read back.
+* Every section starts on a 64 KiB boundary; the gap before it is zeros. The same input gives the same bytes.
+* Files are written under a partial folder beside the target, synced, and the folder renamed when all is there:
+  a folder with the bundle's name is always a whole bundle.
+* A blob is hashed while it is written, so nothing is read back.
 """
 
 from __future__ import annotations

@@ -17,9 +17,7 @@ from edge_embed_bundle.manifest import Tensor
 from edge_embed_bundle.writer import aligned
 
 
-def tflite_header(
-    codec: str, weights: Sequence[tuple[str, tuple[int, ...]]], blob: str
-) -> tuple[bytes, list[Tensor]]:
+def tflite_header(codec: str, weights: Sequence[tuple[str, tuple[int, ...]]], blob: str) -> tuple[bytes, list[Tensor]]:
     """Return the graph's bytes and the places of the weights behind it.
 
     Args:

@@ -78,7 +78,9 @@ def _tokens(path: Path, definition: bytes, rows: int) -> list[str]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RequestError(f"{path}: expected a tokenizer with a vocabulary of ids, found: {error!r}") from error
     if ids != list(range(rows)):
-        raise RequestError(f"{path}: expected token ids from 0 to {rows - 1} for the table's rows, found {len(ids)} ids")
+        raise RequestError(
+            f"{path}: expected token ids from 0 to {rows - 1} for the table's rows, found {len(ids)} ids"
+        )
     return tokens
 
 

@@ -1,0 +1,54 @@
+"""Fixtures that every folder of tests uses, and where the shared real data is."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.making import make_bundle, small_source, small_text_source
+
+
+@pytest.fixture(scope="session")
+def _made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("made")
+
+
+@pytest.fixture(scope="session")
+def bundle(_made: Path) -> Path:
+    """An int8 bundle of 64 words with both graphs; read it, never change it."""
+    return make_bundle(_made / "bundle").path
+
+
+@pytest.fixture(scope="session")
+def newer_bundle(_made: Path) -> Path:
+    """The same words with other vectors, version 1.1.0; read it, never change it."""
+    return make_bundle(_made / "newer", version="1.1.0", source=small_source(seed=1)).path
+
+
+@pytest.fixture(scope="session")
+def text_bundle(_made: Path) -> Path:
+    """A static text encoder with a collection of sentences; read it, never change it."""
+    pytest.importorskip("tokenizers")
+    sentences = ("word1 word2 word3", "word10 word11", "word20 naïve", "東京 word30 word31")
+    return make_bundle(_made / "text", source=small_text_source(), collection=sentences).path
+
+
+@pytest.fixture
+def damageable(bundle: Path, tmp_path: Path) -> Path:
+    """A copy of ``bundle`` that a test may damage."""
+    copy = tmp_path / "damageable"
+    shutil.copytree(bundle, copy)
+    for path in copy.iterdir():
+        path.chmod(0o644)
+    return copy
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real test data, which is not part of this repository."""
+    folder = Path(__file__).parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("the shared test data is not beside this checkout (../shared/data)")
+    return folder

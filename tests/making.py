@@ -1,0 +1,67 @@
+"""Small real bundles for tests: made by the exporter that users run, from sources of a few rows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+
+from edge_embed_export.exporter import Options, Report, export
+from edge_embed_export.sources import Source, SourceText
+
+WORDS = tuple(f"word{i}" for i in range(60)) + ("naïve", "東京", "two words", "🙂")
+
+
+def small_source(*, seed: int = 0, dimensions: int = 16, keys: tuple[str, ...] = WORDS) -> Source:
+    """Return a table of random vectors; text is split at white space."""
+    vectors = np.random.default_rng(seed).normal(size=(len(keys), dimensions)).astype(np.float32)
+    return Source(
+        title=f"random table {seed}",
+        keys=tuple(key.encode() for key in keys),
+        vectors=vectors,
+        text=SourceText(tokenizer=None, normalize=True, max_tokens=512),
+        weights_digest=hashlib.sha256(vectors.tobytes()).hexdigest(),
+        recipe={},
+    )
+
+
+def small_text_source(*, seed: int = 0, dimensions: int = 16) -> Source:
+    """Return a static text encoder whose tokenizer.json knows ``WORDS`` without spaces, one token a word."""
+    words = ("[UNK]", *(word for word in WORDS if " " not in word))
+    source = small_source(seed=seed, dimensions=dimensions, keys=words)
+    definition = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": {
+            "strategy": {"Fixed": 128},
+            "direction": "Right",
+            "pad_to_multiple_of": None,
+            "pad_id": 0,
+            "pad_type_id": 0,
+            "pad_token": "[UNK]",
+        },
+        "added_tokens": [],
+        "normalizer": None,
+        "pre_tokenizer": {"type": "Whitespace"},
+        "post_processor": None,
+        "decoder": None,
+        "model": {"type": "WordLevel", "vocab": {word: i for i, word in enumerate(words)}, "unk_token": "[UNK]"},
+    }
+    text = SourceText(tokenizer=json.dumps(definition).encode(), normalize=True, max_tokens=512)
+    return Source(source.title, source.keys, source.vectors, text, source.weights_digest, source.recipe)
+
+
+def make_bundle(
+    target: Path,
+    *,
+    version: str = "1.0.0",
+    source: Source | None = None,
+    codec: str = "int8",
+    graphs: tuple[str, ...] = ("onnx", "tflite"),
+    collection: tuple[str, ...] = (),
+) -> Report:
+    """Export a bundle to ``target``."""
+    options = Options(target=target, name="small", version=version, codec=codec, graphs=graphs, collection=collection)
+    return export(small_source() if source is None else source, options)
