@@ -11,7 +11,7 @@ import numpy as np
 from edge_embed_export.exporter import Options, Report, export
 from edge_embed_export.sources import Source, SourceText
 
-WORDS = tuple(f"word{i}" for i in range(60)) + ("naïve", "東京", "two words", "🙂")
+WORDS = (*(f"word{i}" for i in range(60)), "naïve", "東京", "two words", "🙂")
 
 
 def small_source(*, seed: int = 0, dimensions: int = 16, keys: tuple[str, ...] = WORDS) -> Source:
