@@ -18,6 +18,9 @@ T = TypeVar("T")
 COUNT_CEILING = 2**48
 HEX_DIGEST = re.compile(r"[0-9a-f]{64}")
 
+#: What ``fail`` is told was found where a field is absent.
+NOTHING_THERE = "nothing there"
+
 
 class Fields:
     """One JSON object under examination."""
@@ -32,8 +35,7 @@ class Fields:
     def fail(self, name: str, expected: str, found: Any) -> NoReturn:
         """Raise the one error of this module: file, place, expected, found."""
         place = ".".join(part for part in (self._where, name) if part) or "the top"
-        shown = found if isinstance(found, str) and found.startswith("nothing") else _shown(found)
-        raise ManifestError(f"{self._source}: {place}: expected {expected}, found {shown}")
+        raise ManifestError(f"{self._source}: {place}: expected {expected}, found {shown(found)}")
 
     def has(self, name: str) -> bool:
         """Return whether the field is there and is not null."""
@@ -122,7 +124,7 @@ class Fields:
 
     def _take(self, name: str) -> Any:
         if name not in self._left:
-            self.fail(name, "a value", "nothing there")
+            self.fail(name, "a value", NOTHING_THERE)
         return self._left.pop(name)
 
     def _place(self, name: str) -> str:
@@ -133,6 +135,7 @@ def _is_count(value: Any, ceiling: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= ceiling
 
 
-def _shown(value: Any) -> str:
-    text = repr(value)
+def shown(value: Any) -> str:
+    """Return a value from outside as a message may show it: one short printable line."""
+    text = NOTHING_THERE if value == NOTHING_THERE else repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from edge_embed_bundle import strict_json
 from edge_embed_bundle.errors import UnsupportedFormatError
-from edge_embed_bundle.fields import HEX_DIGEST, Fields
+from edge_embed_bundle.fields import HEX_DIGEST, NOTHING_THERE, Fields, shown
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -63,6 +63,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _VERSION = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9}){1,3}([-+][0-9A-Za-z.-]{1,40})?")
 _DIMENSIONS_CEILING = 65_536
 _ROWS_CEILING = 2**32 - 2
+# numpy multiplies the other axes of an empty array, too, and refuses what a board's word cannot count.
+_EMPTY_CEILING_BYTES = 2**31 - 1
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -125,15 +127,16 @@ class Engine(NamedTuple):
 
     name: str
     version: str
+    extra: Mapping[str, Any] = NOTHING
 
     @classmethod
     def read(cls, fields: Fields) -> Engine:
         """Read one entry of ``proven``."""
-        return cls(fields.text("name"), fields.text("version"))
+        return cls(fields.text("name"), fields.text("version"), fields.rest())
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object."""
-        return {"name": self.name, "version": self.version}
+        return {**self.extra, "name": self.name, "version": self.version}
 
 
 class Graph(NamedTuple):
@@ -245,7 +248,7 @@ class Model(NamedTuple):
             fields.text("codec", among=tuple(CODEC_TENSORS)),
             fields.count("rows", ceiling=_ROWS_CEILING),
             fields.count("dimensions", ceiling=_DIMENSIONS_CEILING),
-            fields.named("tensors", Tensor.read),
+            fields.named("tensors", Tensor.read, pattern=_NAME),
             fields.text("row_order", among=("source", "frequency", "cluster")),
             fields.text("unknown", among=("error", "zeros")),
             fields.nested("key_index", KeyIndex.read) if fields.has("key_index") else None,
@@ -428,7 +431,7 @@ class Manifest(NamedTuple):
     blobs: Mapping[str, Blob]
     requirements: Requirements
     budgets: Budgets
-    quality: Mapping[str, Any]
+    quality: Mapping[str, Mapping[str, Any]]
     golden: tuple[Golden, ...]
     parent: str | None = None
     extra: Mapping[str, Any] = NOTHING
@@ -465,7 +468,7 @@ class Manifest(NamedTuple):
         if unknown:
             raise UnsupportedFormatError(
                 f"{source}: requirements.features: expected features that this reader knows "
-                f"({', '.join(sorted(FEATURES))}), found {', '.join(unknown)}; update edge-embed on this board"
+                f"({', '.join(sorted(FEATURES))}), found {shown(', '.join(unknown))}; update edge-embed on this board"
             )
         manifest = cls(
             fields.text("name", pattern=_NAME),
@@ -475,7 +478,7 @@ class Manifest(NamedTuple):
             fields.named("blobs", Blob.read, pattern=_FILE_NAME),
             requirements,
             fields.nested("budgets", Budgets.read),
-            fields.nested("quality", Fields.rest),
+            fields.named("quality", Fields.rest, pattern=_NAME),
             fields.listed("golden", Golden.read),
             fields.text("parent", pattern=HEX_DIGEST) if fields.has("parent") else None,
             fields.rest(),
@@ -498,7 +501,7 @@ class Manifest(NamedTuple):
                 "blobs": {name: blob.to_json() for name, blob in self.blobs.items()},
                 "requirements": self.requirements.to_json(),
                 "budgets": self.budgets.to_json(),
-                "quality": dict(self.quality),
+                "quality": {name: dict(price) for name, price in self.quality.items()},
                 "golden": [golden.to_json() for golden in self.golden],
             }
         )
@@ -517,13 +520,16 @@ def _check_tensors(model: Model, fields: Fields) -> None:
     for name, (dtype, letters) in needed.items():
         tensor = model.tensors.get(name)
         if tensor is None:
-            fields.fail("tensors", f"the tensor {name}", "nothing there")
+            fields.fail("tensors", f"the tensor {name}", NOTHING_THERE)
         fits = len(tensor.shape) == len(letters) and all(
             axes.get(letter, size) == size for letter, size in zip(letters, tensor.shape, strict=True)
         )
         if tensor.dtype != dtype or not fits:
             shape = ", ".join(str(axes.get(letter, letter)) for letter in letters)
             fields.fail(f"tensors.{name}", f"{dtype} of shape ({shape})", f"{tensor.dtype} of {tensor.shape}")
+    if model.key_index is not None and not model.tensors["index_pilots"].size_bytes:
+        # Every key hashes into a bucket, so there is one at least.
+        fields.fail("tensors.index_pilots", "one pilot or more", "none")
 
 
 def _check_references(manifest: Manifest, fields: Fields) -> None:
@@ -556,6 +562,8 @@ def _check_tensor_place(manifest: Manifest, tensor: Tensor, where: str, fields: 
         fields.fail(where, "a file of this bundle", tensor.blob)
     if tensor.offset_bytes % SECTION_BYTES:
         fields.fail(where, f"an offset that is a multiple of {SECTION_BYTES}", tensor.offset_bytes)
+    if not tensor.size_bytes and prod(size or 1 for size in tensor.shape) > _EMPTY_CEILING_BYTES // 4:
+        fields.fail(where, f"an empty tensor with axes of at most {_EMPTY_CEILING_BYTES} bytes", tensor.shape)
     end = tensor.offset_bytes + tensor.size_bytes
     if end > blob.size_bytes:
         fields.fail(where, f"a tensor inside the {blob.size_bytes} bytes of {tensor.blob}", f"an end at byte {end}")

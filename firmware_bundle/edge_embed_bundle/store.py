@@ -153,18 +153,19 @@ class Store:
             StoreError: the store is busy, damaged or full.
         """
         with Bundle.open(source) as bundle, self._locked():
-            # All of it, also what the store has already: a damaged source is refused, never mended in silence.
-            bundle.verify(progress)
             self._settle(probe)
             state = self.state()
-            if bundle.id == state.active:
-                self._verify(bundle.id, progress)
-                return Verdict(True, "serves already")
-            if bundle.id in state.refused and not retry:
+            if bundle.id in state.refused and bundle.id != state.active and not retry:
                 raise RefusedError(
                     f"{source}: this board refused {bundle.manifest.name} {bundle.manifest.version} "
                     f"({bundle.id[:12]}) before; pass --retry to try it again"
                 )
+            self._check_space(bundle)
+            # All of it, also what the store has already: a damaged source is refused, never mended in silence.
+            bundle.verify(progress)
+            if bundle.id == state.active:
+                self._verify(bundle.id, progress)
+                return Verdict(True, "serves already")
             self._stage(bundle, progress)
             self._verify(bundle.id, progress)
             self._change(self.state().begin_trial(bundle.id))
@@ -206,10 +207,9 @@ class Store:
         self._remove_generation(bundle.id)
         blobs = self.path / "blobs"
         missing = {
-            blob.sha256: (name, blob) for name, blob in bundle.manifest.blobs.items() if not self._has_blob(blob.sha256)
+            blob.sha256: name for name, blob in bundle.manifest.blobs.items() if not self._has_blob(blob.sha256)
         }
-        self._check_space(sum(blob.size_bytes for _, blob in missing.values()))
-        for digest, (name, _) in missing.items():
+        for digest, name in missing.items():
             self._copy_blob(bundle, name, digest, progress)
         self._fs.sync_folder(blobs)
 
@@ -305,7 +305,9 @@ class Store:
             folder = partial
         remove_tree(self._fs, folder)
 
-    def _check_space(self, needed_bytes: int) -> None:
+    def _check_space(self, bundle: Bundle) -> None:
+        blobs = {blob.sha256: blob.size_bytes for blob in bundle.manifest.blobs.values()}
+        needed_bytes = sum(size for digest, size in blobs.items() if self._blob_size(digest) != size)
         status = os.statvfs(self.path)
         free_bytes = status.f_bavail * status.f_frsize
         if needed_bytes + RESERVE_BYTES > free_bytes:
@@ -316,6 +318,10 @@ class Store:
 
     def _change(self, state: State) -> None:
         self._slots.write(state, self._fs)
+
+    def _blob_size(self, digest: str) -> int | None:
+        path = self.path / "blobs" / digest
+        return path.stat().st_size if path.exists() else None
 
     @contextlib.contextmanager
     def _locked(self, *, create: bool = True) -> Iterator[None]:

@@ -1,0 +1,192 @@
+"""The power goes after any operation of an install, a rollback or a refusal: a whole bundle serves all the same.
+
+Each flow is run once with every operation recorded; then the flash is replayed for a cut after each of them, with
+everything kept, with only what was synced kept, and with some random shares of the rest (``weak_flash``).
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from edge_embed_bundle.bundle import Bundle
+from edge_embed_bundle.errors import BundleError, EmptyStoreError, RefusedError, StateError
+from edge_embed_bundle.store import Store
+from tests.fakes.probes import CRASH, NO, FakeProbe
+from tests.fakes.weak_flash import Fate, Op, RecordingFs, dice, everything, nothing, replayed
+from tests.making import make_bundle, small_source
+
+DICE = 10
+
+
+@dataclass(frozen=True)
+class Flow:
+    """A flow that was run once: the store as it was before, what was done, and which bundles may serve after a cut."""
+
+    before: Path
+    log: tuple[Op, ...]
+    allowed: frozenset[str]
+    final: str
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+    place = tmp_path_factory.mktemp("bundles")
+    made = [
+        make_bundle(place / f"v{i}", version=f"1.{i}.0", source=small_source(seed=i, dimensions=4), graphs=())
+        for i in range(3)
+    ]
+    return made[0].path, made[1].path, made[2].path
+
+
+def _id(bundle: Path) -> str:
+    with Bundle.open(bundle) as opened:
+        return opened.id
+
+
+def _recorded(store: Path, before: Path, allowed: Sequence[Path], act: Callable[[Store], object]) -> Flow:
+    """Run ``act`` on a store and return the flow; ``before`` gets a copy of the store as it was."""
+    if store.exists():
+        shutil.copytree(store, before)
+    else:
+        before.mkdir()
+    fs = RecordingFs(store)
+    act(Store(store, fs=fs))
+    final = Store(store).active().name
+    return Flow(before, tuple(fs.log), frozenset(map(_id, allowed)), final)
+
+
+def _installed(store: Path, *bundles: Path) -> Path:
+    for bundle in bundles:
+        Store(store).install(bundle, FakeProbe())
+    return store
+
+
+def _first_install(place: Path, bundles: tuple[Path, Path, Path]) -> Flow:
+    # The folder is there, as a package would make it; all else is the install's.
+    (place / "store").mkdir()
+    return _recorded(
+        place / "store", place / "before", bundles[:1], lambda store: store.install(bundles[0], FakeProbe())
+    )
+
+
+def _second_install(place: Path, bundles: tuple[Path, Path, Path]) -> Flow:
+    store = _installed(place / "store", bundles[0])
+    return _recorded(store, place / "before", bundles[:2], lambda store: store.install(bundles[1], FakeProbe()))
+
+
+def _third_install(place: Path, bundles: tuple[Path, Path, Path]) -> Flow:
+    store = _installed(place / "store", *bundles[:2])
+    return _recorded(store, place / "before", bundles[1:], lambda store: store.install(bundles[2], FakeProbe()))
+
+
+def _install_after_a_crash(place: Path, bundles: tuple[Path, Path, Path]) -> Flow:
+    store = _installed(place / "store", bundles[0])
+    probe = FakeProbe([CRASH, CRASH, FakeProbe().verdicts[0]])
+    return _recorded(store, place / "before", bundles[:2], lambda store: store.install(bundles[1], probe))
+
+
+def _refused_install(place: Path, bundles: tuple[Path, Path, Path]) -> Flow:
+    store = _installed(place / "store", bundles[0])
+
+    def act(store: Store) -> None:
+        with pytest.raises(RefusedError):
+            store.install(bundles[1], FakeProbe([NO]))
+
+    return _recorded(store, place / "before", bundles[:1], act)
+
+
+def _rollback(place: Path, bundles: tuple[Path, Path, Path]) -> Flow:
+    store = _installed(place / "store", *bundles[:2])
+    return _recorded(store, place / "before", bundles[:2], lambda store: store.rollback())
+
+
+FLOWS = (_first_install, _second_install, _third_install, _install_after_a_crash, _refused_install, _rollback)
+
+
+def _fates(cut: int) -> Iterator[Fate]:
+    yield everything
+    yield nothing
+    yield from (dice(cut * DICE + i) for i in range(DICE))
+
+
+def _replays(flow: Flow, place: Path, log: Sequence[Op]) -> Iterator[tuple[int, Path]]:
+    """Yield every cut and the store as the flash holds it then."""
+    for cut in range(len(log) + 1):
+        for i, fate in enumerate(_fates(cut)):
+            target = place / f"cut-{cut}-{i}"
+            yield cut, replayed(flow.before, log, cut, fate, target)
+            shutil.rmtree(target)
+
+
+def _serving(store: Path) -> str | None:
+    """Return the whole bundle that serves, or None where nothing was ever installed.
+
+    Raises:
+        BundleError: what the slots name is not whole.
+    """
+    try:
+        folder = Store(store).active()
+    except EmptyStoreError:
+        return None
+    with Bundle.open(folder) as bundle:
+        bundle.verify()
+        assert bundle.id == folder.name
+        return bundle.id
+
+
+@pytest.mark.parametrize("make", FLOWS)
+def test_after_a_power_cut_anywhere_a_whole_bundle_serves(
+    make: Callable[[Path, tuple[Path, Path, Path]], Flow], bundles: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    flow = make(tmp_path, bundles)
+    for cut, store in _replays(flow, tmp_path, flow.log):
+        if make is _first_install:
+            # Nothing served before, so nothing may serve yet; and slots that are torn while the store is made are
+            # not a damaged store, but one that the next install makes again.
+            try:
+                served = _serving(store)
+            except StateError:
+                served = None
+            assert served in (None, *flow.allowed), cut
+        else:
+            served = _serving(store)
+            assert served in flow.allowed, cut
+        if cut == len(flow.log):
+            assert served == flow.final, "a change that was reported done is lost"
+
+
+@pytest.mark.parametrize("make", FLOWS)
+def test_after_a_power_cut_anywhere_the_next_install_succeeds_and_leaves_no_rubbish(
+    make: Callable[[Path, tuple[Path, Path, Path]], Flow], bundles: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    flow = make(tmp_path, bundles)
+    target = bundles[2]
+    for cut in range(len(flow.log) + 1):
+        store = replayed(flow.before, flow.log, cut, dice(cut), tmp_path / f"next-{cut}")
+        Store(store).install(target, FakeProbe())
+        assert _serving(store) == _id(target)
+        state = Store(store).state()
+        assert {path.name for path in (store / "generations").iterdir()} == state.kept
+        assert not [path for path in (store / "blobs").iterdir() if path.stat().st_nlink < 2]
+        shutil.rmtree(store)
+
+
+@pytest.mark.parametrize("missing", ["sync", "sync_folder"])
+def test_the_harness_catches_a_store_that_does_not_sync(
+    missing: str, bundles: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    flow = _second_install(tmp_path, bundles)
+    careless = [op for op in flow.log if op.kind != missing]
+    failures = 0
+    for cut, store in _replays(flow, tmp_path, careless):
+        try:
+            lost = _serving(store) not in flow.allowed or (cut == len(careless) and _serving(store) != flow.final)
+        except (BundleError, StateError):
+            lost = True
+        failures += lost
+    assert failures > 0
