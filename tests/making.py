@@ -31,7 +31,7 @@ def small_text_source(*, seed: int = 0, dimensions: int = 16) -> Source:
     """Return a static text encoder whose tokenizer.json knows ``WORDS`` without spaces, one token a word."""
     words = ("[UNK]", *(word for word in WORDS if " " not in word))
     source = small_source(seed=seed, dimensions=dimensions, keys=words)
-    definition = {
+    definition: dict[str, object] = {
         "version": "1.0",
         "truncation": None,
         "padding": {

