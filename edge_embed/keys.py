@@ -13,15 +13,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_embed import kernels
-from edge_embed_bundle.errors import BundleError
+from edge_embed.errors import BundleError, RequestError
 
 Key = str | bytes
 
 
 def to_bytes(key: Key) -> bytes:
-    """Return a key's bytes."""
+    """Return a key's bytes.
+
+    Raises:
+        RequestError: a surrogate stands in the text that is no escaped byte.
+    """
     if isinstance(key, str):
-        return key.encode("utf-8", "surrogateescape")
+        try:
+            return key.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError as error:
+            raise RequestError(f"expected a key of Unicode text, found a lone surrogate in {key!r}") from error
     if isinstance(key, bytes):
         return key
     raise TypeError(f"expected a key as str or bytes, found {type(key).__name__}")

@@ -92,9 +92,12 @@ class Runtime:
         """Return the vectors ``(n, d)`` of row ids ``(n,)``, float32.
 
         Raises:
-            RequestError: an id lies outside the table.
+            RequestError: an id lies outside the table, or they are no list of whole numbers.
         """
-        return self._current().table(model).decode(np.asarray(ids, np.int64))
+        given = np.asarray(ids)
+        if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
+            raise RequestError(f"expected row ids as a list of whole numbers, found {given.dtype} {given.shape}")
+        return self._current().table(model).decode(given.astype(np.int64, copy=False))
 
     @overload
     def encode(self, text: str) -> Vector: ...

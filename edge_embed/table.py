@@ -73,7 +73,7 @@ class Table:
         return vectors
 
     def decode(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return the vectors ``(n, d)`` of row ids from outside, after checking them."""
+        """Return the vectors ``(n, d)`` of row ids ``(n,)`` from outside, after checking them."""
         if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < self.model.rows:
             raise RequestError(
                 f"{self.model.name}: expected row ids from 0 to {self.model.rows - 1}, "

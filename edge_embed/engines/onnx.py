@@ -17,8 +17,8 @@ class OnnxRuntime:
     name = "onnxruntime"
 
     def __init__(self, path: str) -> None:
-        # Releases from 2026 on report to their maker from Linux, too, and write an identifier to disk, unless this is set
-        # before the import (https://github.com/microsoft/onnxruntime/pull/27379). A board talks to nobody unasked.
+        # Releases from 2026 on report to their maker from Linux, too, and write an identifier to disk, unless this is
+        # set before the import (https://github.com/microsoft/onnxruntime/pull/27379). A board talks to nobody unasked.
         os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
         try:
             import onnxruntime

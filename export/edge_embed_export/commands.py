@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 
 from edge_embed.commands import Command
@@ -117,6 +118,8 @@ def _budgets(words: list[str]) -> tuple[int | None, dict[str, LatencyBudget]]:
             continue
         try:
             p50, p99 = map(float, value.split("/"))
+            if not 0 <= p50 + p99 < math.inf:
+                raise ValueError(value)
         except ValueError as error:
             raise RequestError(f"expected a budget like lookup=200/2000 or memory=64MiB, found {word!r}") from error
         latency[name] = LatencyBudget(p50, p99)

@@ -178,6 +178,7 @@ def _part(
     text: TextRecipe | None,
     graphs: tuple[str, ...],
 ) -> _Part:
+    _check_lengths(name, keys, vectors)
     codes = ENCODERS[codec](vectors)
     decoded = CODECS[codec](codes).decode(np.arange(len(vectors)))
     index = build_index(keys)
@@ -194,6 +195,18 @@ def _part(
     rows, dimensions = vectors.shape
     described = KeyIndex(INDEX_ALGORITHM, index.seed)
     return _Part(name, codec, (rows, dimensions), vectors, codes, shared, described, text, graphs)
+
+
+def _check_lengths(name: str, keys: Sequence[bytes], vectors: NDArray[np.float32]) -> None:
+    """Refuse what no cosine can be taken of: NaN, infinity, and numbers whose squares are too large for float32."""
+    with np.errstate(over="ignore"):
+        lengths = np.linalg.norm(vectors, axis=1)
+    endless = np.flatnonzero(~np.isfinite(lengths))
+    if len(endless):
+        raise RequestError(
+            f"{name}: row {endless[0]} ({keys[endless[0]]!r}): expected a vector of finite length, "
+            f"found {lengths[endless[0]]}"
+        )
 
 
 def _recipe(source: Source) -> TextRecipe | None:
@@ -282,7 +295,13 @@ def _manifest(source: Source, options: Options, models: tuple[Model, ...], blobs
     return Manifest(
         name=options.name,
         version=options.version,
-        space=Space(source.space_id, source.vectors.shape[1], "cosine", source.title),
+        # A file's name may hold bytes that are no UTF-8; JSON may not.
+        space=Space(
+            source.space_id,
+            source.vectors.shape[1],
+            "cosine",
+            source.title.encode("utf-8", "backslashreplace").decode(),
+        ),
         models=models,
         blobs=blobs,
         requirements=Requirements(tuple(sorted({*codecs, *text, "key-index-1"})), _private_bytes(source, models)),
@@ -310,7 +329,9 @@ def _budgets(options: Options, models: tuple[Model, ...]) -> Budgets:
     if strangers:
         raise RequestError(f"expected budgets for {', '.join(operations)}, found {', '.join(sorted(strangers))}")
     return budgets._replace(
-        memory_private_bytes=options.memory_budget_bytes or budgets.memory_private_bytes,
+        memory_private_bytes=(
+            budgets.memory_private_bytes if options.memory_budget_bytes is None else options.memory_budget_bytes
+        ),
         operations={**budgets.operations, **options.latency_budgets},
     )
 
@@ -367,15 +388,16 @@ def _write_golden(writer: BundleWriter, runtime: Runtime, models: tuple[Model, .
         keys = _spread(runtime.table(model.name))
         ask("lookup", model.name, "key", keys, partial(runtime.lookup, model=model.name), 0.0)
     first, last = models[0], models[-1]
-    k = min(_GOLDEN_NEIGHBOURS, last.rows - 1)
     if first.text is not None:
         texts = _golden_texts(runtime, models)
         ask("encode", first.name, "text", texts, runtime.encode, TEXT_TOLERANCE)
     if last is not first:
-        scores = partial(_scores_by_text, runtime, last.name, k)
+        scores = partial(_scores_by_text, runtime, last.name, min(_GOLDEN_NEIGHBOURS, last.rows))
         ask("search", last.name, "text", texts, scores, SCORE_TOLERANCE)
-    elif k:
-        ask("search", last.name, "key", keys, partial(_scores_by_key, runtime, last.name, k), SCORE_TOLERANCE)
+    elif last.rows > 1:
+        # A key is not its own neighbour.
+        scores = partial(_scores_by_key, runtime, last.name, min(_GOLDEN_NEIGHBOURS, last.rows - 1))
+        ask("search", last.name, "key", keys, scores, SCORE_TOLERANCE)
 
     tensors: dict[str, Tensor] = {}
     answers = {str(i): answer for i, (_, answer) in enumerate(asked)}
@@ -401,8 +423,10 @@ def _golden_texts(runtime: Runtime, models: tuple[Model, ...]) -> tuple[str, ...
 
 
 def _scores_by_text(runtime: Runtime, model: str, k: int, texts: tuple[str, ...]) -> NDArray[np.float32]:
-    return np.stack([runtime.search(text=text, model=model, k=k).scores for text in texts])
+    scores = [runtime.search(text=text, model=model, k=k).scores for text in texts]
+    return np.array(scores, np.float32).reshape(len(texts), k)
 
 
 def _scores_by_key(runtime: Runtime, model: str, k: int, keys: tuple[str, ...]) -> NDArray[np.float32]:
-    return np.stack([runtime.search(key, model=model, k=k).scores for key in keys])
+    scores = [runtime.search(key, model=model, k=k).scores for key in keys]
+    return np.array(scores, np.float32).reshape(len(keys), k)

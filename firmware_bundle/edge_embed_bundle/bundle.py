@@ -26,7 +26,8 @@ from edge_embed_bundle.strict_json import MANIFEST_CEILING_BYTES
 #: Told the number of bytes that were just done; the caller knows the total.
 Progress = Callable[[int], None]
 
-CHUNK_BYTES = 1024 * 1024
+#: What is read at a time: it stays in a core's cache until its digest is taken.
+CHUNK_BYTES = 256 * 1024
 
 
 class Bundle:

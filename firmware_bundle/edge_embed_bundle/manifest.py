@@ -478,7 +478,7 @@ class Manifest(NamedTuple):
             fields.named("blobs", Blob.read, pattern=_FILE_NAME),
             requirements,
             fields.nested("budgets", Budgets.read),
-            fields.named("quality", Fields.rest, pattern=_NAME),
+            fields.named("quality", Fields.rest),
             fields.listed("golden", Golden.read),
             fields.text("parent", pattern=HEX_DIGEST) if fields.has("parent") else None,
             fields.rest(),
@@ -562,8 +562,8 @@ def _check_tensor_place(manifest: Manifest, tensor: Tensor, where: str, fields: 
         fields.fail(where, "a file of this bundle", tensor.blob)
     if tensor.offset_bytes % SECTION_BYTES:
         fields.fail(where, f"an offset that is a multiple of {SECTION_BYTES}", tensor.offset_bytes)
-    if not tensor.size_bytes and prod(size or 1 for size in tensor.shape) > _EMPTY_CEILING_BYTES // 4:
-        fields.fail(where, f"an empty tensor with axes of at most {_EMPTY_CEILING_BYTES} bytes", tensor.shape)
+    if not tensor.size_bytes and ITEM_BYTES[tensor.dtype] * prod(n or 1 for n in tensor.shape) > _EMPTY_CEILING_BYTES:
+        fields.fail(where, f"other axes of at most {_EMPTY_CEILING_BYTES} bytes beside an empty one", tensor.shape)
     end = tensor.offset_bytes + tensor.size_bytes
     if end > blob.size_bytes:
         fields.fail(where, f"a tensor inside the {blob.size_bytes} bytes of {tensor.blob}", f"an end at byte {end}")

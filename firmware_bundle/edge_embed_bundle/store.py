@@ -206,9 +206,7 @@ class Store:
             return
         self._remove_generation(bundle.id)
         blobs = self.path / "blobs"
-        missing = {
-            blob.sha256: name for name, blob in bundle.manifest.blobs.items() if not self._has_blob(blob.sha256)
-        }
+        missing = {blob.sha256: name for name, blob in bundle.manifest.blobs.items() if not self._has_blob(blob.sha256)}
         for digest, name in missing.items():
             self._copy_blob(bundle, name, digest, progress)
         self._fs.sync_folder(blobs)

@@ -85,8 +85,8 @@ class BundleWriter:
         """Write the manifest that ``manifest_of`` makes of the blobs, and give the bundle its name."""
         manifest = self._write_manifest(manifest_of)
         self._fs.sync_folder(self.partial)
+        self._check_target()
         if self.target.exists():
-            self._check_target()
             retired = self.target.with_name(f".{self.target.name}.retired-{os.getpid()}")
             self._fs.rename(self.target, retired)
             self._fs.rename(self.partial, self.target)
@@ -110,6 +110,9 @@ class BundleWriter:
         return manifest
 
     def _check_target(self) -> None:
+        if self.target.is_symlink():
+            # Replacing would empty the folder behind the link, which has a name of its own.
+            raise BundleError(f"{self.target}: expected a new folder or a bundle, found a link; not touched")
         if not self.target.exists():
             return
         if not self._replace:

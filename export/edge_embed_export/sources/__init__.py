@@ -64,6 +64,9 @@ class Source:
 
 Reader = Callable[[Path], Source]
 
+# What tells the formats apart: a header and a row, as a rule.
+_HEAD_BYTES = 4096
+
 
 def readers() -> dict[str, Reader]:
     """Return every reader by the name of its format."""
@@ -88,7 +91,10 @@ def read_source(path: Path, format: str | None = None) -> Source:
         format = _detected(path)
     if format not in known:
         raise RequestError(f"expected a format of {', '.join(known)}, found {format!r}")
-    return known[format](path)
+    try:
+        return known[format](path)
+    except OSError as error:
+        raise RequestError(f"{path}: expected a model to export, found: {error}") from error
 
 
 def _detected(path: Path) -> str:
@@ -98,7 +104,7 @@ def _detected(path: Path) -> str:
         raise RequestError(f"{path}: expected tokenizer.json and model.safetensors in the folder, found neither or one")
     try:
         with path.open("rb") as file:
-            head = file.read(4096)
+            head = file.read(_HEAD_BYTES)
     except OSError as error:
         raise RequestError(f"{path}: expected a model to export, found: {error.strerror}") from error
     first, _, rest = head.partition(b"\n")
@@ -107,9 +113,10 @@ def _detected(path: Path) -> str:
             f"{path}: expected a word2vec header of two numbers or a model folder, found {first[:40]!r}; "
             "name the format with --format"
         )
-    # A text row is the word and its numbers; a binary one has bytes after the word that are no number.
-    fields = rest.partition(b"\n")[0].split(b" ")[1:3]
-    return "word2vec-text" if fields and all(map(_is_number, fields)) else "word2vec-binary"
+    # A text row ends in its numbers; a binary one has bytes after the word that are none.
+    row, newline, _ = rest.partition(b"\n")
+    fields = row.split()[1:] if newline or len(head) < _HEAD_BYTES else row.split()[1:-1]
+    return "word2vec-text" if fields and all(map(_is_number, fields[-2:])) else "word2vec-binary"
 
 
 def _is_number(field: bytes) -> bool:

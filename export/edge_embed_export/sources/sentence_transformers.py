@@ -61,21 +61,25 @@ def _token_table(path: Path) -> NDArray[np.float32]:
             names = [name for name in file.keys() if _TOKEN_TABLE.fullmatch(name)]  # noqa: SIM118, it is no mapping
             if len(names) != 1:
                 raise RequestError(f"{path}: expected one tensor word_embeddings.weight, found {len(names)}")
+            # numpy has no bfloat16 and no float8, and says so by TypeError or AttributeError.
             table = file.get_tensor(names[0])
-    except (OSError, SafetensorError) as error:
-        raise RequestError(f"{path}: expected a safetensors file, found: {error}") from error
-    if table.ndim != 2 or not np.isfinite(table).all():
+    except (OSError, SafetensorError, TypeError, AttributeError) as error:
+        raise RequestError(f"{path}: expected a safetensors file of numbers that numpy has, found: {error}") from error
+    with np.errstate(over="ignore"):
+        table = table.astype(np.float32, copy=False)
+    if table.ndim != 2 or not table.size or not np.isfinite(table).all():
         raise RequestError(f"{path}: {names[0]}: expected a matrix of finite numbers, found shape {table.shape}")
-    return np.ascontiguousarray(table, np.float32)
+    return np.ascontiguousarray(table)
 
 
 def _tokens(path: Path, definition: bytes, rows: int) -> list[str]:
-    """Return the token of each row, in the order of their ids."""
+    """Return the token of each row, in the order of their ids; each is Unicode text."""
     try:
         vocabulary = json.loads(definition)["model"]["vocab"]
         tokens = sorted(vocabulary, key=vocabulary.__getitem__)
         ids = [vocabulary[token] for token in tokens]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        "".join(tokens).encode("utf-8")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RequestError(f"{path}: expected a tokenizer with a vocabulary of ids, found: {error!r}") from error
     if ids != list(range(rows)):
         raise RequestError(

@@ -42,6 +42,7 @@ def read_word2vec_binary(path: Path) -> Source:
     return _source(path, keys, vectors)
 
 
+@np.errstate(over="ignore")  # a number too large for float32 becomes infinity, which is refused by its row
 def read_word2vec_text(path: Path) -> Source:
     """Read the text format; see :func:`edge_embed_export.sources.read_source`."""
     data = path.read_bytes()
@@ -55,7 +56,8 @@ def read_word2vec_text(path: Path) -> Source:
     for row, line in enumerate(lines):
         word, *numbers = line.rstrip().rsplit(b" ", dimensions)
         try:
-            vectors[row] = np.array(numbers, dtype=np.float32)
+            # With the length of the row: a single number would be spread over all of it.
+            vectors[row] = np.array(numbers, dtype=np.float32).reshape(dimensions)
         except ValueError as error:
             raise RequestError(f"{path}: row {row}: expected {dimensions} numbers, found {line[:60]!r}") from error
         keys.append(word)
