@@ -34,7 +34,6 @@ WRAPPED = {
     "tokenizers": ["edge_embed/text.py"],
     "onnx": ["export/edge_embed_export/graphs/onnx.py"],
     "safetensors": ["export/edge_embed_export/sources/sentence_transformers.py"],
-    "tqdm": ["export/edge_embed_export/progress.py"],
 }
 
 

@@ -14,6 +14,7 @@ from edge_embed.commands import Command
 from edge_embed.engines import FORMATS, load_engine
 from edge_embed.errors import EdgeEmbedError, MissingExtraError
 from edge_embed.memory import format_size
+from edge_embed.progress import Progress
 from edge_embed.runtime import Runtime
 from edge_embed_bundle.bundle import Bundle
 from edge_embed_bundle.manifest import Graph, Model
@@ -66,9 +67,11 @@ def _verify(arguments: argparse.Namespace) -> int:
     """Check digests, then golden answers, then each graph on its engine; stop at the first layer that fails."""
     folder = _folder(arguments.path)
     checks: list[dict[str, object]] = []
+    progress = Progress(shown=False) if arguments.json else Progress()
     try:
         with Bundle.open(folder) as bundle:
-            bundle.verify()
+            with progress.task("verifying", bundle.manifest.size_bytes) as advance:
+                bundle.verify(advance)
             checks.append({"check": f"digests of {len(bundle.manifest.blobs)} files", "passed": True})
         with Runtime(folder, verify=False) as runtime:
             for outcome in runtime.check_golden():

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from edge_embed.commands import Command
 from edge_embed.probing import probe
+from edge_embed.progress import Progress
 from edge_embed_bundle.bundle import Bundle
 from edge_embed_bundle.state import State
 from edge_embed_bundle.store import Store
@@ -23,7 +24,10 @@ def _install(arguments: argparse.Namespace) -> int:
     store = Store(arguments.store)
     with Bundle.open(arguments.bundle) as bundle:
         identity, manifest = bundle.id, bundle.manifest
-    verdict = store.install(arguments.bundle, probe, retry=arguments.retry)
+    progress = Progress(shown=False) if arguments.json else Progress()
+    # The source is read, missing blobs are copied, and what stands in the store is read again.
+    with progress.task(f"installing {manifest.name} {manifest.version}", 3 * manifest.size_bytes) as advance:
+        verdict = store.install(arguments.bundle, probe, retry=arguments.retry, progress=advance)
     if arguments.json:
         print(
             json.dumps(

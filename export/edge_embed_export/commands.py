@@ -10,11 +10,11 @@ from pathlib import Path
 from edge_embed.commands import Command
 from edge_embed.errors import RequestError
 from edge_embed.memory import format_size, parse_size
+from edge_embed.progress import SILENT, Progress
 from edge_embed_bundle.bundle import Bundle
 from edge_embed_bundle.manifest import LatencyBudget
 from edge_embed_export.demo import run_demo
 from edge_embed_export.exporter import DEFAULT_BOARD, GRAPH_FORMATS, Options, Report, export
-from edge_embed_export.progress import SILENT, Progress
 from edge_embed_export.sources import read_source, readers
 
 

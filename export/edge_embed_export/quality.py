@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_embed_export.progress import Progress
+from edge_embed.progress import Progress
 
 SAMPLE_QUERIES = 1000
 NEIGHBOURS = 10
