@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from edge_embed.codecs import mapped
 from edge_embed.errors import BundleError, RequestError
 from edge_embed.table import Table
 from edge_embed_bundle.bundle import Bundle
-from edge_embed_bundle.manifest import Golden
+from edge_embed_bundle.manifest import OPERATIONS, Golden
 
 if TYPE_CHECKING:
     from edge_embed.serving import Serving
@@ -42,9 +43,10 @@ class Outcome:
         )
 
 
-def check_golden(serving: Serving) -> list[Outcome]:
-    """Ask every golden question and return how the answers compare."""
-    return [_compared(serving.bundle, golden, _answer(serving, golden)) for golden in serving.bundle.manifest.golden]
+def check_golden(serving: Serving, operations: Sequence[str] = OPERATIONS) -> list[Outcome]:
+    """Ask every golden question of some operations and return how the answers compare."""
+    questions = [golden for golden in serving.bundle.manifest.golden if golden.operation in operations]
+    return [_compared(serving.bundle, golden, _answer(serving, golden)) for golden in questions]
 
 
 def check_engine(bundle: Bundle, table: Table, engine: str) -> None:

@@ -28,7 +28,7 @@ from edge_embed.space import Stamped, comparable
 from edge_embed.table import UNKNOWN_POLICIES, Neighbours, Table
 from edge_embed_bundle.bundle import Bundle
 from edge_embed_bundle.errors import BundleError, DigestError, EmptyStoreError
-from edge_embed_bundle.manifest import MANIFEST_NAME, Manifest, Space
+from edge_embed_bundle.manifest import MANIFEST_NAME, OPERATIONS, Manifest, Space
 from edge_embed_bundle.slots import SlotWatch, generation_folder, is_store
 
 if TYPE_CHECKING:
@@ -190,11 +190,15 @@ class Runtime:
         """Return a table of the generation that answers now; it does not follow the store."""
         return self._current().table(model)
 
-    def check_golden(self) -> list[Outcome]:
-        """Ask every golden question of the generation that answers now."""
+    def check_golden(self, operations: Sequence[str] = OPERATIONS) -> list[Outcome]:
+        """Ask the golden questions of the generation that answers now, all or those of some operations.
+
+        Raises:
+            MissingExtraError: a question needs a package that is not installed.
+        """
         from edge_embed.golden import check_golden
 
-        return check_golden(self._current())
+        return check_golden(self._current(), operations)
 
     def close(self) -> None:
         """Let go of the bundle."""

@@ -17,7 +17,7 @@ from edge_embed.memory import format_size
 from edge_embed.progress import Progress
 from edge_embed.runtime import Runtime
 from edge_embed_bundle.bundle import Bundle
-from edge_embed_bundle.manifest import Graph, Model
+from edge_embed_bundle.manifest import OPERATIONS, Graph, Model
 from edge_embed_bundle.slots import is_store
 from edge_embed_bundle.store import Store
 
@@ -74,9 +74,8 @@ def _verify(arguments: argparse.Namespace) -> int:
                 bundle.verify(advance)
             checks.append({"check": f"digests of {len(bundle.manifest.blobs)} files", "passed": True})
         with Runtime(folder, verify=False) as runtime:
-            for outcome in runtime.check_golden():
-                found = {**asdict(outcome), "worst_difference": _finite(outcome.worst_difference)}
-                checks.append({"check": str(outcome), "passed": outcome.passed, **found})
+            for operation in OPERATIONS:
+                checks += _golden_checks(runtime, operation)
             for model in runtime.manifest.models:
                 checks += [_graph_check(runtime, folder, model, graph) for graph in model.graphs]
     except EdgeEmbedError as error:
@@ -89,6 +88,22 @@ def _verify(arguments: argparse.Namespace) -> int:
             word = {True: "ok", False: "FAILED", None: "skipped"}[check["passed"]]  # type: ignore[index]
             print(f"{word:8} {check['check']}")
     return 0 if passed else 1
+
+
+def _golden_checks(runtime: Runtime, operation: str) -> list[dict[str, object]]:
+    try:
+        outcomes = runtime.check_golden([operation])
+    except MissingExtraError as error:
+        return [{"check": str(error), "passed": None}]
+    return [
+        {
+            "check": str(outcome),
+            "passed": outcome.passed,
+            **asdict(outcome),
+            "worst_difference": _finite(outcome.worst_difference),
+        }
+        for outcome in outcomes
+    ]
 
 
 def _graph_check(runtime: Runtime, folder: Path, model: Model, graph: Graph) -> dict[str, object]:
