@@ -478,7 +478,7 @@ class Manifest(NamedTuple):
             fields.named("blobs", Blob.read, pattern=_FILE_NAME),
             requirements,
             fields.nested("budgets", Budgets.read),
-            fields.named("quality", Fields.rest),
+            fields.named("quality", Fields.rest, pattern=_NAME),
             fields.listed("golden", Golden.read),
             fields.text("parent", pattern=HEX_DIGEST) if fields.has("parent") else None,
             fields.rest(),

@@ -58,13 +58,14 @@ class BundleWriter:
     """Builds a bundle beside its target and moves it there when it is whole. Use as a context manager."""
 
     def __init__(self, target: Path, *, replace: bool = False, fs: FsOps | None = None) -> None:
-        self.target = target
-        #: Where the files stand until ``finish``; graphs can be run from here.
-        self.partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
+        # A target of "." has no name of its own to put a partial folder beside.
+        self.target = target if target.name else target.absolute()
         self._replace = replace
+        self._check_target()
+        #: Where the files stand until ``finish``; graphs can be run from here.
+        self.partial = self.target.with_name(f".{self.target.name}.partial-{os.getpid()}")
         self._fs: FsOps = OsFs() if fs is None else fs
         self._blobs: dict[str, Blob] = {}
-        self._check_target()
 
     def blob(self, name: str, write: Callable[[BlobWriter], None]) -> None:
         """Create the blob ``name`` and let ``write`` fill it."""

@@ -1,0 +1,89 @@
+"""``check`` sets promises beside measurements: which lines there are, which of them hold, and what stops it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge_embed.errors import BundleError, StoreError
+from edge_embed_bundle.manifest import Budgets, LatencyBudget
+from edge_embed_bundle.store import Store
+from edge_embed_devices.checking import Line, _latency_lines, _memory_lines, check
+from edge_embed_devices.profiles import board_named
+from tests.fakes.probes import FakeProbe
+
+BUDGETS = Budgets("pi-4", 1000, {"lookup": LatencyBudget(100, 300), "search": LatencyBudget(5000, 9000)})
+
+
+def _found(**operations: tuple[float, float]) -> dict[str, Any]:
+    return {"operations": {name: {"p50_us": p50, "p99_us": p99} for name, (p50, p99) in operations.items()}}
+
+
+@pytest.mark.parametrize(("on_board", "within"), [(99.0, True), (100.0, True), (100.01, False), (float("nan"), False)])
+def test_a_promise_holds_up_to_its_bound_on_the_board(on_board: float, within: bool) -> None:
+    assert Line("lookup p50", "us", 100, 1.0, on_board).within is within
+
+
+def test_latency_has_a_line_for_each_percentile_of_each_operation_that_was_measured() -> None:
+    lines = _latency_lines(_found(lookup=(10, 400), dance=(1, 1)), BUDGETS, 1.0)
+    assert lines == [Line("lookup p50", "us", 100, 10, 10), Line("lookup p99", "us", 300, 400, 400)]
+    assert [line.within for line in lines] == [True, False]
+
+
+def test_latency_on_a_slower_board_is_judged_by_the_estimate_and_shown_beside_the_measurement() -> None:
+    lines = _latency_lines(_found(search=(1000, 2000)), BUDGETS, 5.0)
+    assert lines == [Line("search p50", "us", 5000, 1000, 5000), Line("search p99", "us", 9000, 2000, 10_000)]
+    assert [line.within for line in lines] == [True, False]
+
+
+def test_memory_is_judged_alone_by_the_budget_and_with_all_blobs_by_the_boards_ram() -> None:
+    board = board_named("pi-4")
+    private, everything = _memory_lines({"private_bytes": 1001}, BUDGETS, board.ram_bytes - 1001, board)
+    assert (private.budget, private.measured, private.within) == (1000, 1001, False)
+    assert (everything.budget, everything.on_board, everything.within) == (board.ram_bytes, board.ram_bytes, True)
+
+
+def test_a_bundle_and_the_store_that_serves_it_are_checked_alike(bundle: Path, tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    store.install(bundle, FakeProbe())
+    names = []
+    for path in (bundle, store.path):
+        lines = check(path, board_named("pi-zero-2w"))
+        names.append([line.name for line in lines])
+        assert all(line.within for line in lines), lines
+        assert all(line.on_board >= line.measured > 0 for line in lines)
+    assert names[0] == names[1]
+    operations = ("lookup", "encode", "search")
+    assert names[0][2:] == [f"{name} {percentile}" for name in sorted(operations) for percentile in ("p50", "p99")]
+
+
+def test_a_bundle_that_is_damaged_is_not_measured(damageable: Path) -> None:
+    (damageable / "table.bin").write_bytes(bytes((damageable / "table.bin").stat().st_size))
+    with pytest.raises(BundleError, match=r"table\.bin: expected sha256"):
+        check(damageable, board_named("pi-4"))
+
+
+def test_what_cannot_be_opened_is_not_measured(bundle: Path, tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    store.install(bundle, FakeProbe())
+    for blob in store.active().iterdir():
+        blob.unlink()
+    with pytest.raises(BundleError):
+        check(store.path, board_named("pi-4"))
+    with pytest.raises((BundleError, StoreError)):
+        check(tmp_path, board_named("pi-4"))
+
+
+def test_a_bundle_that_gives_a_wrong_answer_is_not_measured(bundle: Path, tmp_path: Path) -> None:
+    # A store's generation was verified when it was installed; what the flash did to it since is found by its answers.
+    store = Store(tmp_path / "store")
+    store.install(bundle, FakeProbe())
+    golden = store.active() / "golden.bin"
+    golden.chmod(0o644)
+    data = bytearray(golden.read_bytes())
+    data[3] ^= 1
+    golden.write_bytes(data)
+    with pytest.raises(BundleError, match="expected the golden answers, found: lookup of 16 golden questions"):
+        check(store.path, board_named("pi-4"))

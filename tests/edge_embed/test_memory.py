@@ -1,0 +1,93 @@
+"""Sizes as people write them, and the memory of this very process."""
+
+from __future__ import annotations
+
+import mmap
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_embed import memory
+from edge_embed.errors import RequestError
+from edge_embed.memory import format_size, parse_size
+
+
+@pytest.mark.parametrize(
+    ("text", "size_bytes"),
+    [
+        ("0", 0),
+        ("1000000", 10**6),
+        (4096, 4096),
+        ("64MiB", 64 * 2**20),
+        ("64mib", 64 * 2**20),
+        (" 64 MiB ", 64 * 2**20),
+        ("1.5GB", 1_500_000_000),
+        ("1.5 GiB", 3 * 2**29),
+        ("7B", 7),
+        ("2KB", 2000),
+        ("2KiB", 2048),
+        ("0.5KiB", 512),
+    ],
+)
+def test_a_size_is_a_number_and_a_unit(text: str | int, size_bytes: int) -> None:
+    assert parse_size(text) == size_bytes
+
+
+@pytest.mark.parametrize(
+    "text", ["", " ", "MiB", "64 M", "64MiB more", "-1", "+1", "1,5GB", "1e6", ".5GB", "٣MiB", "nan"]
+)
+def test_what_is_no_size_is_refused_with_examples_of_one(text: str) -> None:
+    with pytest.raises(RequestError, match="expected a size like 64MiB"):
+        parse_size(text)
+
+
+def test_a_size_of_more_digits_than_any_memory_has_is_refused() -> None:
+    with pytest.raises(RequestError, match="expected a size like"):
+        parse_size("9" * 400)
+
+
+@given(st.integers(0, 2**49))
+def test_a_plain_number_is_read_to_the_last_byte(size_bytes: int) -> None:
+    assert parse_size(str(size_bytes)) == size_bytes
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "text"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1.0 KiB"),
+        (1536, "1.5 KiB"),
+        (2**20, "1.0 MiB"),
+        (31.4 * 2**20, "31.4 MiB"),
+        (5 * 2**30, "5.0 GiB"),
+        (3 * 2**40, "3072.0 GiB"),
+        (-1536, "-1.5 KiB"),
+    ],
+)
+def test_a_size_is_shown_with_one_decimal_in_the_largest_unit_that_fits(size_bytes: float, text: str) -> None:
+    assert format_size(size_bytes) == text
+
+
+@given(st.integers(0, 2**48))
+def test_a_size_that_was_shown_can_be_read_again(size_bytes: int) -> None:
+    assert parse_size(format_size(size_bytes)) == pytest.approx(size_bytes, rel=0.06)
+
+
+def test_what_is_written_is_private_and_what_is_read_from_a_file_is_mapped(tmp_path: Path) -> None:
+    size_bytes = 32 * 2**20
+    file = tmp_path / "file"
+    file.write_bytes(bytes(size_bytes))
+    start = memory.current()
+    with mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as written:
+        written.write(b"\1" * size_bytes)
+        after_writing = memory.current()
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as read:
+        before_reading = memory.current()
+        assert read.find(b"\1") == -1
+        after_reading = memory.current()
+    assert after_writing.private_bytes - start.private_bytes > 0.9 * size_bytes
+    assert after_reading.mapped_bytes - before_reading.mapped_bytes > 0.9 * size_bytes
+    assert after_reading.private_bytes - before_reading.private_bytes < 0.1 * size_bytes

@@ -1,0 +1,111 @@
+"""The probe: a child process that reports, and a judge who sees nothing but the report and the budgets."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge_embed.probing import ProbeCrashError, judge, probe, report
+from edge_embed_bundle.manifest import Budgets, LatencyBudget
+
+BUDGETS = Budgets("pi-4", 64 * 2**20, {"lookup": LatencyBudget(100, 500), "search": LatencyBudget(1000, 5000)})
+
+FINE: dict[str, Any] = {
+    "golden": [
+        {"operation": "lookup", "passed": True, "text": "lookup is right"},
+        {"operation": "search", "passed": True, "text": "search is right"},
+    ],
+    "memory": {"private_bytes": 64 * 2**20, "mapped_bytes": 2**40},
+    "operations": {
+        "lookup": {"p50_us": 100.0, "p99_us": 500.0, "calls": 9},
+        "search": {"p50_us": 1.0, "p99_us": 1.0, "calls": 9},
+    },
+}
+
+
+def _found(*path: str | int, value: Any) -> dict[str, Any]:
+    """Return the fine report with one value changed."""
+    changed = deepcopy(FINE)
+    place: Any = changed
+    for step in path[:-1]:
+        place = place[step]
+    place[path[-1]] = value
+    return changed
+
+
+def test_what_meets_every_budget_to_the_last_byte_passes_with_its_report() -> None:
+    verdict = judge(FINE, BUDGETS)
+    assert verdict.passed and not verdict.crashed
+    assert verdict.reason == "" and verdict.report == FINE
+
+
+@pytest.mark.parametrize(
+    ("found", "reason"),
+    [
+        ({"error": "expected a bundle, found none"}, "expected a bundle, found none"),
+        (_found("golden", 1, value={"passed": False, "text": "search is wrong"}), "search is wrong"),
+        (
+            _found("memory", "private_bytes", value=65 * 2**20),
+            "expected at most 64.0 MiB of private memory, found 65.0 MiB",
+        ),
+        (
+            _found("operations", "lookup", "p50_us", value=100.5),
+            "expected lookup within 100 us at p50, found 100.5 us",
+        ),
+        (
+            _found("operations", "search", "p99_us", value=5001.0),
+            "expected search within 5000 us at p99, found 5001 us",
+        ),
+    ],
+)
+def test_a_miss_is_final_and_named_with_what_was_expected_and_found(found: dict[str, Any], reason: str) -> None:
+    verdict = judge(found, BUDGETS)
+    assert not verdict.passed and not verdict.crashed
+    assert verdict.reason == reason
+
+
+def test_every_miss_is_named_not_the_first_alone() -> None:
+    found = _found("operations", "lookup", value={"p50_us": 101.0, "p99_us": 501.0, "calls": 9})
+    found["memory"]["private_bytes"] = 2**30
+    found["golden"][0].update(passed=False, text="lookup is wrong")
+    reason = judge(found, BUDGETS).reason
+    assert [part.split(" ")[0:2] for part in reason.split("; ")] == [
+        ["lookup", "is"],
+        ["expected", "at"],
+        ["expected", "lookup"],
+        ["expected", "lookup"],
+    ]
+
+
+def test_mapped_memory_and_operations_without_a_budget_are_not_judged() -> None:
+    found = _found("operations", value={"encode": {"p50_us": 1e9, "p99_us": 1e9, "calls": 1}})
+    assert judge(found, BUDGETS).passed
+
+
+def test_a_real_bundle_is_probed_in_a_process_of_its_own_and_passes(bundle: Path) -> None:
+    verdict = probe(bundle)
+    assert verdict.passed, verdict.reason
+    assert {outcome["operation"] for outcome in verdict.report["golden"]} == {"lookup", "encode", "search"}
+    assert verdict.report["operations"].keys() == {"lookup", "encode", "search"}
+    for latency in verdict.report["operations"].values():
+        assert 0 < latency["p50_us"] <= latency["p99_us"]
+    assert verdict.report["memory"]["private_bytes"] > 2**20
+
+
+def test_a_folder_that_is_no_bundle_is_reported_as_an_error(tmp_path: Path) -> None:
+    found = report(tmp_path / "nothing-here")
+    assert "nothing-here" in found["error"]
+    assert not judge(found, BUDGETS).passed
+
+
+def test_a_child_that_dies_is_a_crash_which_may_be_tried_again(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # An interpreter without its library dies before it has read a line of ours.
+    monkeypatch.setenv("PYTHONHOME", "/nonexistent")
+    verdict = probe(bundle)
+    assert not verdict.passed and verdict.crashed
+    assert str(bundle) in verdict.reason and "ended with status" in verdict.reason
+    with pytest.raises(ProbeCrashError):
+        report(bundle)

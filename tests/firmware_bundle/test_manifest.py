@@ -1,0 +1,198 @@
+"""The manifest's gate: whatever stands in the file, it becomes a whole Manifest or an error that says where."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edge_embed_bundle import strict_json
+from edge_embed_bundle.errors import BundleError, ManifestError, UnsupportedFormatError
+from edge_embed_bundle.manifest import (
+    CODEC_TENSORS,
+    FEATURES,
+    ITEM_BYTES,
+    MANIFEST_NAME,
+    SECTION_BYTES,
+    Manifest,
+    Tensor,
+)
+from tests.making import make_bundle, small_text_source
+
+
+@pytest.fixture(scope="module")
+def data(bundle: Path) -> bytes:
+    """The bytes of a good manifest."""
+    return (bundle / MANIFEST_NAME).read_bytes()
+
+
+def _parse(value: Any) -> Manifest:
+    return Manifest.parse(strict_json.dumps(value), source="manifest.json")
+
+
+def test_a_manifest_that_is_read_is_written_byte_for_byte(data: bytes) -> None:
+    manifest = Manifest.parse(data, source=MANIFEST_NAME)
+    assert manifest.to_bytes() == data
+    assert Manifest.parse(manifest.to_bytes(), source=MANIFEST_NAME) == manifest
+
+
+def test_a_manifest_with_all_its_optional_parts_is_written_byte_for_byte(tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
+    made = make_bundle(tmp_path / "text", source=small_text_source(), collection=("word1 word2", "word3"))
+    full = made.manifest._replace(parent="0" * 64, extra={"note": [1, {"b": None}]})
+    again = Manifest.parse(full.to_bytes(), source=MANIFEST_NAME)
+    assert again == full and again.parent == "0" * 64
+    assert [model.name for model in again.models] == ["table", "collection"]
+
+
+def test_fields_that_this_reader_does_not_know_survive_at_every_level(data: bytes) -> None:
+    newer = json.loads(data)
+    levels = 0
+    for place, value in [((), newer), *_places(newer)]:
+        # An object of names (blobs, tensors, ...) holds what it names and no fields.
+        if isinstance(value, dict) and place[-1:] not in (("blobs",), ("quality",), ("tensors",), ("operations",)):
+            value["x-later"] = {"kind": "unknown", "list": [1, 2.5, None, "text"], "deep": {"a": {}}}
+            levels += 1
+    assert levels > 20
+    assert json.loads(_parse(newer).to_bytes()) == newer
+
+
+@pytest.mark.parametrize(
+    "place", [("budgets", "board"), ("parent",), ("models", 0, "key_index"), ("models", 0, "text")]
+)
+def test_null_stands_for_an_optional_part_that_is_absent(data: bytes, place: tuple[str | int, ...]) -> None:
+    value = json.loads(data)
+    _set(value, place, None)
+    manifest = _parse(value)
+    found = {
+        "board": manifest.budgets.board,
+        "parent": manifest.parent,
+        "key_index": manifest.models[0].key_index,
+        "text": manifest.models[0].text,
+    }
+    assert found[str(place[-1])] is None
+    assert json.loads(manifest.to_bytes()) == value
+
+
+def test_every_field_but_the_optional_ones_is_needed(data: bytes) -> None:
+    optional = {("parent",), ("budgets", "board"), ("models", 0, "key_index"), ("models", 0, "text")}
+    for place, _ in _places(json.loads(data)):
+        if place in optional or not isinstance(place[-1], str) or place[0] == "quality":
+            continue
+        value = json.loads(data)
+        _set(value, place, ABSENT)
+        free = {("tensors", "norms"), ("operations", place[-1])}
+        if tuple(place[-2:]) in free:
+            _parse(value)
+            continue
+        with pytest.raises(ManifestError, match=r"found nothing there|expected a file of this bundle"):
+            _parse(value)
+
+
+def test_names_and_sizes_of_what_is_held_can_be_asked_for(data: bytes, bundle: Path) -> None:
+    manifest = Manifest.parse(data, source=MANIFEST_NAME)
+    assert manifest.size_bytes == sum((bundle / name).stat().st_size for name in manifest.blobs)
+    table = manifest.model("table")
+    assert table is not None and table.rows == 64
+    assert manifest.model("other") is None
+    assert Tensor("a", 0, "uint16", (3, 4)).size_bytes == 24
+
+
+def test_a_newer_format_and_an_unknown_feature_tell_the_operator_to_update(data: bytes) -> None:
+    for place, new in ((("format",), 2), (("requirements", "features"), ["codec-int8", "codec-pq"])):
+        value = json.loads(data)
+        _set(value, place, new)
+        with pytest.raises(UnsupportedFormatError, match="update edge-embed on this board"):
+            _parse(value)
+
+
+def test_every_codec_is_a_feature_of_this_reader() -> None:
+    assert {f"codec-{codec}" for codec in CODEC_TENSORS} <= FEATURES
+
+
+def test_an_empty_table_of_no_keys_is_a_table(data: bytes) -> None:
+    value = json.loads(data)
+    (model,) = value["models"]
+    model["rows"] = 0
+    for name, shape in {"rows": [0, 16], "scales": [0], "norms": [0], "key_offsets": [1], "key_bytes": [0]}.items():
+        model["tensors"][name]["shape"] = shape
+    assert _parse(value).models[0].tensors["rows"].size_bytes == 0
+
+
+TEXTS = st.text(st.characters(codec="utf-8"), max_size=8)
+NUMBERS = st.integers(1 - 2**63, 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False)
+JSON = st.recursive(
+    st.none() | st.booleans() | NUMBERS | TEXTS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
+    max_leaves=6,
+)
+ABSENT = object()
+
+
+@settings(max_examples=400, deadline=None)
+@given(data=st.data())
+def test_a_manifest_with_random_values_at_random_places_is_whole_or_refused(data: st.DataObject, bundle: Path) -> None:
+    value = json.loads((bundle / MANIFEST_NAME).read_bytes())
+    places = [place for place, _ in _places(value)]
+    there = [item for _, item in _places(value)]
+    for place in data.draw(st.lists(st.sampled_from(places), min_size=1, max_size=4)):
+        # A value from another place of the same manifest comes nearer to being right than a random one.
+        new = data.draw(JSON | st.sampled_from(there) | st.just(ABSENT) | st.integers(-1, 70))
+        with suppress(KeyError, IndexError, TypeError):
+            _set(value, place, new if new is ABSENT else copy.deepcopy(new))
+    _is_whole_or_refused(strict_json.dumps(value))
+
+
+@settings(max_examples=400, deadline=None)
+@given(data=st.data())
+def test_a_manifest_with_random_bytes_at_random_places_is_whole_or_refused(data: st.DataObject, bundle: Path) -> None:
+    document = bytearray((bundle / MANIFEST_NAME).read_bytes())
+    pieces = st.binary(max_size=4) | st.sampled_from([b'"', b"{", b"}", b"[", b"]", b",", b":", b"0", b"-", b"1e999"])
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(document)))
+        document[at : at + data.draw(st.integers(0, 8))] = data.draw(pieces)
+    _is_whole_or_refused(bytes(document))
+
+
+def _is_whole_or_refused(document: bytes) -> None:
+    try:
+        manifest = Manifest.parse(document, source="some/manifest.json")
+    except BundleError as error:
+        assert str(error).startswith("some/manifest.json: ") and str(error).isprintable()
+        return
+    assert Manifest.parse(manifest.to_bytes(), source="again") == manifest
+    for name in manifest.blobs:
+        assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) and name != MANIFEST_NAME
+    tensors = [tensor for model in manifest.models for tensor in model.tensors.values()]
+    for tensor in (*tensors, *(golden.expected for golden in manifest.golden)):
+        assert tensor.offset_bytes % SECTION_BYTES == 0 and all(size >= 0 for size in tensor.shape)
+        end = tensor.offset_bytes + ITEM_BYTES[tensor.dtype] * prod(tensor.shape)
+        assert end <= manifest.blobs[tensor.blob].size_bytes
+    for model in manifest.models:
+        assert set(CODEC_TENSORS[model.codec]) <= set(model.tensors)
+        assert all(graph.blob in manifest.blobs for graph in model.graphs)
+
+
+def _places(value: Any, place: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Any]]:
+    steps = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for step, item in steps:
+        yield (*place, step), item
+        yield from _places(item, (*place, step))
+
+
+def _set(value: Any, place: tuple[str | int, ...], new: Any) -> None:
+    for step in place[:-1]:
+        value = value[step]
+    if new is ABSENT:
+        del value[place[-1]]
+    else:
+        value[place[-1]] = new

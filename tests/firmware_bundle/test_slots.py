@@ -1,0 +1,192 @@
+"""Two slots, one record in force: no bit, no cut and no other process makes it unclear which."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_embed_bundle.errors import EmptyStoreError, StateError
+from edge_embed_bundle.fsops import OsFs
+from edge_embed_bundle.slots import (
+    SLOT_BYTES,
+    SLOT_NAMES,
+    Slots,
+    SlotWatch,
+    generation_folder,
+    is_store,
+    pack,
+    unpack,
+)
+from edge_embed_bundle.state import REFUSED_CEILING, TRIES, State
+
+# A generation is named by a sha256; 64 zeros are how a slot spells that there is none.
+NAMES = st.binary(min_size=32, max_size=32).filter(any).map(bytes.hex)
+STATES = st.builds(
+    State,
+    sequence=st.integers(0, 2**64 - 1),
+    active=st.none() | NAMES,
+    previous=st.none() | NAMES,
+    trial=st.none() | NAMES,
+    tries_left=st.integers(0, TRIES),
+    refused=st.lists(NAMES, max_size=REFUSED_CEILING).map(tuple),
+)
+A, B = "a" * 64, "b" * 64
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A store's folder with both slots in their first state."""
+    Slots(tmp_path).create(OsFs())
+    return tmp_path
+
+
+def _bytes(folder: Path) -> list[bytes]:
+    return [(folder / name).read_bytes() for name in SLOT_NAMES]
+
+
+@given(STATES)
+def test_a_record_is_one_sector_and_is_read_as_it_was_written(state: State) -> None:
+    data = pack(state)
+    assert len(data) == SLOT_BYTES == 512
+    assert unpack(data) == state
+
+
+@given(STATES, st.integers(0, SLOT_BYTES * 8 - 1))
+def test_a_record_with_a_flipped_bit_is_none(state: State, bit: int) -> None:
+    data = bytearray(pack(state))
+    data[bit // 8] ^= 1 << bit % 8
+    assert unpack(bytes(data)) is None
+
+
+def test_every_single_flipped_bit_of_a_full_record_is_seen() -> None:
+    full = State(7, A, B, "c" * 64, 2, tuple(f"{i:064x}" for i in range(1, REFUSED_CEILING + 1)))
+    good = pack(full)
+    for bit in range(SLOT_BYTES * 8):
+        data = bytearray(good)
+        data[bit // 8] ^= 1 << bit % 8
+        assert unpack(bytes(data)) is None
+
+
+@given(STATES, st.integers(0, SLOT_BYTES - 1), st.binary(min_size=1, max_size=9))
+def test_a_record_that_is_too_short_or_too_long_is_none(state: State, length: int, more: bytes) -> None:
+    data = pack(state)
+    assert unpack(data[:length]) is None
+    assert unpack(data + more) is None
+
+
+@given(st.binary(min_size=SLOT_BYTES, max_size=SLOT_BYTES))
+def test_random_bytes_are_no_record(data: bytes) -> None:
+    assert unpack(data) is None
+
+
+def test_an_erased_sector_is_no_record() -> None:
+    assert unpack(bytes(SLOT_BYTES)) is None
+    assert unpack(b"\xff" * SLOT_BYTES) is None
+
+
+def test_new_slots_hold_the_first_state_and_make_the_folder_a_store(folder: Path, tmp_path: Path) -> None:
+    assert Slots(folder).read() == State()
+    assert is_store(folder) and not is_store(tmp_path / "elsewhere")
+    assert generation_folder(folder, A) == folder / "generations" / A
+
+
+def test_only_the_slot_that_is_not_in_force_is_written(folder: Path) -> None:
+    slots, fs = Slots(folder), OsFs()
+    state = slots.read()
+    for _ in range(5):
+        before = _bytes(folder)
+        in_force = before.index(pack(state))
+        state = replace(state, sequence=state.sequence + 1, active=A)
+        slots.write(state, fs)
+        after = _bytes(folder)
+        assert after[in_force] == before[in_force]
+        assert after[1 - in_force] == pack(state)
+        assert slots.read() == state
+
+
+def test_a_write_that_was_cut_anywhere_leaves_the_older_record_in_force(folder: Path) -> None:
+    slots, fs = Slots(folder), OsFs()
+    slots.write(State(1, active=A), fs)
+    old = slots.read()
+    (idle,) = (name for name in SLOT_NAMES if (folder / name).read_bytes() != pack(old))
+    torn, new = (folder / idle).read_bytes(), pack(State(2, active=B))
+    for cut_at in range(SLOT_BYTES + 1):
+        (folder / idle).write_bytes(new[:cut_at] + torn[cut_at:])
+        assert slots.read() == (State(2, active=B) if new[cut_at:] == torn[cut_at:] else old)
+    for cut_at in range(SLOT_BYTES):
+        (folder / idle).write_bytes(new[:cut_at])
+        assert slots.read() == old
+    (folder / idle).unlink()
+    assert slots.read() == old
+
+
+def test_a_torn_slot_is_the_next_one_to_be_written(folder: Path) -> None:
+    slots = Slots(folder)
+    slots.write(State(1, active=A), OsFs())
+    (idle,) = (name for name in SLOT_NAMES if (folder / name).read_bytes() != pack(State(1, active=A)))
+    (folder / idle).write_bytes(os.urandom(SLOT_BYTES))
+    slots.write(State(2, active=B), OsFs())
+    assert (folder / idle).read_bytes() == pack(State(2, active=B))
+    assert slots.read() == State(2, active=B)
+
+
+def test_without_a_valid_slot_nothing_is_guessed_and_nothing_written(folder: Path) -> None:
+    for name in SLOT_NAMES:
+        (folder / name).write_bytes(bytes(SLOT_BYTES))
+    for action in (Slots(folder).read, lambda: Slots(folder).write(State(1), OsFs())):
+        with pytest.raises(StateError, match=r"expected a valid record in slot\.0 or slot\.1, found none"):
+            action()
+    assert _bytes(folder) == [bytes(SLOT_BYTES)] * 2
+
+
+CHANGE = """
+import sys
+from pathlib import Path
+from edge_embed_bundle.fsops import OsFs
+from edge_embed_bundle.slots import Slots
+slots = Slots(Path(sys.argv[1]))
+slots.write(slots.read().begin_trial(sys.argv[2]).spend_try().confirm(), OsFs())
+"""
+
+
+def test_a_watch_sees_what_another_process_wrote(folder: Path) -> None:
+    watch = SlotWatch(folder)
+    assert watch.read() == State() and not watch.changed()
+    subprocess.run([sys.executable, "-c", CHANGE, folder, A], check=True)
+    assert watch.changed()
+    assert watch.read().active == A
+    assert not watch.changed()
+    watch.close()
+
+
+def test_a_watch_that_looks_in_the_middle_of_a_write_sees_the_old_record_and_later_the_new_one(folder: Path) -> None:
+    slots = Slots(folder)
+    slots.write(State(1, active=A), OsFs())
+    (idle,) = (name for name in SLOT_NAMES if (folder / name).read_bytes() != pack(State(1, active=A)))
+    watch = SlotWatch(folder)
+    watch.read()
+    new = pack(State(2, active=B))
+    with (folder / idle).open("r+b", buffering=0) as file:
+        file.write(new[:100])
+        assert watch.changed() and watch.read() == State(1, active=A)
+        file.write(new[100:])
+    assert watch.changed() and watch.read() == State(2, active=B)
+    watch.close()
+
+
+def test_a_watch_needs_two_whole_slots(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(EmptyStoreError, match=r"nowhere: expected a store with two state slots, found"):
+        SlotWatch(tmp_path / "nowhere")
+    os.truncate(folder / "slot.1", 100)
+    with pytest.raises(EmptyStoreError, match=r"slot\.1 is not 512 bytes long"):
+        SlotWatch(folder)
+    (folder / "slot.1").unlink()
+    with pytest.raises(EmptyStoreError, match="No such file"):
+        SlotWatch(folder)
