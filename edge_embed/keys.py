@@ -62,7 +62,9 @@ class KeyIndex:
     def _check(self, row: int) -> None:
         # The digest of the slots was the publisher's word; a row past the table must not become a wild read.
         if row >= self._row_count:
-            raise BundleError(f"the key index points to row {row}, the table has {self._row_count}; verify the bundle")
+            raise BundleError(
+                f"index_slots: expected rows below {self._row_count}, found {row}; ask the bundle's publisher"
+            )
 
 
 class KeyNames:
@@ -79,6 +81,12 @@ class KeyNames:
     def __getitem__(self, row: int) -> str:
         """Return the key of a row."""
         start, end = self._offsets[row : row + 2].tolist()
+        # As with the index: the publisher's word, which must not become a silent wrong name.
+        if not start <= end <= len(self._data):
+            raise BundleError(
+                f"key_offsets of row {row}: expected a key within {len(self._data)} bytes, found {start} to {end}; "
+                "ask the bundle's publisher"
+            )
         return bytes(self._data[start:end]).decode("utf-8", "surrogateescape")
 
     def __iter__(self) -> Iterator[str]:

@@ -86,8 +86,9 @@ def _report_here(path: Path) -> dict[str, Any]:
         # The installer has just verified the generation; here it is opened the way it will be served.
         with Runtime(path, verify=False) as runtime:
             golden = [{**asdict(o), "passed": o.passed, "text": str(o)} for o in runtime.check_golden()]
-            costs = measure.costs(runtime)
-            return {"golden": golden, **asdict(costs)}
+            if not all(outcome["passed"] for outcome in golden):
+                return {"golden": golden}
+            return {"golden": golden, **asdict(measure.costs(runtime))}
     except EdgeEmbedError as error:
         return {"error": str(error)}
 

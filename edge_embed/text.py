@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, Self
 
@@ -36,19 +37,30 @@ class HuggingFaceTokenizer:
             import tokenizers
         except ImportError as error:
             raise MissingExtraError.of("tokenizers", "text", "encoding text") from error
-        try:
+        self._source = source
+        with self._faults_are_the_bundles("a tokenizer definition"):
             self._tokenizer = tokenizers.Tokenizer.from_buffer(definition)
-        except Exception as error:  # the package raises bare Exception for every fault of the file
-            raise BundleError(f"{source}: expected a tokenizer definition, found: {error}") from error
-        # Definitions carry the padding and truncation of their training (all-MiniLM pads to 128).
-        self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(max_tokens)
+            # Definitions carry the padding and truncation of their training (all-MiniLM pads to 128).
+            self._tokenizer.no_padding()
+            self._tokenizer.enable_truncation(max_tokens)
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         """See :meth:`Tokenizer.ids`."""
-        if len(texts) == 1:
-            return [self._tokenizer.encode(texts[0], add_special_tokens=False).ids]
-        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+        with self._faults_are_the_bundles("a tokenizer that encodes"):
+            if len(texts) == 1:
+                return [self._tokenizer.encode(texts[0], add_special_tokens=False).ids]
+            encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+            return [encoding.ids for encoding in encodings]
+
+    @contextlib.contextmanager
+    def _faults_are_the_bundles(self, expected: str) -> Iterator[None]:
+        """Turn what the package raises, bare Exception and Rust's panics (a BaseException), into an error of ours."""
+        try:
+            yield
+        except (KeyboardInterrupt, SystemExit, GeneratorExit):
+            raise
+        except BaseException as error:
+            raise BundleError(f"{self._source}: expected {expected}, found: {error}") from error
 
 
 class WhitespaceTokenizer:

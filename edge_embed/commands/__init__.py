@@ -43,6 +43,11 @@ class Command(NamedTuple):
     run: Callable[[argparse.Namespace], int]
 
 
+def printable(text: str) -> str:
+    """Return a stranger's text as a terminal may show it: without control characters that would steer it."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
 class UsageError(EdgeEmbedError):
     """The command line asks for something that is not there."""
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 
 import edge_embed
-from edge_embed.commands import Command
+from edge_embed.commands import Command, printable
 from edge_embed.runtime import Runtime, Vector
 
 
@@ -76,7 +76,7 @@ def _search(arguments: argparse.Namespace) -> int:
             print(json.dumps({"generation": runtime.generation, "space": found.space, "neighbours": neighbours}))
         else:
             for key, score in zip(found.keys, scores, strict=True):
-                print(f"{score:7.4f}  {key}")
+                print(f"{score:7.4f}  {printable(key)}")
     return 0
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from edge_embed.commands import Command
-from edge_embed.engines import FORMATS, load_engine
+from edge_embed.commands import Command, printable
+from edge_embed.engines import engine_of, open_graph
 from edge_embed.errors import EdgeEmbedError, MissingExtraError
 from edge_embed.memory import format_size
 from edge_embed.progress import Progress
@@ -39,7 +39,8 @@ def _inspect(arguments: argparse.Namespace) -> int:
             print(json.dumps({"id": bundle.id, "manifest": json.loads(bundle.manifest_bytes)}))
             return 0
         print(f"{manifest.name} {manifest.version}   {bundle.id}")
-        print(f"space     {manifest.space.id[:12]}  {manifest.space.dimensions} dimensions, {manifest.space.source}")
+        source = printable(manifest.space.source)
+        print(f"space     {manifest.space.id[:12]}  {manifest.space.dimensions} dimensions, {source}")
         for model in manifest.models:
             _print_model(model)
         print(f"memory    {format_size(manifest.requirements.memory_private_bytes)} private beside numpy")
@@ -48,7 +49,8 @@ def _inspect(arguments: argparse.Namespace) -> int:
         for operation, budget in budgets.operations.items():
             print(f"          {operation:7} p50 {budget.p50_us:g} us, p99 {budget.p99_us:g} us")
         for name, quality in manifest.quality.items():
-            print(f"quality   {name}: " + ", ".join(f"{key} {value}" for key, value in sorted(quality.items())))
+            prices = ", ".join(f"{key} {value}" for key, value in sorted(quality.items()))
+            print(printable(f"quality   {name}: {prices}"))
         print(f"golden    {sum(len(golden.inputs) for golden in manifest.golden)} questions")
         for name, blob in manifest.blobs.items():
             print(f"blob      {name:16} {format_size(blob.size_bytes):>10}  {blob.sha256[:12]}")
@@ -60,7 +62,7 @@ def _print_model(model: Model) -> None:
     print(f"model     {model.name}: {model.rows} x {model.dimensions} {model.codec}, {', '.join(abilities)}")
     for graph in model.graphs:
         proven = ", ".join(f"{engine.name} {engine.version}" for engine in graph.proven) or "no engine yet"
-        print(f"graph     {graph.blob}: proven on {proven}")
+        print(printable(f"graph     {graph.blob}: proven on {proven}"))
 
 
 def _verify(arguments: argparse.Namespace) -> int:
@@ -107,15 +109,17 @@ def _golden_checks(runtime: Runtime, operation: str) -> list[dict[str, object]]:
 
 
 def _graph_check(runtime: Runtime, folder: Path, model: Model, graph: Graph) -> dict[str, object]:
-    name = next(engine for engine, format in FORMATS.items() if format == graph.format)
+    ids = np.unique(np.linspace(0, model.rows - 1, _GRAPH_QUESTIONS).astype(np.int64))
+    expected = runtime.lookup_ids(ids, model=model.name)
     try:
-        engine = load_engine(name, str(folder / graph.blob))
+        engine = open_graph(graph, folder, runtime.table(model.name).rows, model.dimensions)
+        same = np.array_equal(engine.decode(ids), expected)
     except MissingExtraError as error:
         return {"check": f"{graph.blob}: {error}", "passed": None}
-    ids = np.unique(np.linspace(0, model.rows - 1, _GRAPH_QUESTIONS).astype(np.int64))
-    same = np.array_equal(engine.lookup(ids), runtime.lookup_ids(ids, model=model.name))
+    except EdgeEmbedError as error:
+        return {"check": str(error), "passed": False}
     said = "the kernels' vectors, bit for bit" if same else "other vectors than the kernels"
-    return {"check": f"{graph.blob} on {engine.name} {engine.version}: {said}", "passed": same}
+    return {"check": f"{graph.blob} on {engine_of(graph)} {engine.version}: {said}", "passed": same}
 
 
 def _finite(value: float) -> float | None:

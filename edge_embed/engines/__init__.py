@@ -6,15 +6,16 @@ negative ones from the end, LiteRT stops with an error of its own), and the gold
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_embed.codecs import Rows
-from edge_embed.errors import RequestError
+from edge_embed.errors import BundleError, RequestError
 from edge_embed_bundle.bundle import Bundle
-from edge_embed_bundle.manifest import Model
+from edge_embed_bundle.manifest import Graph, Model
 
 #: The graph format that each engine runs.
 FORMATS = {"onnxruntime": "onnx", "litert": "tflite"}
@@ -34,13 +35,21 @@ class EngineRows:
     """A table's rows, decoded by an engine and scanned by the kernels."""
 
     def __init__(self, engine: LookupEngine, rows: Rows, dimensions: int) -> None:
+        self.version = engine.version
         self._engine = engine
         self._rows = rows
         self._dimensions = dimensions
 
     def decode(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """See :meth:`edge_embed.codecs.Rows.decode`."""
-        return self._engine.lookup(ids) if len(ids) else np.empty((0, self._dimensions), np.float32)
+        if not len(ids):
+            return np.empty((0, self._dimensions), np.float32)
+        vectors = self._engine.lookup(ids)
+        expected = (len(ids), self._dimensions)
+        if not isinstance(vectors, np.ndarray) or vectors.dtype != np.float32 or vectors.shape != expected:
+            found = f"{vectors.dtype} {vectors.shape}" if isinstance(vectors, np.ndarray) else type(vectors).__name__
+            raise BundleError(f"expected float32 {expected} from {self._engine.name}, found {found}")
+        return vectors
 
     def scores(self, query: NDArray[np.float32]) -> NDArray[np.float32]:
         """See :meth:`edge_embed.codecs.Rows.scores`."""
@@ -66,11 +75,21 @@ def load_engine(name: str, path: str) -> LookupEngine:
     raise RequestError(f"expected an engine of kernels, {', '.join(FORMATS)}, found {name!r}")
 
 
+def engine_of(graph: Graph) -> str:
+    """Return the name of the engine that runs a graph."""
+    return next(name for name, format in FORMATS.items() if format == graph.format)
+
+
+def open_graph(graph: Graph, folder: Path, rows: Rows, dimensions: int) -> EngineRows:
+    """Return the rows behind ``rows`` as a graph of the bundle in ``folder`` decodes them."""
+    return EngineRows(load_engine(engine_of(graph), str(folder / graph.blob)), rows, dimensions)
+
+
 def open_engine(name: str, bundle: Bundle, model: Model, rows: Rows) -> EngineRows:
     """Return a model's rows as the engine ``name`` decodes them, from the graph that the bundle has for it."""
     if name not in FORMATS:
         raise RequestError(f"expected an engine of kernels, {', '.join(FORMATS)}, found {name!r}")
     for graph in model.graphs:
         if graph.format == FORMATS[name]:
-            return EngineRows(load_engine(name, str(bundle.path / graph.blob)), rows, model.dimensions)
+            return open_graph(graph, bundle.path, rows, model.dimensions)
     raise RequestError(f"{bundle.path}: expected a {FORMATS[name]} graph for {name}, found none; export with --graphs")

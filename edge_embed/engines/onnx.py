@@ -25,6 +25,7 @@ class OnnxRuntime:
         except ImportError as error:
             raise MissingExtraError.of("onnxruntime", "onnx", "running an ONNX graph") from error
         self.version: str = onnxruntime.__version__
+        self._path = path
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # what goes wrong is raised; nothing else belongs on stderr
         options.intra_op_num_threads = 1
@@ -45,5 +46,10 @@ class OnnxRuntime:
 
     def lookup(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """See :meth:`edge_embed.engines.LookupEngine.lookup`."""
-        vectors: NDArray[np.float32] = self._session.run(None, {"ids": ids})[0]
+        try:
+            vectors: NDArray[np.float32] = self._session.run(None, {"ids": ids})[0]
+        except Exception as error:  # onnxruntime's exceptions share no public base
+            raise BundleError(
+                f"{self._path}: expected vectors from ONNX Runtime {self.version}, found: {error}"
+            ) from error
         return vectors

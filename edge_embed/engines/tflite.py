@@ -23,6 +23,7 @@ class LiteRt:
 
     def __init__(self, path: str) -> None:
         interpreter, self.version = _interpreter()
+        self._path = path
         try:
             self._interpreter: Any = interpreter.Interpreter(
                 model_path=path,
@@ -43,14 +44,21 @@ class LiteRt:
     def lookup(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """See :meth:`edge_embed.engines.LookupEngine.lookup`."""
         with self._running:
-            if len(ids) != self._count:
-                self._interpreter.resize_tensor_input(self._input[0]["index"], [len(ids)])
-                self._interpreter.allocate_tensors()
-                self._count = len(ids)
-            self._interpreter.set_tensor(self._input[0]["index"], ids.astype(np.int32))
-            self._interpreter.invoke()
-            vectors: NDArray[np.float32] = self._interpreter.get_tensor(self._output[0]["index"])
-            return vectors
+            try:
+                return self._run(ids)
+            except (ValueError, RuntimeError) as error:
+                self._count = -1
+                raise BundleError(f"{self._path}: expected vectors from {self.version}, found: {error}") from error
+
+    def _run(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        if len(ids) != self._count:
+            self._interpreter.resize_tensor_input(self._input[0]["index"], [len(ids)])
+            self._interpreter.allocate_tensors()
+            self._count = len(ids)
+        self._interpreter.set_tensor(self._input[0]["index"], ids.astype(np.int32))
+        self._interpreter.invoke()
+        vectors: NDArray[np.float32] = self._interpreter.get_tensor(self._output[0]["index"])
+        return vectors
 
 
 def _interpreter() -> tuple[Any, str]:

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_embed.codecs import CODECS
-from edge_embed.engines import FORMATS, load_engine
+from edge_embed.engines import engine_of, open_graph
 from edge_embed.errors import BundleError, MissingExtraError, RequestError
 from edge_embed.kernels.reference import SCAN_ROWS
 from edge_embed.progress import SILENT, Progress
@@ -72,9 +72,10 @@ _GOLDEN_QUESTIONS = 16
 _GOLDEN_NEIGHBOURS = 5
 _BLOCK_ROWS = 4096
 
-# Private memory of a runtime beyond numpy, measured on x86-64 with CPython 3.11: maps, objects, an imported tokenizer
-# package; and what a tokenizer takes per byte of its definition.
+# Private memory of a runtime beyond numpy, measured on x86-64 with CPython 3.11 and rounded up: its modules and maps;
+# the tokenizers package with its threads; what a tokenizer takes per byte of its definition.
 _RUNTIME_BYTES = 4 * 2**20
+_TOKENIZERS_BYTES = 6 * 2**20
 _TOKENIZER_FACTOR = 24
 
 
@@ -314,11 +315,13 @@ def _manifest(source: Source, options: Options, models: tuple[Model, ...], blobs
 
 def _private_bytes(source: Source, models: tuple[Model, ...]) -> int:
     """Predict what a runtime adds to a process that has numpy: its objects, a tokenizer, the buffers of a call."""
-    tokenizer = 0 if source.text is None or source.text.tokenizer is None else len(source.text.tokenizer)
+    tokenizer = 0
+    if source.text is not None and source.text.tokenizer is not None:
+        tokenizer = _TOKENIZERS_BYTES + _TOKENIZER_FACTOR * len(source.text.tokenizer)
     # A scan holds a block of rows as float32, and scores with their quotients and order; see kernels and table.
     scan = max(4 * model.dimensions * min(SCAN_ROWS, model.rows) + 24 * model.rows for model in models)
     batch = 5 * BATCH_TOKENS * source.vectors.shape[1] if source.text is not None else 0
-    return _RUNTIME_BYTES + _TOKENIZER_FACTOR * tokenizer + scan + batch
+    return _RUNTIME_BYTES + tokenizer + scan + batch
 
 
 def _budgets(options: Options, models: tuple[Model, ...]) -> Budgets:
@@ -348,14 +351,13 @@ def _prove(model: Model, runtime: Runtime, folder: Path) -> Model:
         path = folder / graph.blob
         if graph.format == "onnx":
             check_onnx(path)
-        name = next(engine for engine, format in FORMATS.items() if format == graph.format)
+        name = engine_of(graph)
         try:
-            engine = load_engine(name, str(path))
+            engine = open_graph(graph, folder, runtime.table(model.name).rows, model.dimensions)
         except MissingExtraError:
             graphs.append(graph)
             continue
-        found = engine.lookup(ids)
-        if found.shape != expected.shape or not np.array_equal(found, expected):
+        if not np.array_equal(engine.decode(ids), expected):
             raise BundleError(
                 f"{path.name}: expected the kernels' vectors from {name} {engine.version}, found others; "
                 "the bundle was not written"

@@ -56,6 +56,8 @@ class Bundle:
             folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             raise BundleError(f"{path}: expected a bundle folder, found: {error.strerror}") from error
+        except ValueError as error:  # a NUL in the name
+            raise BundleError(f"{str(path)!r}: expected a bundle folder, found: {error}") from error
         descriptors: dict[str, int] = {}
         try:
             data = _read_manifest(path, folder)
@@ -78,7 +80,12 @@ class Bundle:
             DigestError: the first blob whose bytes differ.
         """
         for name, blob in self.manifest.blobs.items():
-            found = _sha256(self._descriptors[name], progress)
+            try:
+                found = _sha256(self._descriptors[name], progress)
+            except OSError as error:
+                raise DigestError(
+                    f"{self.path / name}: expected {blob.size_bytes} bytes to read, found: {error}"
+                ) from error
             if found != blob.sha256:
                 raise DigestError(f"{self.path / name}: expected sha256 {blob.sha256}, found {found}")
 

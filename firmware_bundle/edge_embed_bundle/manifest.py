@@ -58,7 +58,7 @@ OPERATIONS = ("lookup", "encode", "search")
 INDEX_ALGORITHM = "xxh64-pilot"
 
 # One plain name in one flat folder: no separator, no leading dot, so no path can climb out.
-_FILE_NAME = re.compile(r"(?!manifest\.json$)[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_FILE_NAME = re.compile(r"(?!(?:manifest\.json|slot\.[01])$)[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _VERSION = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9}){1,3}([-+][0-9A-Za-z.-]{1,40})?")
 _DIMENSIONS_CEILING = 65_536

@@ -17,7 +17,8 @@ from typing import Any, NoReturn
 
 from edge_embed_bundle.errors import ManifestError
 
-MANIFEST_CEILING_BYTES = 4 * 1024 * 1024
+#: Manifests take some kilobytes. A hostile one of this size costs about 40 MiB before it is refused.
+MANIFEST_CEILING_BYTES = 1024 * 1024
 
 _DEPTH_CEILING = 32
 

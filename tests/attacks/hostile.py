@@ -147,7 +147,7 @@ def _with_engine(engine: str) -> Callable[[Path], object]:
     return use
 
 
-_PAST = "points to row 1000000"
+_PAST = "found 1000000"
 _NO_TOKENIZER = "tokenizer.json: expected a tokenizer definition, found"
 _NO_ONNX = "table.onnx: expected a graph that ONNX Runtime"
 _NO_TFLITE = "table.tflite: expected a graph that"

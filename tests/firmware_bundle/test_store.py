@@ -19,6 +19,7 @@ from edge_embed_bundle.errors import (
     StateError,
     StoreError,
 )
+from edge_embed_bundle.manifest import Blob
 from edge_embed_bundle.state import REFUSED_CEILING, TRIES
 from edge_embed_bundle.store import Store
 from tests.fakes.probes import CRASH, NO, YES, FakeProbe, PowerCutError
@@ -136,7 +137,7 @@ def test_only_active_and_previous_are_kept(store: Store, bundle: Path, newer_bun
     assert {path.name for path in (store.path / "blobs").iterdir()} == used
 
 
-def _blobs(bundle: Path) -> list[object]:
+def _blobs(bundle: Path) -> list[Blob]:
     with Bundle.open(bundle) as opened:
         return list(opened.manifest.blobs.values())
 

@@ -9,7 +9,9 @@ plain mean of its rows.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import importlib
 import json
 import re
 from pathlib import Path
@@ -56,12 +58,14 @@ def _token_table(path: Path) -> NDArray[np.float32]:
         from safetensors import SafetensorError, safe_open
     except ImportError as error:
         raise MissingExtraError.of("safetensors", "export", "reading a transformer's weights") from error
+    with contextlib.suppress(ImportError):
+        importlib.import_module("ml_dtypes")  # comes with onnx, and teaches numpy bfloat16
     try:
         with safe_open(str(path), framework="numpy") as file:
             names = [name for name in file.keys() if _TOKEN_TABLE.fullmatch(name)]  # noqa: SIM118, it is no mapping
             if len(names) != 1:
                 raise RequestError(f"{path}: expected one tensor word_embeddings.weight, found {len(names)}")
-            # numpy has no bfloat16 and no float8, and says so by TypeError or AttributeError.
+            # What numpy does not have (float8; bfloat16 without ml_dtypes) is a TypeError or an AttributeError.
             table = file.get_tensor(names[0])
     except (OSError, SafetensorError, TypeError, AttributeError) as error:
         raise RequestError(f"{path}: expected a safetensors file of numbers that numpy has, found: {error}") from error
