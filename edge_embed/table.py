@@ -92,6 +92,8 @@ class Table:
             )
         if self._norms is None:
             raise RequestError(f"{self.model.name}: expected a table made for search (with norms), found none")
+        # A cosine does not depend on the query's length, so squares of any finite numbers stay within float32.
+        query = query / max(np.abs(query).max(initial=0), np.finfo(np.float32).tiny)
         norms = self._norms * np.linalg.norm(query)
         scores = self.rows.scores(query)
         scores = np.divide(scores, norms, out=np.zeros_like(scores), where=norms > 0)

@@ -9,12 +9,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from edge_embed.version import __version__
 from edge_embed_bundle.errors import EdgeEmbedError
@@ -48,8 +49,20 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
+def spelled(text: str) -> str:
+    """Return a key as JSON may hold it: bytes that are no UTF-8 spelled out, not as lone surrogates."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 class UsageError(EdgeEmbedError):
     """The command line asks for something that is not there."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence, as every error of this command; ``--help`` has the rest."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; {self.prog} --help shows the arguments and an example")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,13 +79,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"edge-embed: {error}", file=sys.stderr)
         return error.exit_status
     except BrokenPipeError:
-        # The reader (``| head``) has seen enough; nothing may be written to it when Python closes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader (``| head``) has seen enough.
+        _abandon_stdout()
         return 0
+    except OSError as error:
+        _abandon_stdout()
+        print(f"edge-embed: the system said: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("edge-embed: interrupted", file=sys.stderr)
         return 130
     return status
+
+
+def _abandon_stdout() -> None:
+    """Let nothing be written to a stdout that takes nothing, when Python closes it."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(words: list[str]) -> int:
@@ -87,7 +110,7 @@ def _run(words: list[str]) -> int:
     command = _command(words[0])
     gc.freeze()
     gc.enable()
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=f"edge-embed {command.name}",
         description=command.summary,
         epilog=f"example:\n  {command.example}",

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 
 import edge_embed
-from edge_embed.commands import Command, printable
+from edge_embed.commands import Command, printable, spelled
 from edge_embed.runtime import Runtime, Vector
 
 
@@ -23,7 +23,7 @@ def _open(arguments: argparse.Namespace, engine: str = "kernels") -> Runtime:
 def _print_vectors(arguments: argparse.Namespace, runtime: Runtime, names: Sequence[str], vectors: Vector) -> None:
     rows = vectors.tolist()
     if arguments.json:
-        answers = [{"input": name, "vector": row} for name, row in zip(names, rows, strict=True)]
+        answers = [{"input": spelled(name), "vector": row} for name, row in zip(names, rows, strict=True)]
         print(json.dumps({"generation": runtime.generation, "space": runtime.space.id, "answers": answers}))
         return
     for name, row in zip(names, rows, strict=True):
@@ -72,7 +72,7 @@ def _search(arguments: argparse.Namespace) -> int:
         found = runtime.search(arguments.key, text=arguments.text, k=arguments.k, model=arguments.model)
         scores = found.scores.tolist()
         if arguments.json:
-            neighbours = [{"key": key, "score": score} for key, score in zip(found.keys, scores, strict=True)]
+            neighbours = [{"key": spelled(key), "score": score} for key, score in zip(found.keys, scores, strict=True)]
             print(json.dumps({"generation": runtime.generation, "space": found.space, "neighbours": neighbours}))
         else:
             for key, score in zip(found.keys, scores, strict=True):

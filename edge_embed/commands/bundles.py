@@ -12,7 +12,7 @@ import numpy as np
 
 from edge_embed.commands import Command, printable
 from edge_embed.engines import engine_of, open_graph
-from edge_embed.errors import EdgeEmbedError, MissingExtraError
+from edge_embed.errors import BundleError, EdgeEmbedError, MissingExtraError
 from edge_embed.memory import format_size
 from edge_embed.progress import Progress
 from edge_embed.runtime import Runtime
@@ -68,6 +68,8 @@ def _print_model(model: Model) -> None:
 def _verify(arguments: argparse.Namespace) -> int:
     """Check digests, then golden answers, then each graph on its engine; stop at the first layer that fails."""
     folder = _folder(arguments.path)
+    if not folder.is_dir():
+        raise BundleError(f"{folder}: expected a bundle folder, found none")
     checks: list[dict[str, object]] = []
     progress = Progress(shown=False) if arguments.json else Progress()
     try:

@@ -48,7 +48,7 @@ def _export(arguments: argparse.Namespace) -> int:
         name=arguments.name or arguments.output.resolve().name,
         version=arguments.version,
         codec=arguments.codec,
-        graphs=() if arguments.graphs == "none" else tuple(arguments.graphs.split(",")),
+        graphs=() if arguments.graphs == "none" else tuple(dict.fromkeys(arguments.graphs.split(","))),
         board=arguments.board,
         memory_budget_bytes=memory_bytes,
         latency_budgets=latency,

@@ -124,10 +124,22 @@ WRONG_USAGE = {
 
 
 @pytest.mark.parametrize("usage", WRONG_USAGE)
-def test_wrong_usage_is_status_2_and_shows_the_usage(bundle: Path, usage: str) -> None:
+def test_wrong_usage_is_status_2_and_one_sentence_that_names_the_help(bundle: Path, usage: str) -> None:
     done = _run(*(word.format(bundle=bundle) for word in WRONG_USAGE[usage]))
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("usage: edge-embed ")
+    assert done.stderr.startswith("edge-embed: ")
+    assert len(done.stderr.splitlines()) == 1
+    assert f"edge-embed {WRONG_USAGE[usage][0]} --help shows the arguments" in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this machine has no /dev/full to write to")
+def test_a_full_disk_under_stdout_is_a_sentence_and_not_a_success(bundle: Path) -> None:
+    command = [sys.executable, "-m", "edge_embed", "lookup", str(bundle), "word1"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("edge-embed: the system said: ")
+    assert len(done.stderr.splitlines()) == 1
 
 
 #: The words of a command, the status it ends with, and what its one line of error has to say.
@@ -231,7 +243,7 @@ def test_keys_of_any_bytes_are_taken_and_shown(tmp_path: Path) -> None:
     first, second = shown.stdout.splitlines()
     assert first.startswith(r"odd \udcff ") and second.startswith(r"\u6771\u4eac ")
     found = _json("lookup", odd, b"odd \xff")["answers"][0]
-    assert found["input"] == "odd \udcff" and len(found["vector"]) == 16
+    assert found["input"] == r"odd \udcff" and len(found["vector"]) == 16
     assert _json("search", odd, "--key", "東京")["neighbours"][0]["key"] == "odd \udcff"
     unknown = _run("lookup", odd, b"\xfe")
     assert unknown.returncode == 1 and unknown.stderr.endswith(r"does not have: '\udcfe'" + "\n")

@@ -155,6 +155,16 @@ def test_zeros_are_like_nothing(bundle: Path) -> None:
         assert not runtime.search(vector=np.zeros(16, np.float32), k=3).scores.any()
 
 
+@pytest.mark.parametrize("length", [1e-44, 1e-20, 3e38])
+def test_the_length_of_a_query_does_not_matter(bundle: Path, length: float) -> None:
+    with edge_embed.open(bundle) as runtime:
+        direction = np.sign(runtime.lookup("word5"))
+        expected = runtime.search(vector=direction, k=5)
+        found = runtime.search(vector=(direction * np.float32(length)), k=5)
+    assert found.keys == expected.keys
+    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-5)
+
+
 def test_a_codec_of_the_same_source_keeps_the_space(bundle: Path, tmp_path: Path) -> None:
     exact = make_bundle(tmp_path / "exact", codec="float32")
     with edge_embed.open(bundle) as runtime:
