@@ -243,7 +243,7 @@ def test_keys_of_any_bytes_are_taken_and_shown(tmp_path: Path) -> None:
     first, second = shown.stdout.splitlines()
     assert first.startswith(r"odd \udcff ") and second.startswith(r"\u6771\u4eac ")
     found = _json("lookup", odd, b"odd \xff")["answers"][0]
-    assert found["input"] == r"odd \udcff" and len(found["vector"]) == 16
-    assert _json("search", odd, "--key", "東京")["neighbours"][0]["key"] == "odd \udcff"
+    assert found["input"] == "odd \\udcff" and len(found["vector"]) == 16
+    assert _json("search", odd, "--key", "東京")["neighbours"][0]["key"] == "odd \\udcff"
     unknown = _run("lookup", odd, b"\xfe")
     assert unknown.returncode == 1 and unknown.stderr.endswith(r"does not have: '\udcfe'" + "\n")
