@@ -51,7 +51,12 @@ __all__ = [
 
 
 def open(  # the verb that users expect of a file-like thing; this module does not use the builtin
-    path: Path | str, *, memory_budget: str | int | None = None, engine: str = "kernels", verify: bool | None = None
+    path: Path | str,
+    *,
+    memory_budget: str | int | None = None,
+    engine: str = "kernels",
+    verify: bool | None = None,
+    follow: bool = True,
 ) -> Runtime:
     """Open a bundle folder or a store.
 
@@ -64,6 +69,8 @@ def open(  # the verb that users expect of a file-like thing; this module does n
         verify: read and compare every byte first. If not given, a bare bundle folder is verified and a store's
             generation, which was verified when it was installed, is not.
 
+        follow: move with a store from generation to generation; if not, stay with the one that serves now.
+
     Raises:
         BundleError: the bundle is damaged, or made for a newer runtime.
         StoreError: nothing is installed in the store.
@@ -71,7 +78,7 @@ def open(  # the verb that users expect of a file-like thing; this module does n
     """
     from edge_embed.runtime import Runtime
 
-    return Runtime(path, memory_budget=memory_budget, engine=engine, verify=verify)
+    return Runtime(path, memory_budget=memory_budget, engine=engine, verify=verify, follow=follow)
 
 
 def __getattr__(name: str) -> object:

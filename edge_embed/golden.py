@@ -13,7 +13,7 @@ from edge_embed.codecs import mapped
 from edge_embed.errors import BundleError, RequestError
 from edge_embed.table import Table
 from edge_embed_bundle.bundle import Bundle
-from edge_embed_bundle.manifest import OPERATIONS, Golden
+from edge_embed_bundle.manifest import OPERATIONS, Golden, Manifest
 
 if TYPE_CHECKING:
     from edge_embed.serving import Serving
@@ -49,6 +49,18 @@ def check_golden(serving: Serving, operations: Sequence[str] = OPERATIONS) -> li
     return [_compared(serving.bundle, golden, _answer(serving, golden)) for golden in questions]
 
 
+def check_asked(manifest: Manifest) -> None:
+    """See that a bundle asks something: golden lookups for every table that has rows.
+
+    Raises:
+        BundleError: a table could answer anything, and nobody would notice.
+    """
+    asked = {golden.model for golden in manifest.golden if golden.operation == "lookup" and golden.inputs}
+    for model in manifest.models:
+        if model.rows and model.name not in asked:
+            raise BundleError(f"golden: expected lookups for the model {model.name}, found none")
+
+
 def check_engine(bundle: Bundle, table: Table, engine: str) -> None:
     """Ask the golden lookups of a table whose rows an engine decodes.
 
@@ -61,7 +73,7 @@ def check_engine(bundle: Bundle, table: Table, engine: str) -> None:
     if not lookups:
         raise BundleError(f"{bundle.path}: expected golden lookups to try {engine} on, found none")
     for golden in lookups:
-        outcome = _compared(bundle, golden, table.lookup_all(golden.inputs, "error"))
+        outcome = _compared(bundle, golden, _lookup(table, golden))
         if not outcome.passed:
             raise BundleError(f"{bundle.path}: expected the golden answers from {engine}, found {outcome}")
 
@@ -69,7 +81,7 @@ def check_engine(bundle: Bundle, table: Table, engine: str) -> None:
 def _answer(serving: Serving, golden: Golden) -> NDArray[np.float32]:
     table = serving.table(golden.model)
     if golden.operation == "lookup":
-        return table.lookup_all(golden.inputs, "error")
+        return _lookup(table, golden)
     if golden.operation == "encode":
         return serving.encoder().encode(golden.inputs)
     k = golden.expected.shape[1]
@@ -80,6 +92,12 @@ def _answer(serving: Serving, golden: Golden) -> NDArray[np.float32]:
     if any(len(neighbours) != k for neighbours in found):
         raise RequestError(f"{golden.model}: expected {k} neighbours for each golden search, found fewer rows")
     return np.stack([neighbours.scores for neighbours in found]) if found else np.empty((0, k), np.float32)
+
+
+def _lookup(table: Table, golden: Golden) -> NDArray[np.float32]:
+    if golden.by == "row":
+        return table.decode(np.array([int(row) for row in golden.inputs], np.int64))
+    return table.lookup_all(golden.inputs, "error")
 
 
 def _compared(bundle: Bundle, golden: Golden, answer: NDArray[np.float32]) -> Outcome:

@@ -40,10 +40,10 @@ class Costs:
     operations: Mapping[str, Latency]
 
 
-def costs(runtime: Runtime) -> Costs:
-    """Return the memory of this process and the latency of every operation that the bundle answers."""
+def costs(runtime: Runtime, without: Sequence[str] = ()) -> Costs:
+    """Return the memory of this process and the latency of every operation that the bundle answers here."""
     calls = operations_of(runtime)
-    found = {name: latency(call, inputs) for name, (call, inputs) in calls.items()}
+    found = {name: latency(call, inputs) for name, (call, inputs) in calls.items() if name not in without}
     return Costs(memory.current(), found)
 
 

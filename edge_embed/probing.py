@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from edge_embed import measure
-from edge_embed.errors import EdgeEmbedError
+from edge_embed.errors import EdgeEmbedError, MissingExtraError
+from edge_embed.golden import check_asked
 from edge_embed.memory import format_size
 from edge_embed.runtime import Runtime
 from edge_embed_bundle.bundle import Bundle
-from edge_embed_bundle.manifest import Budgets
+from edge_embed_bundle.manifest import OPERATIONS, Budgets
 from edge_embed_bundle.store import Verdict
 
 TIMEOUT_SECONDS = 120
@@ -47,15 +48,21 @@ def report(path: Path) -> dict[str, Any]:
     Raises:
         ProbeCrashError: the child died, hung, or said something else than a report.
     """
-    command = [sys.executable, "-m", "edge_embed.probing", str(path)]
+    # -P: what lies in the folder that somebody stands in is no module of ours.
+    command = [sys.executable, "-P", "-m", "edge_embed.probing", str(path.absolute())]
     try:
         child = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False)
     except subprocess.TimeoutExpired as error:
         raise ProbeCrashError(f"the probe of {path} gave no answer within {TIMEOUT_SECONDS} seconds") from error
+    except OSError as error:
+        raise ProbeCrashError(f"the probe of {path} could not be started: {error}") from error
     if child.returncode != 0:
         said = child.stderr.strip().splitlines()[-1:] or ["nothing on stderr"]
         raise ProbeCrashError(f"the probe of {path} ended with status {child.returncode}: {said[0]}")
-    found: dict[str, Any] = json.loads(child.stdout)
+    try:
+        found: dict[str, Any] = json.loads(child.stdout)
+    except ValueError as error:
+        raise ProbeCrashError(f"the probe of {path} said {child.stdout[:60]!r}, which is no report") from error
     return found
 
 
@@ -71,6 +78,8 @@ def judge(found: Mapping[str, Any], budgets: Budgets) -> Verdict:
     for name, budget in budgets.operations.items():
         measured = found.get("operations", {}).get(name)
         if measured is None:
+            if not misses and name not in found.get("skipped", {}):
+                misses.append(f"expected golden questions to measure {name} by, found none")
             continue
         for percentile in ("p50_us", "p99_us"):
             if measured[percentile] > getattr(budget, percentile):
@@ -85,10 +94,20 @@ def _report_here(path: Path) -> dict[str, Any]:
     try:
         # The installer has just verified the generation; here it is opened the way it will be served.
         with Runtime(path, verify=False) as runtime:
-            golden = [{**asdict(o), "passed": o.passed, "text": str(o)} for o in runtime.check_golden()]
-            if not all(outcome["passed"] for outcome in golden):
-                return {"golden": golden}
-            return {"golden": golden, **asdict(measure.costs(runtime))}
+            check_asked(runtime.manifest)
+            golden, skipped = [], {}
+            for operation in OPERATIONS:
+                try:
+                    outcomes = runtime.check_golden([operation])
+                except MissingExtraError as error:
+                    # Not the bundle's fault: what this board cannot do it refuses to do, by the same words.
+                    skipped[operation] = str(error)
+                    continue
+                golden += [{**asdict(o), "passed": o.passed, "text": str(o)} for o in outcomes]
+            found = {"golden": golden, "skipped": skipped}
+            if all(outcome["passed"] for outcome in golden):
+                found |= asdict(measure.costs(runtime, without=tuple(skipped)))
+            return found
     except EdgeEmbedError as error:
         return {"error": str(error)}
 

@@ -19,7 +19,8 @@ class Progress:
     """Shows the progress of tasks on stderr if ``shown``, by default if that is a terminal."""
 
     def __init__(self, *, shown: bool | None = None) -> None:
-        self._shown = sys.stderr.isatty() if shown is None else shown
+        # A process may be started without a stderr.
+        self._shown = (sys.stderr is not None and sys.stderr.isatty()) if shown is None else shown
 
     @contextlib.contextmanager
     def task(self, title: str, total: int) -> Iterator[Callable[[int], None]]:

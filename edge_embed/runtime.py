@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, TypeVar, overload
@@ -40,6 +41,9 @@ T = TypeVar("T")
 #: A generation may be collected between reading its name and opening it, if two installs pass meanwhile.
 _OPEN_ATTEMPTS = 5
 
+#: How long a move to a new generation that failed is not tried again.
+_RETRY_SECONDS = 1.0
+
 
 class Runtime:
     """Vectors, neighbours and encodings from a bundle. Use as a context manager, or ``close`` it."""
@@ -51,10 +55,12 @@ class Runtime:
         memory_budget: str | int | None = None,
         engine: str = "kernels",
         verify: bool | None = None,
+        follow: bool = True,
     ) -> None:
         self.path = Path(path)
         #: Why the runtime does not serve the store's newest generation, or None.
         self.problem: str | None = None
+        self._retry_at = 0.0
         self._budget_bytes = None if memory_budget is None else parse_size(memory_budget)
         self._private_bytes_before = 0 if memory_budget is None else memory.current().private_bytes
         self._engine = engine
@@ -65,6 +71,9 @@ class Runtime:
             self._verify = bool(verify)
             self._watch = SlotWatch(self.path)
             self._serving = self._open_active()
+            if not follow:
+                self._watch.close()
+                self._watch = None
         else:
             self._verify = verify is not False
             self._serving = self._open(self.path)
@@ -158,8 +167,8 @@ class Runtime:
         """
         if sum(given is not None for given in (key, text, vector)) != 1:
             raise RequestError("expected exactly one of key, text and vector to search for")
-        if k < 1:
-            raise RequestError(f"expected k of at least 1, found {k}")
+        if not isinstance(k, int | np.integer) or k < 1:
+            raise RequestError(f"expected k of at least 1, found {k!r}")
         serving = self._current()
         if key is not None:
             table = serving.table(model)
@@ -180,6 +189,11 @@ class Runtime:
     def manifest(self) -> Manifest:
         """The manifest of the generation that answers now."""
         return self._current().bundle.manifest
+
+    @property
+    def bundle(self) -> Bundle:
+        """The bundle of the generation that answers now; the runtime closes it."""
+        return self._current().bundle
 
     @property
     def generation(self) -> str:
@@ -224,22 +238,25 @@ class Runtime:
             raise RequestError(f"expected unknown to be one of {', '.join(UNKNOWN_POLICIES)}, found {policy!r}")
         if isinstance(keys, str | bytes):
             return table.lookup(keys, policy)
-        return table.lookup_all(keys, policy)
+        return table.lookup_all(list(keys), policy)
 
     def _encode(self, serving: Serving, text: str | Sequence[str]) -> Vector:
-        vectors = serving.encoder().encode([text] if isinstance(text, str) else text)
+        vectors = serving.encoder().encode([text] if isinstance(text, str) else list(text))
         return vectors.reshape(-1) if isinstance(text, str) else vectors
 
     def _current(self) -> Serving:
         """Return the generation to answer from, after moving to a newly confirmed one."""
         watch = self._watch
         # One thread moves; the others answer from the old generation, which is whole.
-        if watch is not None and watch.changed() and self._moving.acquire(blocking=False):
+        if watch is not None and (watch.changed() or self._retries()) and self._moving.acquire(blocking=False):
             try:
                 self._move()
             finally:
                 self._moving.release()
         return _given(self._serving)
+
+    def _retries(self) -> bool:
+        return self.problem is not None and time.monotonic() >= self._retry_at
 
     def _move(self) -> None:
         old = _given(self._serving)
@@ -249,8 +266,10 @@ class Runtime:
                 new.warm_up_like(old)
                 self._serving = new
             self.problem = None
-        except EdgeEmbedError as error:
-            self.problem = str(error)
+        except (EdgeEmbedError, OSError, MemoryError) as error:
+            # Out of memory or descriptors may pass: look again, though not at every call.
+            self.problem = str(error) or type(error).__name__
+            self._retry_at = time.monotonic() + _RETRY_SECONDS
 
     def _open_active(self, but_not: str = "") -> Serving | None:
         """Open the store's active generation, or return None if that is ``but_not``."""

@@ -110,7 +110,12 @@ class Table:
 
     def _check_unknown(self, keys: Sequence[Key], unknown: str) -> None:
         if unknown == "error":
-            shown = ", ".join(repr(key) for key in keys[:3]) + (" ..." if len(keys) > 3 else "")
+            shown = ", ".join(_shown(key) for key in keys[:3]) + (" ..." if len(keys) > 3 else "")
             raise UnknownKeyError(
                 f"{self.model.name}: expected keys of the table, found {len(keys)} that it does not have: {shown}"
             )
+
+
+def _shown(key: Key) -> str:
+    text = repr(key if isinstance(key, bytes) else str(key))
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -21,38 +21,41 @@ from edge_embed_devices.profiles import THIS_MACHINE, Board, this_machine
 
 @dataclass(frozen=True)
 class Line:
-    """One promise: its unit, its bound, what was measured here, what that means on the board, and the verdict."""
+    """One promise: its unit, its bound, what was measured here, what that means on the board, and the verdict.
+
+    What could not be measured is None, and is not within.
+    """
 
     name: str
     unit: str
     budget: float
-    measured: float
-    on_board: float
+    measured: float | None
+    on_board: float | None
 
     @property
     def within(self) -> bool:
         """Whether the promise holds on the board."""
-        return self.on_board <= self.budget
+        return self.on_board is not None and self.on_board <= self.budget
 
 
 def check(path: Path, board: Board) -> list[Line]:
     """Measure the bundle at ``path`` (or the one that a store serves) against its budgets on ``board``.
 
     Raises:
-        BundleError: the bundle cannot be opened, or gives a wrong golden answer: there is nothing to measure.
+        BundleError: the bundle cannot be opened: there is nothing to measure.
     """
     folder = Store(path).active() if is_store(path) else path
     with Bundle.open(folder) as bundle:
-        if not is_store(path):
-            bundle.verify()
+        bundle.verify()
         budgets = bundle.manifest.budgets
         flash_bytes = bundle.manifest.size_bytes
     found = probing.report(folder)
     if "error" in found:
         raise BundleError(found["error"])
-    wrong = [outcome["text"] for outcome in found["golden"] if not outcome["passed"]]
+    wrong = sum(not outcome["passed"] for outcome in found["golden"])
     if wrong:
-        raise BundleError(f"{folder}: expected the golden answers, found: {'; '.join(wrong)}")
+        # A wrong answer has no price: neither memory nor latency was measured.
+        return [Line("wrong golden answers", "answers", 0, wrong, wrong)]
     slower = 1.0 if board.name == THIS_MACHINE else _times_slower(board)
     return [*_memory_lines(found["memory"], budgets, flash_bytes, board), *_latency_lines(found, budgets, slower)]
 
@@ -79,11 +82,10 @@ def _memory_lines(memory: dict[str, int], budgets: Budgets, flash_bytes: int, bo
 def _latency_lines(found: dict[str, dict[str, dict[str, float]]], budgets: Budgets, slower: float) -> list[Line]:
     lines = []
     for operation, budget in budgets.operations.items():
-        measured = found["operations"].get(operation)
-        if measured is None:
-            continue
+        measured = found["operations"].get(operation, {})
         for percentile in ("p50_us", "p99_us"):
-            value = measured[percentile]
+            value = measured.get(percentile)
             bound = getattr(budget, percentile)
-            lines.append(Line(f"{operation} {percentile[:3]}", "us", bound, value, round(value * slower, 2)))
+            on_board = None if value is None else round(value * slower, 2)
+            lines.append(Line(f"{operation} {percentile[:3]}", "us", bound, value, on_board))
     return lines

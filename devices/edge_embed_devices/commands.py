@@ -85,7 +85,11 @@ def print_lines(lines: list[Line], board: Board) -> None:
         print(f"latency on {board.name} is estimated from this machine's; check on the board itself measures it")
 
 
-def _shown(line: Line, value: float) -> str:
+def _shown(line: Line, value: float | None) -> str:
+    if value is None:
+        return "not measured"
+    if line.unit == "answers":
+        return f"{value:.0f}"
     if line.unit == "bytes":
         return format_size(value)
     return f"{value / 1000:.1f} ms" if value >= 10_000 else f"{value:.0f} us"

@@ -74,7 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         status = _run(words)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except EdgeEmbedError as error:
         print(f"edge-embed: {error}", file=sys.stderr)
         return error.exit_status

@@ -17,7 +17,8 @@ def _configure_answer(parser: argparse.ArgumentParser) -> None:
 
 
 def _open(arguments: argparse.Namespace, engine: str = "kernels") -> Runtime:
-    return edge_embed.open(arguments.path, memory_budget=arguments.memory_budget, engine=engine)
+    # One answer, one generation: its vectors and the identity that is printed beside them belong together.
+    return edge_embed.open(arguments.path, memory_budget=arguments.memory_budget, engine=engine, follow=False)
 
 
 def _print_vectors(arguments: argparse.Namespace, runtime: Runtime, names: Sequence[str], vectors: Vector) -> None:
@@ -27,7 +28,7 @@ def _print_vectors(arguments: argparse.Namespace, runtime: Runtime, names: Seque
         print(json.dumps({"generation": runtime.generation, "space": runtime.space.id, "answers": answers}))
         return
     for name, row in zip(names, rows, strict=True):
-        print(name, *(f"{number:.6g}" for number in row))
+        print(printable(name), *(f"{number:.6g}" for number in row))
 
 
 def _configure_lookup(parser: argparse.ArgumentParser) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from edge_embed.commands import Command, printable
 from edge_embed.engines import engine_of, open_graph
 from edge_embed.errors import BundleError, EdgeEmbedError, MissingExtraError
+from edge_embed.golden import check_asked
 from edge_embed.memory import format_size
 from edge_embed.progress import Progress
 from edge_embed.runtime import Runtime
@@ -78,10 +79,11 @@ def _verify(arguments: argparse.Namespace) -> int:
                 bundle.verify(advance)
             checks.append({"check": f"digests of {len(bundle.manifest.blobs)} files", "passed": True})
         with Runtime(folder, verify=False) as runtime:
+            check_asked(runtime.manifest)
             for operation in OPERATIONS:
                 checks += _golden_checks(runtime, operation)
             for model in runtime.manifest.models:
-                checks += [_graph_check(runtime, folder, model, graph) for graph in model.graphs]
+                checks += [_graph_check(runtime, model, graph) for graph in model.graphs if model.rows]
     except EdgeEmbedError as error:
         checks.append({"check": str(error), "passed": False})
     passed = all(check["passed"] is not False for check in checks)
@@ -110,11 +112,11 @@ def _golden_checks(runtime: Runtime, operation: str) -> list[dict[str, object]]:
     ]
 
 
-def _graph_check(runtime: Runtime, folder: Path, model: Model, graph: Graph) -> dict[str, object]:
+def _graph_check(runtime: Runtime, model: Model, graph: Graph) -> dict[str, object]:
     ids = np.unique(np.linspace(0, model.rows - 1, _GRAPH_QUESTIONS).astype(np.int64))
     expected = runtime.lookup_ids(ids, model=model.name)
     try:
-        engine = open_graph(graph, folder, runtime.table(model.name).rows, model.dimensions)
+        engine = open_graph(graph, runtime.bundle, runtime.table(model.name).rows, model.dimensions)
         same = np.array_equal(engine.decode(ids), expected)
     except MissingExtraError as error:
         return {"check": f"{graph.blob}: {error}", "passed": None}

@@ -43,6 +43,8 @@ def _install(arguments: argparse.Namespace) -> int:
         )
     else:
         print(f"{manifest.name} {manifest.version} ({identity[:12]}) {verdict.reason or 'probed, confirmed, serves'}")
+        for reason in verdict.report.get("skipped", {}).values():
+            print(f"not probed: {reason}")
     return 0
 
 
@@ -52,13 +54,14 @@ def _configure_store(parser: argparse.ArgumentParser) -> None:
 
 def _status(arguments: argparse.Namespace) -> int:
     status = Store(arguments.store).status()
+    damaged = any(generation.problem for generation in status.generations)
     if arguments.json:
         generations = [
             {"role": g.role, "id": g.id, "name": g.name, "version": g.version, "problem": g.problem}
             for g in status.generations
         ]
         print(json.dumps({**_state_json(status.state), "generations": generations}))
-        return 0
+        return 1 if damaged else 0
     if not status.generations:
         print("nothing is installed")
     for generation in status.generations:
@@ -68,7 +71,7 @@ def _status(arguments: argparse.Namespace) -> int:
         print(f"the trial has {status.state.tries_left} tries left; the next install settles it")
     for refused in status.state.refused:
         print(f"refused   {refused[:12]}")
-    return 0
+    return 1 if damaged else 0
 
 
 def _rollback(arguments: argparse.Namespace) -> int:

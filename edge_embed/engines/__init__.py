@@ -6,13 +6,13 @@ negative ones from the end, LiteRT stops with an error of its own), and the gold
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_embed.codecs import Rows
+from edge_embed.engines.onnx_files import external_files
 from edge_embed.errors import BundleError, RequestError
 from edge_embed_bundle.bundle import Bundle
 from edge_embed_bundle.manifest import Graph, Model
@@ -80,9 +80,21 @@ def engine_of(graph: Graph) -> str:
     return next(name for name, format in FORMATS.items() if format == graph.format)
 
 
-def open_graph(graph: Graph, folder: Path, rows: Rows, dimensions: int) -> EngineRows:
-    """Return the rows behind ``rows`` as a graph of the bundle in ``folder`` decodes them."""
-    return EngineRows(load_engine(engine_of(graph), str(folder / graph.blob)), rows, dimensions)
+def open_graph(graph: Graph, bundle: Bundle, rows: Rows, dimensions: int) -> EngineRows:
+    """Return the rows behind ``rows`` as a graph of the bundle decodes them.
+
+    Raises:
+        BundleError: the graph reads a file that is no blob of the bundle, or its engine does not accept it.
+    """
+    path = bundle.path / graph.blob
+    if graph.format == "onnx":
+        try:
+            strangers = external_files(bundle.map(graph.blob)) - set(bundle.manifest.blobs)
+        except ValueError as error:
+            raise BundleError(f"{path}: expected an ONNX graph, found: {error}") from error
+        if strangers:
+            raise BundleError(f"{path}: expected weights in files of the bundle, found {sorted(strangers)[0]!r}")
+    return EngineRows(load_engine(engine_of(graph), str(path)), rows, dimensions)
 
 
 def open_engine(name: str, bundle: Bundle, model: Model, rows: Rows) -> EngineRows:
@@ -91,5 +103,5 @@ def open_engine(name: str, bundle: Bundle, model: Model, rows: Rows) -> EngineRo
         raise RequestError(f"expected an engine of kernels, {', '.join(FORMATS)}, found {name!r}")
     for graph in model.graphs:
         if graph.format == FORMATS[name]:
-            return open_graph(graph, bundle.path, rows, model.dimensions)
+            return open_graph(graph, bundle, rows, model.dimensions)
     raise RequestError(f"{bundle.path}: expected a {FORMATS[name]} graph for {name}, found none; export with --graphs")

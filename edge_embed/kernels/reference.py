@@ -19,7 +19,7 @@ SCAN_ROWS = 4096
 #: The row of an empty index slot, and the answer for a key that is not there is -1.
 EMPTY_ROW = 0xFFFFFFFF
 
-# A pass of numpy calls for each length of key pays from here on (measured on x86-64, 2026-11: they cross at 512 keys).
+# Below this many keys a loop in Python is faster than a pass of numpy calls for each length of key (x86-64, 2026-11).
 _LOOP_KEYS = 256
 
 _MASK = (1 << 64) - 1
@@ -172,14 +172,20 @@ def find_rows(hashes: NDArray[np.uint64], pilots: NDArray[np.uint16], slots: NDA
 
 def decode_float32(rows: NDArray[np.float32], ids: NDArray[np.int64]) -> NDArray[np.float32]:
     """Return the rows ``(n, d)`` of ``ids`` ``(n,)``, freshly allocated."""
-    return np.take(rows, ids, axis=0, mode="clip")
+    return np.take(rows, _places(ids), axis=0, mode="clip")
 
 
 def decode_int8(rows: NDArray[np.int8], scales: NDArray[np.float32], ids: NDArray[np.int64]) -> NDArray[np.float32]:
     """Return ``rows[id] * scales[id]`` as ``(n, d)`` float32, one rounding per number."""
-    codes = np.take(rows, ids, axis=0, mode="clip")
-    scale_of_each = np.take(scales, ids, mode="clip")[:, np.newaxis]
+    places = _places(ids)
+    codes = np.take(rows, places, axis=0, mode="clip")
+    scale_of_each = np.take(scales, places, mode="clip")[:, np.newaxis]
     return np.multiply(codes, scale_of_each, dtype=np.float32)
+
+
+def _places(ids: NDArray[np.int64]) -> NDArray[np.intp]:
+    # On a 32-bit board numpy takes no int64 for a place, although all of them fit.
+    return ids.astype(np.intp, copy=False)
 
 
 def pool_mean(vectors: NDArray[np.float32], counts: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -188,7 +194,7 @@ def pool_mean(vectors: NDArray[np.float32], counts: NDArray[np.int64]) -> NDArra
     filled = counts > 0
     starts = (np.cumsum(counts) - counts)[filled]
     if len(starts):
-        pooled[filled] = np.add.reduceat(vectors, starts, axis=0)
+        pooled[filled] = np.add.reduceat(vectors, _places(starts), axis=0)
         pooled[filled] /= counts[filled, np.newaxis].astype(np.float32)
     return pooled
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from collections import Counter
 from pathlib import Path
 
 from edge_embed.commands import Command
@@ -13,6 +14,8 @@ from edge_embed.memory import format_size, parse_size
 from edge_embed.progress import SILENT, Progress
 from edge_embed_bundle.bundle import Bundle
 from edge_embed_bundle.manifest import LatencyBudget
+from edge_embed_bundle.slots import is_store
+from edge_embed_bundle.store import Store
 from edge_embed_export.demo import run_demo
 from edge_embed_export.exporter import DEFAULT_BOARD, GRAPH_FORMATS, Options, Report, export
 from edge_embed_export.sources import read_source, readers
@@ -76,7 +79,13 @@ def read_lines(path: Path) -> tuple[str, ...]:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError(f"{path}: expected lines of UTF-8 text, found: {error}") from error
-    return tuple(line for line in lines if line)
+    lines = [line for line in lines if line]
+    if not lines:
+        raise RequestError(f"{path}: expected at least one line of text, found none")
+    twice = next((line for line, count in Counter(lines).items() if count > 1), None)
+    if twice is not None:
+        raise RequestError(f"{path}: expected lines that differ, found twice: {twice[:60]!r}")
+    return tuple(lines)
 
 
 def report_lines(report: Report) -> list[str]:
@@ -118,16 +127,18 @@ def _budgets(words: list[str]) -> tuple[int | None, dict[str, LatencyBudget]]:
             continue
         try:
             p50, p99 = map(float, value.split("/"))
-            if not 0 <= p50 + p99 < math.inf:
+            if not 0 <= p50 <= p99 < math.inf:
                 raise ValueError(value)
         except ValueError as error:
-            raise RequestError(f"expected a budget like lookup=200/2000 or memory=64MiB, found {word!r}") from error
+            raise RequestError(
+                f"expected a budget like lookup=200/2000 (p50 at most p99) or memory=64MiB, found {word!r}"
+            ) from error
         latency[name] = LatencyBudget(p50, p99)
     return memory_bytes, latency
 
 
 def _identity(path: Path) -> str:
-    with Bundle.open(path) as bundle:
+    with Bundle.open(Store(path).active() if is_store(path) else path) as bundle:
         return bundle.id
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import edge_embed
-from edge_embed.errors import EdgeEmbedError, MissingExtraError
+from edge_embed.errors import EdgeEmbedError, MissingExtraError, RequestError
 from edge_embed.memory import format_size
 from edge_embed.probing import probe
 from edge_embed.progress import Progress
@@ -250,7 +250,13 @@ def _notes(name: str) -> tuple[str, ...]:
 @contextlib.contextmanager
 def _workplace(folder: Path | None) -> Iterator[Path]:
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            used = any(folder.iterdir())
+        except OSError as error:
+            raise RequestError(f"{folder}: expected a folder to work in, found: {error.strerror}") from error
+        if used:
+            raise RequestError(f"{folder}: expected an empty or a new folder to work in, found files in it")
         yield folder
         return
     with tempfile.TemporaryDirectory(prefix="edge-embed-demo-") as temporary:

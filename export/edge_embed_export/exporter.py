@@ -31,8 +31,11 @@ from edge_embed.progress import SILENT, Progress
 from edge_embed.runtime import Runtime
 from edge_embed.table import Table
 from edge_embed.text import BATCH_TOKENS, HuggingFaceTokenizer, TextEncoder
+from edge_embed_bundle.bundle import Bundle
 from edge_embed_bundle.manifest import (
     INDEX_ALGORITHM,
+    NAME,
+    VERSION,
     Blob,
     Budgets,
     Engine,
@@ -141,20 +144,22 @@ def export(source: Source, options: Options, progress: Progress = SILENT) -> Rep
             writer.blob(TOKENIZER_BLOB, lambda blob: blob.write(tokenizer))
         draft = partial(_manifest, source, options, models)
         with Runtime(writer.preview(draft), verify=False) as runtime:
-            proven = tuple(_prove(model, runtime, writer.partial) for model in models)
+            proven = tuple(_prove(model, runtime, runtime.bundle) for model in models)
             quality = _measure(parts, models, runtime, progress)
             golden = _write_golden(writer, runtime, models)
-        manifest = writer.finish(
-            lambda blobs: _manifest(source, options, proven, blobs)._replace(
-                golden=golden, quality={name: price.to_json() for name, price in quality.items()}
-            )
-        )
+        manifest = writer.finish(lambda blobs: _signed_off(_manifest(source, options, proven, blobs), golden, quality))
     return Report(options.target, manifest, quality)
 
 
 def _check_options(options: Options) -> None:
     if options.codec not in ENCODERS:
         raise RequestError(f"expected a codec of {', '.join(ENCODERS)}, found {options.codec!r}")
+    if not NAME.fullmatch(options.name):
+        raise RequestError(
+            f"name: expected letters, digits, dots, dashes, underscores, found {options.name!r}; pass --name"
+        )
+    if not VERSION.fullmatch(options.version):
+        raise RequestError(f"version: expected something like 1.2.0 or 1.2.0-rc1, found {options.version!r}")
     unknown = set(options.graphs) - set(GRAPH_FORMATS)
     if unknown:
         raise RequestError(f"expected graphs of {', '.join(GRAPH_FORMATS)}, found {', '.join(sorted(unknown))}")
@@ -187,7 +192,8 @@ def _part(
     if sum(lengths) >= 2**32:
         raise RequestError(f"{name}: expected at most 4 GiB of keys, found {sum(lengths)} bytes")
     shared = {
-        "norms": np.linalg.norm(decoded, axis=1),
+        # In float64: the squares of a row of tiny numbers are zeros in float32.
+        "norms": np.linalg.norm(decoded.astype(np.float64), axis=1).astype(np.float32),
         "index_pilots": index.pilots,
         "index_slots": index.slots,
         "key_offsets": np.concatenate([[0], np.cumsum(lengths)]).astype(np.uint32),
@@ -313,6 +319,17 @@ def _manifest(source: Source, options: Options, models: tuple[Model, ...], blobs
     )
 
 
+def _signed_off(draft: Manifest, golden: tuple[Golden, ...], quality: Mapping[str, Quality]) -> Manifest:
+    """Return the manifest with what the bundle answered; a budget that no question measures is no promise."""
+    asked = {question.operation for question in golden if question.inputs}
+    operations = {name: budget for name, budget in draft.budgets.operations.items() if name in asked}
+    return draft._replace(
+        golden=golden,
+        quality={name: price.to_json() for name, price in quality.items()},
+        budgets=draft.budgets._replace(operations=operations),
+    )
+
+
 def _private_bytes(source: Source, models: tuple[Model, ...]) -> int:
     """Predict what a runtime adds to a process that has numpy: its objects, a tokenizer, the buffers of a call."""
     tokenizer = 0
@@ -339,7 +356,7 @@ def _budgets(options: Options, models: tuple[Model, ...]) -> Budgets:
     )
 
 
-def _prove(model: Model, runtime: Runtime, folder: Path) -> Model:
+def _prove(model: Model, runtime: Runtime, bundle: Bundle) -> Model:
     """Run every graph beside the kernels; note the engine and its version where they agree to the last bit.
 
     A graph whose engine is not installed here stays unproven, and says so by an empty list.
@@ -348,12 +365,12 @@ def _prove(model: Model, runtime: Runtime, folder: Path) -> Model:
     expected = runtime.lookup_ids(ids, model=model.name)
     graphs = []
     for graph in model.graphs:
-        path = folder / graph.blob
+        path = bundle.path / graph.blob
         if graph.format == "onnx":
             check_onnx(path)
         name = engine_of(graph)
         try:
-            engine = open_graph(graph, folder, runtime.table(model.name).rows, model.dimensions)
+            engine = open_graph(graph, bundle, runtime.table(model.name).rows, model.dimensions)
         except MissingExtraError:
             graphs.append(graph)
             continue
@@ -388,7 +405,12 @@ def _write_golden(writer: BundleWriter, runtime: Runtime, models: tuple[Model, .
 
     for model in models:
         keys = _spread(runtime.table(model.name))
-        ask("lookup", model.name, "key", keys, partial(runtime.lookup, model=model.name), 0.0)
+        if keys:
+            ask("lookup", model.name, "key", keys, partial(runtime.lookup, model=model.name), 0.0)
+        else:
+            # JSON holds no key that is not UTF-8; the rows can be asked all the same.
+            rows = tuple(str(row) for row in range(min(_GOLDEN_QUESTIONS, model.rows)))
+            ask("lookup", model.name, "row", rows, partial(_vectors_of_rows, runtime, model.name), 0.0)
     first, last = models[0], models[-1]
     if first.text is not None:
         texts = _golden_texts(runtime, models)
@@ -422,6 +444,10 @@ def _golden_texts(runtime: Runtime, models: tuple[Model, ...]) -> tuple[str, ...
     """Return texts that the bundle can be asked: lines of its collection, or words of its table in pairs."""
     keys = _spread(runtime.table(models[-1].name))
     return keys if len(models) > 1 else tuple(" ".join(pair) for pair in pairwise(keys))
+
+
+def _vectors_of_rows(runtime: Runtime, model: str, rows: tuple[str, ...]) -> NDArray[np.float32]:
+    return runtime.lookup_ids([int(row) for row in rows], model=model)
 
 
 def _scores_by_text(runtime: Runtime, model: str, k: int, texts: tuple[str, ...]) -> NDArray[np.float32]:

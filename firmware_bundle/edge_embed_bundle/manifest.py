@@ -59,8 +59,9 @@ INDEX_ALGORITHM = "xxh64-pilot"
 
 # One plain name in one flat folder: no separator, no leading dot, so no path can climb out.
 _FILE_NAME = re.compile(r"(?!(?:manifest\.json|slot\.[01])$)[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_VERSION = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9}){1,3}([-+][0-9A-Za-z.-]{1,40})?")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+VERSION = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9}){1,3}([-+][0-9A-Za-z.-]{1,40})?")
+_ROW = re.compile(r"[0-9]{1,10}")
 _DIMENSIONS_CEILING = 65_536
 _ROWS_CEILING = 2**32 - 2
 # numpy multiplies the other axes of an empty array, too, and refuses what a board's word cannot count.
@@ -243,12 +244,12 @@ class Model(NamedTuple):
     def read(cls, fields: Fields) -> Model:
         """Read one entry of ``models``."""
         model = cls(
-            fields.text("name", pattern=_NAME),
+            fields.text("name", pattern=NAME),
             fields.text("kind", among=("table",)),
             fields.text("codec", among=tuple(CODEC_TENSORS)),
             fields.count("rows", ceiling=_ROWS_CEILING),
             fields.count("dimensions", ceiling=_DIMENSIONS_CEILING),
-            fields.named("tensors", Tensor.read, pattern=_NAME),
+            fields.named("tensors", Tensor.read, pattern=NAME),
             fields.text("row_order", among=("source", "frequency", "cluster")),
             fields.text("unknown", among=("error", "zeros")),
             fields.nested("key_index", KeyIndex.read) if fields.has("key_index") else None,
@@ -358,7 +359,7 @@ class Budgets(NamedTuple):
     def read(cls, fields: Fields) -> Budgets:
         """Read ``budgets``."""
         return cls(
-            fields.text("board", pattern=_NAME) if fields.has("board") else None,
+            fields.text("board", pattern=NAME) if fields.has("board") else None,
             fields.count("memory_private_bytes"),
             fields.named("operations", LatencyBudget.read, pattern=re.compile("|".join(OPERATIONS))),
             fields.rest(),
@@ -378,9 +379,9 @@ class Budgets(NamedTuple):
 class Golden(NamedTuple):
     """Questions and the answers that every board must give.
 
-    ``lookup`` expects vectors ``(n, d)`` for keys, ``encode`` vectors ``(n, d)`` for texts, ``search`` the scores
-    ``(n, k)`` of the best neighbours for keys or texts (``by``) in ``model``; all float32. ``tolerance`` bounds the
-    absolute difference of every number; 0 asks for the last bit.
+    ``lookup`` expects vectors ``(n, d)`` for keys (``by`` ``row``: for row ids), ``encode`` vectors ``(n, d)`` for
+    texts, ``search`` the scores ``(n, k)`` of the best neighbours for keys or texts (``by``) in ``model``; all
+    float32. ``tolerance`` bounds the absolute difference of every number; a lookup is right to the last bit.
     """
 
     operation: str
@@ -396,13 +397,18 @@ class Golden(NamedTuple):
         """Read one entry of ``golden``."""
         golden = cls(
             fields.text("operation", among=OPERATIONS),
-            fields.text("model", pattern=_NAME),
-            fields.text("by", among=("key", "text")),
+            fields.text("model", pattern=NAME),
+            fields.text("by", among=("key", "text", "row")),
             fields.texts("inputs"),
             fields.nested("expected", Tensor.read),
             fields.number("tolerance"),
             fields.rest(),
         )
+        if golden.operation == "lookup" and golden.tolerance != 0:
+            fields.fail("tolerance", "0 for a lookup, whose answers are exact", golden.tolerance)
+        rows_are_asked = golden.operation == "lookup" and all(_ROW.fullmatch(row) for row in golden.inputs)
+        if golden.by == "row" and not rows_are_asked:
+            fields.fail("inputs", "row ids in decimal digits, for a lookup", list(golden.inputs))
         tensor = golden.expected
         if tensor.dtype != "float32" or len(tensor.shape) != 2 or tensor.shape[0] != len(golden.inputs):
             fields.fail("expected", f"float32 of shape ({len(golden.inputs)}, ...)", tensor.to_json())
@@ -471,14 +477,14 @@ class Manifest(NamedTuple):
                 f"({', '.join(sorted(FEATURES))}), found {shown(', '.join(unknown))}; update edge-embed on this board"
             )
         manifest = cls(
-            fields.text("name", pattern=_NAME),
-            fields.text("version", pattern=_VERSION),
+            fields.text("name", pattern=NAME),
+            fields.text("version", pattern=VERSION),
             fields.nested("space", Space.read),
             fields.listed("models", Model.read),
             fields.named("blobs", Blob.read, pattern=_FILE_NAME),
             requirements,
             fields.nested("budgets", Budgets.read),
-            fields.named("quality", Fields.rest, pattern=_NAME),
+            fields.named("quality", Fields.rest, pattern=NAME),
             fields.listed("golden", Golden.read),
             fields.text("parent", pattern=HEX_DIGEST) if fields.has("parent") else None,
             fields.rest(),

@@ -20,7 +20,7 @@ import struct
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge_embed_bundle.errors import EmptyStoreError, StateError
+from edge_embed_bundle.errors import StateError
 from edge_embed_bundle.state import REFUSED_CEILING, State
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ _NONE = bytes(32)
 
 def is_store(folder: Path) -> bool:
     """Return whether a folder is a store rather than a bundle."""
-    return any((folder / name).exists() for name in SLOT_NAMES)
+    return any(os.path.lexists(folder / name) for name in SLOT_NAMES)
 
 
 def generation_folder(store: Path, generation: str) -> Path:
@@ -89,16 +89,23 @@ class Slots:
     def create(self, fs: FsOps) -> None:
         """Create both slots with the first record; the folder is synced by the caller."""
         for path in self._paths:
-            with contextlib.suppress(FileNotFoundError):
-                fs.unlink(path)
-            with fs.create(path, mode=0o644) as file:
-                file.write(pack(State()))
-                file.sync()
+            self._create_slot(path, State(), fs)
 
     def write(self, state: State, fs: FsOps) -> None:
         """Make ``state`` the record in force; durable on return."""
         in_force, _ = self._in_force()
-        with fs.overwrite(self._paths[1 - in_force]) as file:
+        path = self._paths[1 - in_force]
+        if len(_read(path)) < SLOT_BYTES:
+            self._create_slot(path, State(), fs)
+            fs.sync_folder(path.parent)
+        with fs.overwrite(path) as file:
+            file.write(pack(state))
+            file.sync()
+
+    def _create_slot(self, path: Path, state: State, fs: FsOps) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            fs.unlink(path)
+        with fs.create(path, mode=0o644) as file:
             file.write(pack(state))
             file.sync()
 
@@ -110,10 +117,7 @@ class SlotWatch:
     """The slots of a store as a reader sees them: mapped, so asking for news costs no system call."""
 
     def __init__(self, folder: Path) -> None:
-        try:
-            self._maps = tuple(_map(folder / name) for name in SLOT_NAMES)
-        except (OSError, ValueError) as error:
-            raise EmptyStoreError(f"{folder}: expected a store with two state slots, found: {error}") from error
+        self._maps = [_map(folder / name) for name in SLOT_NAMES]
         self._folder = folder
         self._seen: list[bytes] | None = None
 
@@ -135,10 +139,15 @@ class SlotWatch:
     def close(self) -> None:
         """Let go of the maps."""
         for view in self._maps:
-            view.close()
+            if view is not None:
+                view.close()
 
     def _snapshot(self) -> list[bytes]:
-        return [view[:] for view in self._maps]
+        for i, view in enumerate(self._maps):
+            if view is None:
+                # Lost or cut short: invalid, until the store's next change makes it anew.
+                self._maps[i] = _map(self._folder / SLOT_NAMES[i])
+        return [b"" if view is None else view[:] for view in self._maps]
 
 
 def _in_force(slots: list[bytes], folder: Path) -> tuple[int, State]:
@@ -154,16 +163,19 @@ def _in_force(slots: list[bytes], folder: Path) -> tuple[int, State]:
 def _read(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
-            return file.read(SLOT_BYTES + 1)
+            return file.read(SLOT_BYTES)
     except FileNotFoundError:
         return b""
 
 
-def _map(path: Path) -> mmap.mmap:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+def _map(path: Path) -> mmap.mmap | None:
     try:
-        if os.fstat(descriptor).st_size != SLOT_BYTES:
-            raise ValueError(f"{path.name} is not {SLOT_BYTES} bytes long")
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        if os.fstat(descriptor).st_size < SLOT_BYTES:
+            return None
         return mmap.mmap(descriptor, SLOT_BYTES, access=mmap.ACCESS_READ)
     finally:
         os.close(descriptor)

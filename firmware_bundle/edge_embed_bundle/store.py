@@ -145,10 +145,11 @@ class Store:
             progress: told the bytes copied and verified.
 
         Returns:
-            The probe's verdict, passed.
+            The probe's verdict, passed; for the bundle that serves already, the reason says so, and a damaged one is
+            repaired from its source.
 
         Raises:
-            BundleError: the source is damaged. Nothing was changed.
+            BundleError: the source is damaged. What served before serves on.
             RefusedError: the probe said no, now or before. What served before serves on.
             StoreError: the store is busy, damaged or full.
         """
@@ -163,11 +164,12 @@ class Store:
             self._check_space(bundle)
             # All of it, also what the store has already: a damaged source is refused, never mended in silence.
             bundle.verify(progress)
-            if bundle.id == state.active:
+            whole = self._is_whole(bundle.id)
+            if not whole:
+                self._stage(bundle, progress)
                 self._verify(bundle.id, progress)
-                return Verdict(True, "serves already")
-            self._stage(bundle, progress)
-            self._verify(bundle.id, progress)
+            if bundle.id == state.active:
+                return Verdict(True, "serves already" if whole else "served already, damaged; repaired")
             self._change(self.state().begin_trial(bundle.id))
             verdict = self._try(probe)
             if not verdict.passed:
@@ -202,9 +204,6 @@ class Store:
 
     def _stage(self, bundle: Bundle, progress: Progress | None) -> None:
         """Copy the missing blobs, build the generation's folder, make it durable under its name."""
-        if self._is_whole(bundle.id):
-            return
-        self._remove_generation(bundle.id)
         blobs = self.path / "blobs"
         missing = {blob.sha256: name for name, blob in bundle.manifest.blobs.items() if not self._has_blob(blob.sha256)}
         for digest, name in missing.items():
@@ -220,8 +219,11 @@ class Store:
             file.write(bundle.manifest_bytes)
             file.sync()
         self._fs.sync_folder(partial)
+        # One of that name that is damaged makes room at the last moment: it may be the one that serves.
+        retired = self._retire(bundle.id)
         self._fs.rename(partial, self.generation(bundle.id))
         self._fs.sync_folder(partial.parent)
+        remove_tree(self._fs, retired)
 
     def _copy_blob(self, bundle: Bundle, name: str, digest: str, progress: Progress | None) -> None:
         partial = self.path / "blobs" / f".partial-{digest}"
@@ -288,20 +290,19 @@ class Store:
         kept = self.state().kept
         for folder in sorted((self.path / "generations").iterdir()):
             if folder.name not in kept:
-                self._remove_generation(folder.name)
+                remove_tree(self._fs, folder if folder.name.startswith(".") else self._retire(folder.name))
         for blob in sorted((self.path / "blobs").iterdir()):
             if blob.stat().st_nlink == 1:
                 self._fs.unlink(blob)
 
-    def _remove_generation(self, name: str) -> None:
-        folder = self.generation(name)
-        if folder.is_dir() and not name.startswith("."):
-            # Take the name away first: a folder that has a generation's name is whole.
-            partial = folder.with_name(f".partial-{name}")
-            remove_tree(self._fs, partial)
-            self._fs.rename(folder, partial)
-            folder = partial
-        remove_tree(self._fs, folder)
+    def _retire(self, generation: str) -> Path:
+        """Take a generation's name away before its files: a folder of that name is whole. Return what is left of it."""
+        folder = self.generation(generation)
+        retired = folder.with_name(f".retired-{generation}")
+        remove_tree(self._fs, retired)
+        if folder.is_dir():
+            self._fs.rename(folder, retired)
+        return retired
 
     def _check_space(self, bundle: Bundle) -> None:
         blobs = {blob.sha256: blob.size_bytes for blob in bundle.manifest.blobs.values()}
@@ -335,7 +336,7 @@ class Store:
                     self._create_contents()
                 yield
             except OSError as error:
-                raise StoreError(f"{self.path}: the file system said: {error}; what served before serves on") from error
+                raise StoreError(f"{self.path}: expected a store that can be written, found: {error}") from error
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:

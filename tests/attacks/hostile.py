@@ -149,6 +149,8 @@ def _with_engine(engine: str) -> Callable[[Path], object]:
 
 _PAST = "found 1000000"
 _NO_TOKENIZER = "tokenizer.json: expected a tokenizer definition, found"
+_STRANGE_FILE = "table.onnx: expected weights in files of the bundle, found"
+_NO_MESSAGE = "table.onnx: expected an ONNX graph, found"
 _NO_ONNX = "table.onnx: expected a graph that ONNX Runtime"
 _NO_TFLITE = "table.tflite: expected a graph that"
 _OFF = "NOT within"
@@ -204,13 +206,20 @@ TOKENIZERS = {
 #: Attacks on the portable graphs; the kernels never read them.
 GRAPHS = {
     "onnx data at an absolute path": Hostile(
-        _onnx_data(location="{outside}"), _onnxruntime, edge_embed.BundleError, _NO_ONNX
+        _onnx_data(location="{outside}"), _onnxruntime, edge_embed.BundleError, _STRANGE_FILE
     ),
     "onnx data above the folder": Hostile(
-        _onnx_data(location=f"../{OUTSIDE}"), _onnxruntime, edge_embed.BundleError, _NO_ONNX
+        _onnx_data(location=f"../{OUTSIDE}"), _onnxruntime, edge_embed.BundleError, _STRANGE_FILE
     ),
-    "onnx data behind a link": Hostile(_onnx_data(location="link.bin"), _onnxruntime, edge_embed.BundleError, _NO_ONNX),
-    "onnx data in no file": Hostile(_onnx_data(location="nothing.bin"), _onnxruntime, edge_embed.BundleError, _NO_ONNX),
+    "onnx data behind a link": Hostile(
+        _onnx_data(location="link.bin"), _onnxruntime, edge_embed.BundleError, _STRANGE_FILE
+    ),
+    "onnx data in no file": Hostile(
+        _onnx_data(location="nothing.bin"), _onnxruntime, edge_embed.BundleError, _STRANGE_FILE
+    ),
+    "onnx data in a file that nobody hashed": Hostile(
+        _onnx_data(location="stray.bin"), _onnxruntime, edge_embed.BundleError, _STRANGE_FILE
+    ),
     "onnx data past the end": Hostile(_onnx_data(offset=str(2**40)), _onnxruntime, edge_embed.BundleError, _NO_ONNX),
     "onnx data before the start": Hostile(_onnx_data(offset="-65536"), _onnxruntime, edge_embed.BundleError, _NO_ONNX),
     "onnx data of another tensor": Hostile(
@@ -223,10 +232,10 @@ GRAPHS = {
         file_of("table.onnx", lambda _: b""), _onnxruntime, edge_embed.BundleError, _NO_ONNX
     ),
     "a garbage onnx graph": Hostile(
-        file_of("table.onnx", lambda data: bytes(reversed(data))), _onnxruntime, edge_embed.BundleError, _NO_ONNX
+        file_of("table.onnx", lambda data: bytes(reversed(data))), _onnxruntime, edge_embed.BundleError, _NO_MESSAGE
     ),
     "half an onnx graph": Hostile(
-        file_of("table.onnx", lambda data: data[: len(data) // 2]), _onnxruntime, edge_embed.BundleError, _NO_ONNX
+        file_of("table.onnx", lambda data: data[: len(data) // 2]), _onnxruntime, edge_embed.BundleError, _NO_MESSAGE
     ),
     # The table behind the graph is left as it is: the kernels answer rightly.
     "a tflite graph of zeros": Hostile(

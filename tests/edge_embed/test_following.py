@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gc
 import json
+import resource
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +16,9 @@ import pytest
 
 import edge_embed
 from edge_embed.probing import probe
-from edge_embed_bundle.errors import EmptyStoreError
+from edge_embed_bundle.errors import EmptyStoreError, RefusedError
 from edge_embed_bundle.store import Store
-from tests.fakes.probes import FakeProbe
+from tests.fakes.probes import NO, FakeProbe
 from tests.making import WORDS, make_bundle, small_source
 
 
@@ -160,12 +162,55 @@ def test_two_installs_between_two_calls_are_followed_to_the_last(store: Store, t
         assert runtime.manifest.version == "3.2.0"
 
 
-def test_a_store_that_serves_nothing_yet_cannot_be_opened(tmp_path: Path) -> None:
-    Store(tmp_path / "store")
-    (tmp_path / "store").mkdir()
-    (tmp_path / "store" / "slot.0").touch()
-    with pytest.raises(EmptyStoreError):
+def test_a_store_that_serves_nothing_yet_cannot_be_opened(tmp_path: Path, bundle: Path) -> None:
+    with pytest.raises(RefusedError):
+        Store(tmp_path / "store").install(bundle, FakeProbe([NO]))
+    with pytest.raises(EmptyStoreError, match="expected a confirmed bundle"):
         edge_embed.open(tmp_path / "store")
+
+
+@pytest.mark.parametrize("damage", ["lost", "cut short", "too long"])
+@pytest.mark.parametrize("slot", ["slot.0", "slot.1"])
+def test_one_damaged_slot_stops_neither_serving_nor_following_nor_installing(
+    store: Store, newer_bundle: Path, bundle: Path, slot: str, damage: str
+) -> None:
+    store.install(newer_bundle, FakeProbe())
+    path = store.path / slot
+    if damage == "lost":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:100] if damage == "cut short" else path.read_bytes() + b"x")
+    with edge_embed.open(store.path) as runtime:
+        assert runtime.manifest.version in ("1.0.0", "1.1.0")
+        for each in (bundle, newer_bundle):
+            store.install(each, FakeProbe(), retry=True)
+            assert runtime.lookup("word1").any()
+        assert runtime.manifest.version == "1.1.0"
+
+
+def test_a_runtime_that_does_not_follow_stays_with_what_it_opened(store: Store, newer_bundle: Path) -> None:
+    with edge_embed.open(store.path, follow=False) as runtime:
+        store.install(newer_bundle, FakeProbe())
+        assert runtime.manifest.version == "1.0.0"
+        assert runtime.lookup("word1").any()
+
+
+def test_a_move_that_failed_for_want_of_the_system_is_tried_again(store: Store, newer_bundle: Path) -> None:
+    with edge_embed.open(store.path) as runtime:
+        runtime.lookup("word1")
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        store.install(newer_bundle, FakeProbe())
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+        try:
+            assert runtime.lookup("word1").any()
+            assert runtime.problem is not None
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        end = time.monotonic() + 10
+        while runtime.manifest.version != "1.1.0" and time.monotonic() < end:
+            time.sleep(0.05)
+        assert runtime.manifest.version == "1.1.0"
+        assert runtime.problem is None
 
 
 def test_the_real_probe_lets_a_good_bundle_pass_and_measures_it(store: Store, newer_bundle: Path) -> None:

@@ -81,8 +81,17 @@ def test_every_miss_is_named_not_the_first_alone() -> None:
 
 
 def test_mapped_memory_and_operations_without_a_budget_are_not_judged() -> None:
-    found = _found("operations", value={"encode": {"p50_us": 1e9, "p99_us": 1e9, "calls": 1}})
+    found = _found("operations", "encode", value={"p50_us": 1e9, "p99_us": 1e9, "calls": 1})
     assert judge(found, BUDGETS).passed
+
+
+def test_a_budget_that_nothing_measures_is_a_miss_unless_this_board_has_no_package_for_it() -> None:
+    found = _found("operations", value={})
+    verdict = judge(found, BUDGETS)
+    assert not verdict.passed
+    assert "expected golden questions to measure lookup by, found none" in verdict.reason
+    skipped = {"lookup": "needs a package", "search": "needs a package"}
+    assert judge({**found, "skipped": skipped}, BUDGETS).passed
 
 
 def test_a_real_bundle_is_probed_in_a_process_of_its_own_and_passes(bundle: Path) -> None:

@@ -131,10 +131,10 @@ def test_a_graph_that_answers_unlike_the_kernels_is_not_proven_but_an_error(tmp_
     # The kernels read one bundle, the engine the graph of another whose table has the same shape.
     right = make_bundle(tmp_path / "right", graphs=(format,))
     wrong = make_bundle(tmp_path / "wrong", graphs=(format,), source=small_source(seed=1))
-    with edge_embed.open(right.path) as runtime:
-        assert _prove(right.manifest.models[0], runtime, right.path) == right.manifest.models[0]
+    with edge_embed.open(right.path) as runtime, Bundle.open(wrong.path) as other:
+        assert _prove(right.manifest.models[0], runtime, runtime.bundle) == right.manifest.models[0]
         with pytest.raises(BundleError, match=rf"table\.{format}: expected the kernels' vectors from .*, found others"):
-            _prove(right.manifest.models[0], runtime, wrong.path)
+            _prove(right.manifest.models[0], runtime, other)
 
 
 ODD_TABLES: Mapping[str, Source] = {

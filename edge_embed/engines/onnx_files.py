@@ -1,0 +1,83 @@
+"""Which files an ONNX graph reads beside itself, found without the ``onnx`` package, which no board has.
+
+A graph's weights may be external data: a file name, relative to the graph's folder. Nobody hashed a file that the
+manifest does not name, so a graph that names one is refused before an engine opens it. This is a walk over the wire
+format of protobuf along the fields of onnx.proto that lead to a tensor; everything else is passed over.
+
+Source: https://protobuf.dev/programming-guides/encoding/ and onnx/onnx.proto (IR version 10).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+
+#: For each message, the fields that lead to tensors, by number. The walk ends at ``entry``: a key and a value.
+_WAYS: Mapping[str, Mapping[int, str]] = MappingProxyType(
+    {
+        "model": {7: "graph", 20: "training", 25: "function"},
+        "training": {1: "graph", 2: "graph"},
+        "function": {7: "node", 11: "attribute"},
+        "graph": {1: "node", 5: "tensor", 15: "sparse"},
+        "node": {5: "attribute"},
+        "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+        "sparse": {1: "tensor", 2: "tensor"},
+        "tensor": {13: "entry"},
+    }
+)
+
+_DEPTH_CEILING = 64
+
+
+def external_files(data: memoryview) -> set[str]:
+    """Return the names that the external data of an ONNX file's tensors have.
+
+    Raises:
+        ValueError: the bytes are no protobuf message.
+    """
+    return {location.decode("utf-8", "backslashreplace") for location in _locations(data, "model", 0)}
+
+
+def _locations(data: memoryview, message: str, depth: int) -> Iterator[bytes]:
+    if depth > _DEPTH_CEILING:
+        raise ValueError(f"more than {_DEPTH_CEILING} levels of nesting")
+    for number, value in _fields(data):
+        inner = _WAYS[message].get(number)
+        if inner == "entry":
+            entry = dict(_fields(value))
+            if bytes(entry.get(1, b"")) == b"location":
+                yield bytes(entry.get(2, b""))
+        elif inner is not None:
+            yield from _locations(value, inner, depth + 1)
+
+
+def _fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """Yield number and bytes of every length-delimited field of a message."""
+    at = 0
+    while at < len(data):
+        tag, at = _varint(data, at)
+        kind = tag & 7
+        if kind == 2:
+            length, at = _varint(data, at)
+            if at + length > len(data):
+                raise ValueError(f"a field of {length} bytes at {at}, {len(data) - at} are left")
+            yield tag >> 3, data[at : at + length]
+            at += length
+        elif kind == 0:
+            _, at = _varint(data, at)
+        elif kind in (1, 5):
+            at += 8 if kind == 1 else 4
+        else:
+            raise ValueError(f"a field of the unknown wire type {kind} at {at}")
+
+
+def _varint(data: memoryview, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while at < len(data) and shift < 70:
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if not byte & 0x80:
+            return value, at
+        shift += 7
+    raise ValueError(f"a number without an end at {at}")
