@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -118,3 +119,30 @@ def test_a_child_that_dies_is_a_crash_which_may_be_tried_again(bundle: Path, mon
     assert str(bundle) in verdict.reason and "ended with status" in verdict.reason
     with pytest.raises(ProbeCrashError):
         report(bundle)
+
+
+def test_a_probe_runs_no_module_that_lies_where_the_operator_stands(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "json.py").write_text("raise SystemExit('not the json that was meant')")
+    monkeypatch.chdir(tmp_path)
+    assert probe(bundle).passed
+
+
+def test_a_child_that_says_something_else_than_a_report_is_a_crash(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text("print('hello')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    verdict = probe(bundle)
+    assert verdict.crashed
+    assert "which is no report" in verdict.reason
+
+
+def test_a_bundle_that_asks_nothing_does_not_pass(damageable: Path) -> None:
+    manifest = json.loads((damageable / "manifest.json").read_text())
+    manifest["golden"] = []
+    (damageable / "manifest.json").write_text(json.dumps(manifest))
+    verdict = probe(damageable)
+    assert not verdict.passed
+    assert "expected lookups for the model table, found none" in verdict.reason

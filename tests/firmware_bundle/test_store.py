@@ -300,3 +300,14 @@ def test_a_store_without_room_says_so_before_it_reads_the_source(store: Store, b
     with pytest.raises(SpaceError, match="free bytes for the new generation"):
         store.install(damageable, FakeProbe())
     assert store.active().name == _id(bundle)
+
+
+@pytest.mark.parametrize("damage", ["rotten", "lost"])
+def test_installing_what_serves_already_repairs_it(store: Store, bundle: Path, damage: str) -> None:
+    store.install(bundle, FakeProbe())
+    path = store.active() / "table.tflite"
+    _rot(path) if damage == "rotten" else path.unlink()
+    assert store.install(bundle, FakeProbe()).reason == "served already, damaged; repaired"
+    with Bundle.open(store.active()) as opened:
+        opened.verify()
+    assert not [path for path in (store.path / "generations").iterdir() if path.name.startswith(".")]

@@ -91,6 +91,20 @@ def test_a_board_with_numpy_alone_installs_checks_and_rolls_back(
         assert done.returncode == 0, (words, done.stderr)
 
 
+def test_a_board_without_a_tokenizer_installs_a_text_bundle_and_says_what_was_not_probed(
+    board: Path, text_bundle: Path, tmp_path: Path
+) -> None:
+    store = str(tmp_path / "store")
+    done = _run(board, "-m", "edge_embed", "install", str(text_bundle), "--store", store)
+    assert done.returncode == 0, done.stderr
+    assert "not probed: encoding text needs the package tokenizers" in done.stdout
+    assert _run(board, "-m", "edge_embed", "lookup", store, "word1").returncode == 0
+    assert _run(board, "-m", "edge_embed", "search", store, "--key", "word1").returncode == 0
+    refused = _run(board, "-m", "edge_embed", "encode", store, "word1")
+    assert refused.returncode == 2
+    assert "edge-embed[text]" in refused.stderr
+
+
 def test_what_a_board_cannot_do_names_the_extra_that_brings_it(board: Path, text_bundle: Path, tmp_path: Path) -> None:
     vectors = tmp_path / "vectors.txt"
     vectors.write_text("2 2\na 1 0\nb 0 1\n")
