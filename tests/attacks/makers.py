@@ -62,6 +62,8 @@ def set_at(manifest: Any, place: Place, value: Any) -> None:
     parent = manifest
     for step in place[:-1]:
         parent = parent[step]
+    if isinstance(parent, dict) and not isinstance(place[-1], str):
+        raise TypeError("an earlier change put an object where a list was; JSON has no numbers for names")
     if value is ABSENT:
         del parent[place[-1]]
     else:

@@ -192,6 +192,8 @@ def _places(value: Any, place: tuple[str | int, ...] = ()) -> Iterator[tuple[tup
 def _set(value: Any, place: tuple[str | int, ...], new: Any) -> None:
     for step in place[:-1]:
         value = value[step]
+    if isinstance(value, dict) and not isinstance(place[-1], str):
+        raise TypeError("an earlier change put an object where a list was; JSON has no numbers for names")
     if new is ABSENT:
         del value[place[-1]]
     else:
