@@ -18,7 +18,7 @@ from edge_embed import memory
 from edge_embed.memory import Memory
 from edge_embed.runtime import Runtime
 
-ROUNDS = 3
+ROUNDS = 5
 ROUND_SECONDS = 0.15
 _SAMPLE_KEYS = 512
 

@@ -99,7 +99,8 @@ def _journey(place: Path, told: _Told, progress: Progress) -> bool:
     if not told.as_json:
         print_lines(lines, board_named(BOARD))
     told.facts["check"] = [{**asdict(line), "within": line.within} for line in lines]
-    return after != before and refused and back == before and all(line.within for line in lines)
+    # The estimate for another board is shown, not judged: it rests on how busy this machine is.
+    return after != before and refused and back == before
 
 
 def _export(
