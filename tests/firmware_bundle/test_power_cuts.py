@@ -16,6 +16,7 @@ import pytest
 import edge_embed
 from edge_embed_bundle.bundle import Bundle
 from edge_embed_bundle.errors import BundleError, EmptyStoreError, RefusedError, StateError
+from edge_embed_bundle.slots import SLOT_NAMES, unpack
 from edge_embed_bundle.store import Store
 from tests.fakes.probes import CRASH, NO, FakeProbe
 from tests.fakes.weak_flash import Fate, Op, RecordingFs, dice, everything, nothing, replayed
@@ -85,6 +86,14 @@ def _install_after_a_crash(place: Path, bundles: tuple[Path, Path, Path]) -> Flo
     return _recorded(store, place / "before", bundles[:2], lambda store: store.install(bundles[1], probe))
 
 
+def _install_with_a_lost_slot(place: Path, bundles: tuple[Path, Path, Path]) -> Flow:
+    store = _installed(place / "board" / "store", bundles[0])
+    state = Store(store).state()
+    lost = next(name for i, name in enumerate(SLOT_NAMES) if unpack((store / SLOT_NAMES[1 - i]).read_bytes()) == state)
+    (store / lost).unlink()
+    return _recorded(store, place / "before", bundles[:2], lambda store: store.install(bundles[1], FakeProbe()))
+
+
 def _refused_install(place: Path, bundles: tuple[Path, Path, Path]) -> Flow:
     store = _installed(place / "board" / "store", bundles[0])
 
@@ -100,7 +109,15 @@ def _rollback(place: Path, bundles: tuple[Path, Path, Path]) -> Flow:
     return _recorded(store, place / "before", bundles[:2], lambda store: store.rollback())
 
 
-FLOWS = (_first_install, _second_install, _third_install, _install_after_a_crash, _refused_install, _rollback)
+FLOWS = (
+    _first_install,
+    _second_install,
+    _third_install,
+    _install_after_a_crash,
+    _install_with_a_lost_slot,
+    _refused_install,
+    _rollback,
+)
 
 
 def _fates(cut: int) -> Iterator[Fate]:
