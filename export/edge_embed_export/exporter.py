@@ -8,7 +8,8 @@ The order is the argument of the bundle's truth:
  3. what the runtime answers becomes the golden answers, what it decodes is compared with the source;
  4. only then the manifest is written, and the bundle gets its name.
 
-Nothing in a bundle depends on the time or the machine's speed: the same source and options give the same bytes.
+Nothing in a bundle depends on the time or the machine's speed: the same vectors and options give the same bytes on
+one kind of CPU. Scores, and vectors that a source computes, carry the rounding of the machine's linear algebra.
 """
 
 from __future__ import annotations
