@@ -8,8 +8,8 @@ The order is the argument of the bundle's truth:
  3. what the runtime answers becomes the golden answers, what it decodes is compared with the source;
  4. only then the manifest is written, and the bundle gets its name.
 
-Nothing in a bundle depends on the time or the machine's speed: the same vectors and options give the same bytes on
-one kind of CPU. Scores, and vectors that a source computes, carry the rounding of the machine's linear algebra.
+Nothing in a bundle depends on the time or on the machine: the same source, options and packages give the same bytes,
+whatever its CPU and however many of its cores take part (``exact``).
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,6 @@ from edge_embed.errors import BundleError, MissingExtraError, RequestError
 from edge_embed.kernels.reference import SCAN_ROWS
 from edge_embed.progress import SILENT, Progress
 from edge_embed.runtime import Runtime
-from edge_embed.table import Table
 from edge_embed.text import BATCH_TOKENS, HuggingFaceTokenizer, TextEncoder
 from edge_embed_bundle.bundle import Bundle
 from edge_embed_bundle.manifest import (
@@ -59,6 +57,7 @@ from edge_embed_export.graphs.onnx import check_onnx, onnx_lookup
 from edge_embed_export.graphs.tflite import tflite_header
 from edge_embed_export.key_index import build_index
 from edge_embed_export.quality import Quality, measure_quality
+from edge_embed_export.questions import answered, spread_rows
 from edge_embed_export.sources import Source
 
 GRAPH_FORMATS = ("onnx", "tflite")
@@ -68,12 +67,7 @@ COLLECTION = "collection"
 GOLDEN_BLOB = "golden.bin"
 TOKENIZER_BLOB = "tokenizer.json"
 
-#: Pooling sums float32 in an order that a kernel may choose; scores add the rounding of a scan.
-TEXT_TOLERANCE = 1e-5
-SCORE_TOLERANCE = 1e-4
-
-_GOLDEN_QUESTIONS = 16
-_GOLDEN_NEIGHBOURS = 5
+_PROOF_ROWS = 16
 _BLOCK_ROWS = 4096
 
 # Private memory of a runtime beyond numpy, measured on x86-64 with CPython 3.11 and rounded up: its modules and maps;
@@ -81,10 +75,6 @@ _BLOCK_ROWS = 4096
 _RUNTIME_BYTES = 4 * 2**20
 _TOKENIZERS_BYTES = 6 * 2**20
 _TOKENIZER_FACTOR = 24
-
-
-#: What the runtime says to golden questions, as float32 ``(n, ...)``.
-Answer = Callable[[tuple[str, ...]], NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -147,7 +137,7 @@ def export(source: Source, options: Options, progress: Progress = SILENT) -> Rep
         with Runtime(writer.preview(draft), verify=False) as runtime:
             proven = tuple(_prove(model, runtime, runtime.bundle) for model in models)
             quality = _measure(parts, models, runtime, progress)
-            golden = _write_golden(writer, runtime, models)
+            golden = _write_golden(writer, runtime)
         manifest = writer.finish(lambda blobs: _signed_off(_manifest(source, options, proven, blobs), golden, quality))
     return Report(options.target, manifest, quality)
 
@@ -362,7 +352,7 @@ def _prove(model: Model, runtime: Runtime, bundle: Bundle) -> Model:
 
     A graph whose engine is not installed here stays unproven, and says so by an empty list.
     """
-    ids = np.unique(np.linspace(0, model.rows - 1, _GOLDEN_QUESTIONS).astype(np.int64))
+    ids = spread_rows(model.rows, _PROOF_ROWS)
     expected = runtime.lookup_ids(ids, model=model.name)
     graphs = []
     for graph in model.graphs:
@@ -396,66 +386,13 @@ def _measure(
     return prices
 
 
-def _write_golden(writer: BundleWriter, runtime: Runtime, models: tuple[Model, ...]) -> tuple[Golden, ...]:
-    """Ask the runtime the golden questions, write its answers and return questions and places."""
-    asked: list[tuple[Golden, NDArray[np.float32]]] = []
-
-    def ask(operation: str, model: str, by: str, inputs: tuple[str, ...], answer: Answer, tolerance: float) -> None:
-        place = Tensor(GOLDEN_BLOB, 0, "float32", (0, 0))
-        asked.append((Golden(operation, model, by, inputs, place, tolerance), answer(inputs)))
-
-    for model in models:
-        keys = _spread(runtime.table(model.name))
-        if keys:
-            ask("lookup", model.name, "key", keys, partial(runtime.lookup, model=model.name), 0.0)
-        else:
-            # JSON holds no key that is not UTF-8; the rows can be asked all the same.
-            rows = tuple(str(row) for row in range(min(_GOLDEN_QUESTIONS, model.rows)))
-            ask("lookup", model.name, "row", rows, partial(_vectors_of_rows, runtime, model.name), 0.0)
-    first, last = models[0], models[-1]
-    if first.text is not None:
-        texts = _golden_texts(runtime, models)
-        ask("encode", first.name, "text", texts, runtime.encode, TEXT_TOLERANCE)
-    if last is not first:
-        scores = partial(_scores_by_text, runtime, last.name, min(_GOLDEN_NEIGHBOURS, last.rows))
-        ask("search", last.name, "text", texts, scores, SCORE_TOLERANCE)
-    elif last.rows > 1:
-        # A key is not its own neighbour.
-        scores = partial(_scores_by_key, runtime, last.name, min(_GOLDEN_NEIGHBOURS, last.rows - 1))
-        ask("search", last.name, "key", keys, scores, SCORE_TOLERANCE)
-
+def _write_golden(writer: BundleWriter, runtime: Runtime) -> tuple[Golden, ...]:
+    """Ask the golden questions, write their answers and return the questions with their places."""
+    questions = answered(runtime)
     tensors: dict[str, Tensor] = {}
-    answers = {str(i): answer for i, (_, answer) in enumerate(asked)}
+    answers = {str(i): question.answer for i, question in enumerate(questions)}
     writer.blob(GOLDEN_BLOB, partial(_write_sections, answers, tensors, lambda _: None))
-    return tuple(golden._replace(expected=tensors[str(i)]) for i, (golden, _) in enumerate(asked))
-
-
-def _spread(table: Table) -> tuple[str, ...]:
-    """Return keys from all over the table; those whose vector is zeros say little, but must be right as well."""
-    names = table.names
-    if names is None:
-        raise AssertionError("the exporter writes keys")
-    rows = np.unique(np.linspace(0, len(names) - 1, _GOLDEN_QUESTIONS).astype(np.int64))
-    keys = [names[row] for row in rows.tolist()]
-    # JSON holds no bytes that are not UTF-8.
-    return tuple(key for key in keys if key.isprintable() and key.encode("utf-8", "ignore").decode() == key)
-
-
-def _golden_texts(runtime: Runtime, models: tuple[Model, ...]) -> tuple[str, ...]:
-    """Return texts that the bundle can be asked: lines of its collection, or words of its table in pairs."""
-    keys = _spread(runtime.table(models[-1].name))
-    return keys if len(models) > 1 else tuple(" ".join(pair) for pair in pairwise(keys))
-
-
-def _vectors_of_rows(runtime: Runtime, model: str, rows: tuple[str, ...]) -> NDArray[np.float32]:
-    return runtime.lookup_ids([int(row) for row in rows], model=model)
-
-
-def _scores_by_text(runtime: Runtime, model: str, k: int, texts: tuple[str, ...]) -> NDArray[np.float32]:
-    scores = [runtime.search(text=text, model=model, k=k).scores for text in texts]
-    return np.array(scores, np.float32).reshape(len(texts), k)
-
-
-def _scores_by_key(runtime: Runtime, model: str, k: int, keys: tuple[str, ...]) -> NDArray[np.float32]:
-    scores = [runtime.search(key, model=model, k=k).scores for key in keys]
-    return np.array(scores, np.float32).reshape(len(keys), k)
+    return tuple(
+        Golden(question.operation, question.model, question.by, question.inputs, tensors[str(i)], question.tolerance)
+        for i, question in enumerate(questions)
+    )

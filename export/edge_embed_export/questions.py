@@ -1,0 +1,133 @@
+"""The golden questions of a bundle, and the answers that every board has to give.
+
+* Lookups and encodings are what the runtime answers here: their arithmetic is the same everywhere, or within a
+  tolerance where a kernel may choose an order of additions.
+* Scores are not what a scan answers, whose last bits depend on this machine, but computed apart from it (``exact``);
+  a scan that is further from them than the tolerance ends the export.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_embed.errors import BundleError
+from edge_embed.runtime import Runtime
+from edge_embed.table import Table
+from edge_embed_export.exact import directions, exact_product
+
+#: Pooling sums float32 in an order that a kernel may choose; scores add the rounding of a scan.
+TEXT_TOLERANCE = 1e-5
+SCORE_TOLERANCE = 1e-4
+
+QUESTIONS = 16
+NEIGHBOURS = 5
+
+_BLOCK_ROWS = 8192
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """What a bundle is asked, and its answer ``(q, ...)`` float32; the rest as in the manifest's ``Golden``."""
+
+    operation: str
+    model: str
+    by: str
+    inputs: tuple[str, ...]
+    answer: NDArray[np.float32]
+    tolerance: float
+
+
+def answered(runtime: Runtime) -> list[Question]:
+    """Return the golden questions for the bundle that a runtime serves, with their answers.
+
+    Raises:
+        BundleError: a search does not find what an exact one does.
+    """
+    models = runtime.manifest.models
+    questions = [_lookup(runtime, model.name) for model in models]
+    first, last = models[0], models[-1]
+    texts: tuple[str, ...] = ()
+    if first.text is not None:
+        texts = _texts(runtime)
+        questions.append(Question("encode", first.name, "text", texts, runtime.encode(texts), TEXT_TOLERANCE))
+    if last is not first:
+        k = min(NEIGHBOURS, last.rows)
+        found = [runtime.search(text=text, model=last.name, k=k).scores for text in texts]
+        scores = _exact_scores(runtime.table(last.name), runtime.encode(texts), k)
+        questions.append(_search(last.name, "text", texts, found, scores))
+    elif last.rows > 1:
+        table = runtime.table(last.name)
+        # A key is not its own neighbour.
+        k = min(NEIGHBOURS, last.rows - 1)
+        keys = _keys(table)
+        found = [runtime.search(key, model=last.name, k=k).scores for key in keys]
+        own = np.array([table.find(key) for key in keys], np.int64)
+        scores = _exact_scores(table, table.decode(own), k, without=own)
+        questions.append(_search(last.name, "key", keys, found, scores))
+    return questions
+
+
+def spread_rows(rows: int, count: int) -> NDArray[np.int64]:
+    """Return at most ``count`` rows from all over a table."""
+    return np.unique(np.linspace(0, rows - 1, count).astype(np.int64))
+
+
+def _lookup(runtime: Runtime, model: str) -> Question:
+    table = runtime.table(model)
+    keys = _keys(table)
+    if keys:
+        return Question("lookup", model, "key", keys, runtime.lookup(keys, model=model), 0.0)
+    # JSON holds no key that is not UTF-8; the rows can be asked all the same.
+    rows = range(min(QUESTIONS, table.model.rows))
+    return Question("lookup", model, "row", tuple(map(str, rows)), runtime.lookup_ids(rows, model=model), 0.0)
+
+
+def _search(
+    model: str, by: str, inputs: tuple[str, ...], found: Sequence[NDArray[np.float32]], scores: NDArray[np.float32]
+) -> Question:
+    for asked, given, expected in zip(inputs, found, scores, strict=True):
+        off = float(np.abs(given - expected).max(initial=0))
+        # Half of the tolerance: the boards have roundings of their own.
+        if off > SCORE_TOLERANCE / 2:
+            raise BundleError(
+                f"{model}: expected the scores of an exact search for {asked!r}, found others, off by {off:.3g}; "
+                "the bundle was not written"
+            )
+    return Question("search", model, by, inputs, scores, SCORE_TOLERANCE)
+
+
+def _exact_scores(
+    table: Table, queries: NDArray[np.float32], k: int, without: NDArray[np.int64] | None = None
+) -> NDArray[np.float32]:
+    """Return the ``k`` highest cosines ``(q, k)`` of each query with the rows but, where given, its own one."""
+    asked = directions(queries)
+    best = np.empty((len(queries), 0))
+    for start in range(0, table.model.rows, _BLOCK_ROWS):
+        rows = np.arange(start, min(start + _BLOCK_ROWS, table.model.rows))
+        scores = exact_product(asked, directions(table.decode(rows)).T)
+        if without is not None:
+            scores[without[:, np.newaxis] == rows] = -np.inf
+        best = -np.sort(-np.concatenate([best, scores], axis=1), axis=1)[:, :k]
+    return best.astype(np.float32)
+
+
+def _keys(table: Table) -> tuple[str, ...]:
+    """Return keys from all over the table; those whose vector is zeros say little, but must be right as well."""
+    names = table.names
+    if names is None:
+        raise AssertionError("the exporter writes keys")
+    keys = [names[row] for row in spread_rows(len(names), QUESTIONS).tolist()]
+    # JSON holds no bytes that are not UTF-8.
+    return tuple(key for key in keys if key.isprintable() and key.encode("utf-8", "ignore").decode() == key)
+
+
+def _texts(runtime: Runtime) -> tuple[str, ...]:
+    """Return texts that the bundle can be asked: lines of its collection, or words of its table in pairs."""
+    models = runtime.manifest.models
+    keys = _keys(runtime.table(models[-1].name))
+    return keys if len(models) > 1 else tuple(" ".join(pair) for pair in pairwise(keys))
