@@ -49,11 +49,11 @@ class Fields:
             self.fail(name, expected, value)
         return value
 
-    def count(self, name: str, *, ceiling: int = COUNT_CEILING) -> int:
-        """Return a whole number from 0 to ``ceiling``."""
+    def count(self, name: str, *, floor: int = 0, ceiling: int = COUNT_CEILING) -> int:
+        """Return a whole number from ``floor`` to ``ceiling``."""
         value = self._take(name)
-        if not _is_count(value, ceiling):
-            self.fail(name, f"a whole number from 0 to {ceiling}", value)
+        if not _is_count(value, ceiling) or value < floor:
+            self.fail(name, f"a whole number from {floor} to {ceiling}", value)
         return int(value)
 
     def number(self, name: str) -> float:

@@ -64,6 +64,7 @@ VERSION = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9}){1,3}([-+][0-9A-Za-z.-]{1,40})?")
 _ROW = re.compile(r"[0-9]{1,10}")
 _DIMENSIONS_CEILING = 65_536
 _ROWS_CEILING = 2**32 - 2
+_TOKENS_CEILING = 1_000_000
 # numpy multiplies the other axes of an empty array, too, and refuses what a board's word cannot count.
 _EMPTY_CEILING_BYTES = 2**31 - 1
 
@@ -207,7 +208,7 @@ class TextRecipe(NamedTuple):
             fields.text("tokenizer_blob", pattern=_FILE_NAME) if tokenizer == "huggingface" else None,
             fields.text("pooling", among=("mean",)),
             fields.flag("normalize"),
-            fields.count("max_tokens", ceiling=1_000_000),
+            fields.count("max_tokens", floor=1, ceiling=_TOKENS_CEILING),
             fields.rest(),
         )
 

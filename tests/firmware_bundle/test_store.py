@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import shutil
 from pathlib import Path
@@ -200,6 +201,37 @@ def test_a_damaged_source_changes_nothing_even_where_the_store_has_a_good_copy(
     with pytest.raises(DigestError, match=r"damageable/table\.tflite: expected sha256"):
         store.install(damageable, FakeProbe())
     assert store.state() == before
+
+
+def test_a_source_that_changes_after_it_was_verified_gives_the_store_no_blob(store: Store, damageable: Path) -> None:
+    with Bundle.open(damageable) as opened:
+        left = opened.manifest.size_bytes
+
+    def rot_once_verified(read_bytes: int) -> None:
+        nonlocal left
+        left -= read_bytes
+        if left == 0:
+            _rot(damageable / "table.tflite")
+
+    with pytest.raises(DigestError, match=r"damageable/table\.tflite: expected sha256"):
+        store.install(damageable, FakeProbe(), progress=rot_once_verified)
+    for blob in (store.path / "blobs").iterdir():
+        assert hashlib.sha256(blob.read_bytes()).hexdigest() == blob.name
+    assert store.status().generations == ()
+
+
+def test_an_interrupted_trial_that_is_not_whole_any_more_is_refused_unprobed(
+    store: Store, bundle: Path, newer_bundle: Path, tmp_path: Path
+) -> None:
+    store.install(bundle, FakeProbe())
+    with pytest.raises(PowerCutError):
+        store.install(newer_bundle, FakeProbe(dies=True))
+    _rot(store.generation(_id(newer_bundle)) / "table.tflite")
+    third = make_bundle(tmp_path / "third", version="3.0.0", source=small_source(seed=3)).path
+    probe = FakeProbe()
+    store.install(third, probe)
+    assert probe.asked == [_id(third)]
+    assert store.state().refused == (_id(newer_bundle),)
 
 
 def test_one_process_changes_a_store_at_a_time(store: Store, bundle: Path) -> None:
