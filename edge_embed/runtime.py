@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from edge_embed import memory
 from edge_embed.errors import EdgeEmbedError, RequestError
 from edge_embed.keys import Key
-from edge_embed.memory import parse_size
+from edge_embed.memory import Memory, parse_size
 from edge_embed.serving import Serving, check_budget
 from edge_embed.space import Stamped, comparable
 from edge_embed.table import UNKNOWN_POLICIES, Neighbours, Table
@@ -66,7 +66,7 @@ class Runtime:
         self._engine = engine
         self._moving = threading.Lock()
         self._watch: SlotWatch | None = None
-        self._serving: Serving | None
+        self._serving: Serving | None = None
         if is_store(self.path):
             self._verify = bool(verify)
             self._watch = SlotWatch(self.path)
@@ -200,6 +200,10 @@ class Runtime:
         """The identity (sha256 of the manifest) of the generation that answers now."""
         return self._current().bundle.id
 
+    def memory(self) -> Memory:
+        """Return what this process holds now, private and mapped, as the system counts it: measured, not predicted."""
+        return memory.current()
+
     def table(self, model: str | None = None) -> Table:
         """Return a table of the generation that answers now; it does not follow the store."""
         return self._current().table(model)
@@ -288,13 +292,20 @@ class Runtime:
                 if not attempts_left or not watch.changed():
                     raise
 
+    def _private_bytes_beside(self) -> int:
+        """Return what this process holds beside a bundle: at the first opening, and what it has grown by since."""
+        if self._serving is None:
+            return self._private_bytes_before
+        serves_in = self._serving.bundle.manifest.requirements.memory_private_bytes
+        return max(self._private_bytes_before, memory.current().private_bytes - serves_in)
+
     def _open(self, path: Path, expected: str = "") -> Serving:
         bundle = Bundle.open(path)
         try:
             if expected and bundle.id != expected:
                 raise DigestError(f"{path / MANIFEST_NAME}: expected sha256 {expected}, found {bundle.id}")
             if self._budget_bytes is not None:
-                check_budget(bundle, self._budget_bytes, self._private_bytes_before)
+                check_budget(bundle, self._budget_bytes, self._private_bytes_beside())
             if self._verify:
                 bundle.verify()
             return Serving(bundle, engine=self._engine)

@@ -70,17 +70,17 @@ class Serving:
         raise RequestError(f"{self.bundle.manifest.name}: expected a bundle that encodes text, found tables alone")
 
 
-def check_budget(bundle: Bundle, budget_bytes: int, private_bytes_before: int) -> None:
-    """Refuse what cannot fit: the process without a bundle, and what the bundle says it adds.
+def check_budget(bundle: Bundle, budget_bytes: int, private_bytes_beside: int) -> None:
+    """Refuse what cannot fit: what the process holds beside a bundle, and what the bundle says it adds.
 
     Raises:
         BudgetError: the sum is more than ``budget_bytes`` of private memory.
     """
     adds = bundle.manifest.requirements.memory_private_bytes
-    needed = private_bytes_before + adds
+    needed = private_bytes_beside + adds
     if needed > budget_bytes:
         raise BudgetError(
             f"{bundle.path}: expected at most {format_size(budget_bytes)} of private memory, found a need of "
-            f"{format_size(needed)} ({format_size(private_bytes_before)} in this process before it was opened, "
+            f"{format_size(needed)} ({format_size(private_bytes_beside)} in this process beside a bundle, "
             f"{format_size(adds)} for the bundle); raise the budget or export with fewer dimensions"
         )

@@ -35,13 +35,25 @@ BOARD_COMMANDS = {
 
 
 class Command(NamedTuple):
-    """A subcommand: what it is for, an example to copy, its arguments and its work."""
+    """A subcommand: what it is for, an example to copy, its arguments and its work.
+
+    A command that names an ``extra`` and its ``packages`` is offered only where those are installed.
+    """
 
     name: str
     summary: str
     example: str
     configure: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], int]
+    extra: str = ""
+    packages: tuple[str, ...] = ()
+
+    @property
+    def offered(self) -> bool:
+        """Whether this machine has what the command needs; one that has not can ask all the same, and is told."""
+        from importlib.util import find_spec
+
+        return all(find_spec(package) is not None for package in self.packages)
 
 
 def printable(text: str) -> str:
@@ -145,9 +157,13 @@ def _registered() -> dict[str, str]:
 
 
 def _overview() -> str:
-    commands = [_loaded(place) for place in (*BOARD_COMMANDS.values(), *_registered().values())]
+    known = [_loaded(place) for place in (*BOARD_COMMANDS.values(), *_registered().values())]
+    commands = sorted((command for command in known if command.offered), key=lambda command: command.name)
     width = max(len(command.name) for command in commands)
-    lines = [f"  {command.name:{width}}  {command.summary}" for command in sorted(commands, key=lambda c: c.name)]
+    lines = [f"  {command.name:{width}}  {command.summary}" for command in commands]
+    for extra in sorted({command.extra for command in known if not command.offered}):
+        names = sorted(command.name for command in known if command.extra == extra)
+        lines += ["", f"pip install 'edge-embed[{extra}]' adds: {', '.join(names)}"]
     return "\n".join(
         (
             "usage: edge-embed COMMAND ...",

@@ -43,7 +43,8 @@ def _install(arguments: argparse.Namespace) -> int:
         )
     else:
         print(f"{manifest.name} {manifest.version} ({identity[:12]}) {verdict.reason or 'probed, confirmed, serves'}")
-        for reason in verdict.report.get("skipped", {}).values():
+        # Two operations may lack the same package.
+        for reason in dict.fromkeys(verdict.report.get("skipped", {}).values()):
             print(f"not probed: {reason}")
     return 0
 

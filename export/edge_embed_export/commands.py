@@ -20,6 +20,9 @@ from edge_embed_export.demo import run_demo
 from edge_embed_export.exporter import DEFAULT_BOARD, GRAPH_FORMATS, Options, Report, export
 from edge_embed_export.sources import read_source, readers
 
+# What the extra brings: asked for by name, imported where it is wrapped.
+_PACKAGES = ("onnx", "flatbuffers", "safetensors", "tokenizers")
+
 
 def _configure_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SOURCE", type=Path, help="a model's file or folder")
@@ -41,7 +44,11 @@ def _configure_export(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=VALUE",
         help="memory=64MiB, or lookup=200/2000 for p50/p99 in microseconds; may be given several times",
     )
-    parser.add_argument("--force", action="store_true", help="replace the bundle at the output")
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="replace the bundle at the output; for a moment nothing stands there, so let what serves read a store",
+    )
 
 
 def _export(arguments: argparse.Namespace) -> int:
@@ -157,5 +164,9 @@ EXPORT = Command(
     "edge-embed export vectors.bin -o words-1.0.0 --name words --board pi-4",
     _configure_export,
     _export,
+    extra="export",
+    packages=_PACKAGES,
 )
-DEMO = Command("demo", "the whole journey on a real model", "edge-embed demo", _configure_demo, _demo)
+DEMO = Command(
+    "demo", "the whole journey on a real model", "edge-embed demo", _configure_demo, _demo, "export", _PACKAGES
+)

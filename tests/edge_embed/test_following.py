@@ -147,6 +147,19 @@ def test_a_generation_that_this_process_cannot_open_leaves_the_old_one_serving(s
         assert runtime.problem is None
 
 
+def test_a_process_that_has_grown_since_counts_what_it_holds_now(store: Store, newer_bundle: Path) -> None:
+    store.install(newer_bundle, FakeProbe())
+    store.rollback()
+    with edge_embed.open(store.path, memory_budget=_budget_for(store.path)) as runtime:
+        before = runtime.memory().private_bytes
+        grown = np.ones(32 * 2**20, np.uint8)
+        assert runtime.memory().private_bytes >= before + grown.nbytes
+        store.rollback()
+        assert runtime.lookup("word1").any()
+        assert runtime.manifest.version == "1.0.0"
+        assert runtime.problem is not None and "in this process beside a bundle" in runtime.problem
+
+
 def _budget_for(store: Path) -> int:
     from edge_embed import memory
 
