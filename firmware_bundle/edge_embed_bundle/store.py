@@ -8,8 +8,7 @@
 
 The rules that hold at every moment, whatever cuts the power:
 
- * A generation's folder has its name only when every file in it is whole and durable.
- * A slot names a generation only after that generation's folder is durable.
+ * A slot names a generation only after every file of it was read back whole, and its folder is durable.
  * The active generation goes on serving until another one is verified, probed on this board and confirmed.
  * Garbage goes only after a confirmation is durable, and never what a slot names.
  * Reading never repairs; only ``install`` and ``rollback`` write, one process at a time.
@@ -156,7 +155,7 @@ class Store:
         with Bundle.open(source) as bundle, self._locked():
             self._settle(probe)
             state = self.state()
-            if bundle.id in state.refused and bundle.id != state.active and not retry:
+            if bundle.id in state.refused and not retry:
                 raise RefusedError(
                     f"{source}: this board refused {bundle.manifest.name} {bundle.manifest.version} "
                     f"({bundle.id[:12]}) before; pass --retry to try it again"
@@ -200,6 +199,7 @@ class Store:
                 self._try(probe)
             else:
                 self._change(state.refuse())
+        # From here on, what stands in the store is what a slot names: an interrupted copy is gone.
         self._collect_garbage()
 
     def _stage(self, bundle: Bundle, progress: Progress | None) -> None:
@@ -211,7 +211,6 @@ class Store:
         self._fs.sync_folder(blobs)
 
         partial = self.path / "generations" / f".partial-{bundle.id}"
-        remove_tree(self._fs, partial)
         self._fs.make_folder(partial)
         for name, blob in bundle.manifest.blobs.items():
             self._fs.link(blobs / blob.sha256, partial / name)
@@ -219,16 +218,21 @@ class Store:
             file.write(bundle.manifest_bytes)
             file.sync()
         self._fs.sync_folder(partial)
-        # One of that name that is damaged makes room at the last moment: it may be the one that serves.
-        retired = self._retire(bundle.id)
-        self._fs.rename(partial, self.generation(bundle.id))
-        self._fs.sync_folder(partial.parent)
-        remove_tree(self._fs, retired)
+        folder = self.generation(bundle.id)
+        if folder.is_dir():
+            # Damaged, and perhaps what serves: repaired file by file, so that it is there all the time.
+            for path in sorted(partial.iterdir()):
+                self._fs.rename(path, folder / path.name)
+            self._fs.sync_folder(folder)
+            self._fs.sync_folder(partial)
+        else:
+            self._fs.rename(partial, folder)
+        self._fs.sync_folder(folder.parent)
+        # Names of files that were whole are left: moving a file to another name of itself does nothing.
+        remove_tree(self._fs, partial)
 
     def _copy_blob(self, bundle: Bundle, name: str, digest: str, progress: Progress | None) -> None:
         partial = self.path / "blobs" / f".partial-{digest}"
-        if partial.exists():
-            self._fs.unlink(partial)
         found = hashlib.sha256()
         with self._fs.create(partial) as file:
             for chunk in chunks_of(bundle.descriptor(name)):
@@ -243,15 +247,12 @@ class Store:
         self._fs.rename(partial, self.path / "blobs" / digest)
 
     def _has_blob(self, digest: str) -> bool:
-        """Return whether a blob is here and whole; a rotten one loses its name, so that a good copy can take it."""
+        """Return whether a blob is here and whole; a good copy will take the name of a rotten one."""
         path = self.path / "blobs" / digest
         if not path.exists():
             return False
         with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() == digest:
-                return True
-        self._fs.unlink(path)
-        return False
+            return hashlib.file_digest(file, "sha256").hexdigest() == digest
 
     def _is_whole(self, generation: str) -> bool:
         try:
@@ -290,19 +291,10 @@ class Store:
         kept = self.state().kept
         for folder in sorted((self.path / "generations").iterdir()):
             if folder.name not in kept:
-                remove_tree(self._fs, folder if folder.name.startswith(".") else self._retire(folder.name))
+                remove_tree(self._fs, folder)
         for blob in sorted((self.path / "blobs").iterdir()):
             if blob.stat().st_nlink == 1:
                 self._fs.unlink(blob)
-
-    def _retire(self, generation: str) -> Path:
-        """Take a generation's name away before its files: a folder of that name is whole. Return what is left of it."""
-        folder = self.generation(generation)
-        retired = folder.with_name(f".retired-{generation}")
-        remove_tree(self._fs, retired)
-        if folder.is_dir():
-            self._fs.rename(folder, retired)
-        return retired
 
     def _check_space(self, bundle: Bundle) -> None:
         blobs = {blob.sha256: blob.size_bytes for blob in bundle.manifest.blobs.values()}

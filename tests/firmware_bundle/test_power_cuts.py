@@ -189,6 +189,26 @@ def test_after_a_power_cut_anywhere_the_next_install_succeeds_and_leaves_no_rubb
         shutil.rmtree(flash)
 
 
+@pytest.mark.parametrize("damaged", ["golden.bin", "manifest.json"])
+def test_after_a_power_cut_in_a_repair_what_serves_is_whole_or_as_damaged_as_before(
+    damaged: str, bundles: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "board").mkdir()
+    store = _installed(tmp_path / "board" / "store", bundles[0])
+    path = Store(store).active() / damaged
+    path.chmod(0o644)
+    path.write_bytes(path.read_bytes()[:-1] + b" ")
+    rotten = path.read_bytes()
+    flow = _recorded(store, tmp_path / "before", bundles[:1], lambda store: store.install(bundles[0], FakeProbe()))
+    for cut, store in _replays(flow, tmp_path, flow.log):
+        active = Store(store).active()
+        with edge_embed.open(active, verify=False) as runtime:
+            assert runtime.lookup("word1").any()
+        if (active / damaged).read_bytes() != rotten:
+            assert _serving(store) == flow.final
+        assert cut < len(flow.log) or (active / damaged).read_bytes() != rotten, "a repair that was reported is lost"
+
+
 @pytest.mark.parametrize("missing", ["sync", "sync_folder"])
 def test_the_harness_catches_a_store_that_does_not_sync(
     missing: str, bundles: tuple[Path, Path, Path], tmp_path: Path

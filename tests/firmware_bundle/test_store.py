@@ -12,6 +12,7 @@ import pytest
 
 from edge_embed_bundle.bundle import Bundle
 from edge_embed_bundle.errors import (
+    BundleError,
     BusyError,
     DigestError,
     EmptyStoreError,
@@ -23,6 +24,7 @@ from edge_embed_bundle.errors import (
 from edge_embed_bundle.manifest import Blob
 from edge_embed_bundle.state import REFUSED_CEILING, TRIES
 from edge_embed_bundle.store import Store
+from tests.fakes.lying_flash import LyingFs
 from tests.fakes.probes import CRASH, NO, YES, FakeProbe, PowerCutError
 from tests.making import make_bundle, small_source, small_text_source
 
@@ -173,6 +175,28 @@ def test_rollback_to_a_rotten_generation_is_refused(store: Store, bundle: Path, 
     assert store.active().name == _id(newer_bundle)
 
 
+def test_rollback_to_a_generation_whose_manifest_says_something_else_by_now_is_refused(
+    store: Store, bundle: Path, newer_bundle: Path
+) -> None:
+    store.install(bundle, FakeProbe())
+    store.install(newer_bundle, FakeProbe())
+    path = store.generation(_id(bundle)) / "manifest.json"
+    path.chmod(0o644)
+    path.write_text(path.read_text().replace('"version": "1.0.0"', '"version": "1.0.1"'))
+    with pytest.raises(DigestError, match=rf"manifest\.json: expected sha256 {_id(bundle)}"):
+        store.rollback()
+    assert store.active().name == _id(newer_bundle)
+
+
+def test_a_lock_that_leads_elsewhere_is_refused(store: Store, bundle: Path, tmp_path: Path) -> None:
+    store.install(bundle, FakeProbe())
+    (store.path / "lock").unlink()
+    (store.path / "lock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StoreError, match="expected a store that can be written"):
+        store.rollback()
+    assert not (tmp_path / "elsewhere").exists()
+
+
 def _rot(path: Path) -> None:
     path.chmod(0o644)
     data = bytearray(path.read_bytes())
@@ -218,6 +242,19 @@ def test_a_source_that_changes_after_it_was_verified_gives_the_store_no_blob(sto
     for blob in (store.path / "blobs").iterdir():
         assert hashlib.sha256(blob.read_bytes()).hexdigest() == blob.name
     assert store.status().generations == ()
+
+
+def test_a_card_that_keeps_other_bytes_than_were_written_never_brings_a_generation_to_its_trial(
+    store: Store, bundle: Path, newer_bundle: Path
+) -> None:
+    store.install(bundle, FakeProbe())
+    probe = FakeProbe()
+    with pytest.raises(BundleError, match=r"store/generations/.*: expected"):
+        Store(store.path, fs=LyingFs()).install(newer_bundle, probe)
+    assert not probe.asked
+    assert store.active().name == _id(bundle)
+    store.install(newer_bundle, probe)
+    assert store.active().name == _id(newer_bundle)
 
 
 def test_an_interrupted_trial_that_is_not_whole_any_more_is_refused_unprobed(
