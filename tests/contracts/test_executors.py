@@ -32,7 +32,7 @@ SHAPES = ((1, 1), (1, 9), (3, 7), (5, 1), (64, 16), (1000, 96))
 GRAPHS = {"onnx": "table.onnx", "tflite": "table.tflite"}
 
 
-def _source(rows: int, dimensions: int) -> Source:
+def varied_source(rows: int, dimensions: int) -> Source:
     """Return rows whose lengths go from 1e-15 to 1e15, one of them zeros where there is room."""
     source = small_source(dimensions=dimensions, keys=tuple(f"key {row}" for row in range(rows)))
     source.vectors[:] *= np.logspace(-15, 15, rows, dtype=np.float32)[:, np.newaxis]
@@ -48,7 +48,7 @@ def codec(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module", params=SHAPES, ids=lambda shape: f"{shape[0]}x{shape[1]}")
 def table(request: pytest.FixtureRequest, codec: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Vectors]:
     """A bundle of the codec and the shape with both graphs, and its vectors by the codec's formula."""
-    source = _source(*request.param)
+    source = varied_source(*request.param)
     made = make_bundle(tmp_path_factory.mktemp("executors") / "bundle", source=source, codec=codec)
     return made.path, formula(codec, source.vectors)
 
