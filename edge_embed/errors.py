@@ -56,4 +56,6 @@ class MissingExtraError(RequestError):
     @classmethod
     def of(cls, package: str, extra: str, purpose: str) -> MissingExtraError:
         """Return the error that names the package, the extra that brings it and what it is for."""
-        return cls(f"{purpose} needs the package {package}, which is not installed; pip install 'edge-embed[{extra}]'")
+        return cls(
+            f"{purpose} needs the package {package}, which is not installed; the extra edge-embed[{extra}] brings it"
+        )

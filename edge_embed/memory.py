@@ -6,13 +6,17 @@ bundle (``RssFile``) are the kernel's to drop and to read again, so they are rep
 
 from __future__ import annotations
 
+import os
 import re
+import threading
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from edge_embed.errors import RequestError
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_SAMPLE_SECONDS = 0.0002
 _SIZE = re.compile(r"\s*([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([A-Za-z]*)\s*")
 
 
@@ -30,9 +34,9 @@ def parse_size(text: str | int) -> int:
     Raises:
         RequestError: the text is no size.
     """
-    if isinstance(text, int):
+    if isinstance(text, int) and not isinstance(text, bool):
         return text
-    found = _SIZE.fullmatch(text)
+    found = _SIZE.fullmatch(text) if isinstance(text, str) else None
     if found is None or found[2].upper() not in _UNITS:
         raise RequestError(f"expected a size like 64MiB, 1.5GB or 1000000, found {text!r}")
     return int(float(found[1]) * _UNITS[found[2].upper()])
@@ -51,6 +55,36 @@ def current() -> Memory:
     """Return what this process holds, as Linux counts it."""
     fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return Memory(_kib(fields["RssAnon"]), _kib(fields["RssFile"]))
+
+
+class Peak:
+    """The most that this process holds privately while a ``with`` block runs, as a thread beside it sees it.
+
+    The kernel keeps a high-water mark of all resident pages only, mapped ones among them.
+    """
+
+    def __init__(self) -> None:
+        self.private_bytes = current().private_bytes
+        self._done = threading.Event()
+        self._watching = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Self:
+        """Begin to watch."""
+        self._watching.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop watching; ``private_bytes`` is final."""
+        self._done.set()
+        self._watching.join()
+
+    def _watch(self) -> None:
+        page_size_bytes = os.sysconf("SC_PAGE_SIZE")
+        with Path("/proc/self/statm").open("rb", buffering=0) as statm:
+            while not self._done.wait(_SAMPLE_SECONDS):
+                # Resident pages, and those of them that are a file's or shared (proc(5)).
+                resident, shared = map(int, os.pread(statm.fileno(), 100, 0).split()[1:3])
+                self.private_bytes = max(self.private_bytes, (resident - shared) * page_size_bytes)
 
 
 def _kib(text: str) -> int:

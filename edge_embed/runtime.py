@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, TypeVar, overload
 
@@ -106,6 +106,9 @@ class Runtime:
         given = np.asarray(ids)
         if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
             raise RequestError(f"expected row ids as a list of whole numbers, found {given.dtype} {given.shape}")
+        if given.dtype == np.uint64:
+            # The larger half would turn into negative numbers.
+            given = np.minimum(given, np.uint64(np.iinfo(np.int64).max))
         return self._current().table(model).decode(given.astype(np.int64, copy=False))
 
     @overload
@@ -242,6 +245,8 @@ class Runtime:
             raise RequestError(f"expected unknown to be one of {', '.join(UNKNOWN_POLICIES)}, found {policy!r}")
         if isinstance(keys, str | bytes):
             return table.lookup(keys, policy)
+        if not isinstance(keys, Iterable):
+            raise RequestError(f"expected a key as str or bytes, or several of them, found {type(keys).__name__}")
         return table.lookup_all(list(keys), policy)
 
     def _encode(self, serving: Serving, text: str | Sequence[str]) -> Vector:

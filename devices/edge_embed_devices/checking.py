@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from edge_embed import probing
 from edge_embed.errors import BundleError
@@ -23,7 +24,8 @@ from edge_embed_devices.profiles import THIS_MACHINE, Board, this_machine
 class Line:
     """One promise: its unit, its bound, what was measured here, what that means on the board, and the verdict.
 
-    What could not be measured is None, and is not within.
+    What could not be measured is None, and is not within; nobody promised what ``skipped`` gives the reason for: this
+    machine lacks a package, and its store let the bundle serve without.
     """
 
     name: str
@@ -31,11 +33,12 @@ class Line:
     budget: float
     measured: float | None
     on_board: float | None
+    skipped: str = ""
 
     @property
     def within(self) -> bool:
         """Whether the promise holds on the board."""
-        return self.on_board is not None and self.on_board <= self.budget
+        return bool(self.skipped) or (self.on_board is not None and self.on_board <= self.budget)
 
 
 def check(path: Path, board: Board) -> list[Line]:
@@ -79,7 +82,7 @@ def _memory_lines(memory: dict[str, int], budgets: Budgets, flash_bytes: int, bo
     ]
 
 
-def _latency_lines(found: dict[str, dict[str, dict[str, float]]], budgets: Budgets, slower: float) -> list[Line]:
+def _latency_lines(found: dict[str, Any], budgets: Budgets, slower: float) -> list[Line]:
     lines = []
     for operation, budget in budgets.operations.items():
         measured = found["operations"].get(operation, {})
@@ -87,5 +90,6 @@ def _latency_lines(found: dict[str, dict[str, dict[str, float]]], budgets: Budge
             value = measured.get(percentile)
             bound = getattr(budget, percentile)
             on_board = None if value is None else round(value * slower, 2)
-            lines.append(Line(f"{operation} {percentile[:3]}", "us", bound, value, on_board))
+            skipped = found.get("skipped", {}).get(operation, "")
+            lines.append(Line(f"{operation} {percentile[:3]}", "us", bound, value, on_board, skipped))
     return lines

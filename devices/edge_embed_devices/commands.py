@@ -80,14 +80,16 @@ def print_lines(lines: list[Line], board: Board) -> None:
         cells = f"{line.name:36}{_shown(line, line.budget):>12}{_shown(line, line.measured):>12}"
         if estimated:
             cells += f"{_shown(line, line.on_board):>16}"
-        print(f"{cells}  {'within' if line.within else 'OVER'}")
+        print(f"{cells}  {'skipped' if line.skipped else 'within' if line.within else 'OVER'}")
+    for reason in dict.fromkeys(line.skipped for line in lines if line.skipped):
+        print(f"not measured: {reason}")
     if estimated:
         print(f"latency on {board.name} is estimated from this machine's; check on the board itself measures it")
 
 
 def _shown(line: Line, value: float | None) -> str:
     if value is None:
-        return "not measured"
+        return "-"
     if line.unit == "answers":
         return f"{value:.0f}"
     if line.unit == "bytes":

@@ -89,8 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if sys.stdout is not None:
             sys.stdout.flush()
     except EdgeEmbedError as error:
-        print(f"edge-embed: {error}", file=sys.stderr)
-        return error.exit_status
+        return _said(str(error), error.exit_status, words)
     except BrokenPipeError:
         # The reader (``| head``) has seen enough.
         _abandon_stdout()
@@ -99,9 +98,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _abandon_stdout()
         print(f"edge-embed: the system said: {error}", file=sys.stderr)
         return 2
+    except MemoryError:
+        return _said("expected memory for this work, found none left; nothing was changed", 2, words)
     except KeyboardInterrupt:
         print("edge-embed: interrupted", file=sys.stderr)
         return 130
+    return status
+
+
+def _said(message: str, status: int, words: Sequence[str]) -> int:
+    """Say what is wrong to the person, and to the program that asked for JSON; return the exit status."""
+    if "--json" in words:
+        import json
+
+        with contextlib.suppress(OSError):
+            print(json.dumps({"error": spelled(message)}), flush=True)
+    print(f"edge-embed: {message}", file=sys.stderr)
     return status
 
 
@@ -163,7 +175,7 @@ def _overview() -> str:
     lines = [f"  {command.name:{width}}  {command.summary}" for command in commands]
     for extra in sorted({command.extra for command in known if not command.offered}):
         names = sorted(command.name for command in known if command.extra == extra)
-        lines += ["", f"pip install 'edge-embed[{extra}]' adds: {', '.join(names)}"]
+        lines += ["", f"the extra edge-embed[{extra}] adds: {', '.join(names)}"]
     return "\n".join(
         (
             "usage: edge-embed COMMAND ...",

@@ -82,6 +82,8 @@ def read_lines(path: Path) -> tuple[str, ...]:
     Raises:
         RequestError: the file is absent or not UTF-8, or a line stands twice.
     """
+    if path.exists() and not path.is_file():
+        raise RequestError(f"{path}: expected a file of text, found something else")
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:

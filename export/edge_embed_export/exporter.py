@@ -27,11 +27,13 @@ from edge_embed.codecs import CODECS
 from edge_embed.engines import engine_of, open_graph
 from edge_embed.errors import BundleError, MissingExtraError, RequestError
 from edge_embed.kernels.reference import SCAN_ROWS
+from edge_embed.memory import format_size
 from edge_embed.progress import SILENT, Progress
 from edge_embed.runtime import Runtime
 from edge_embed.text import BATCH_TOKENS, HuggingFaceTokenizer, TextEncoder
 from edge_embed_bundle.bundle import Bundle
 from edge_embed_bundle.manifest import (
+    DIMENSIONS_CEILING,
     INDEX_ALGORITHM,
     NAME,
     VERSION,
@@ -127,6 +129,10 @@ def export(source: Source, options: Options, progress: Progress = SILENT) -> Rep
         MissingExtraError: a package of the ``export`` extra is not installed.
     """
     _check_options(options)
+    if source.vectors.shape[1] > DIMENSIONS_CEILING:
+        raise RequestError(
+            f"{source.title}: expected at most {DIMENSIONS_CEILING} dimensions, found {source.vectors.shape[1]}"
+        )
     with BundleWriter(options.target, replace=options.replace) as writer:
         parts = _parts(source, options, progress)
         models = tuple(_write_part(writer, part, progress) for part in parts)
@@ -159,29 +165,33 @@ def _check_options(options: Options) -> None:
 
 def _parts(source: Source, options: Options, progress: Progress) -> list[_Part]:
     """Return the source's table and, where one is asked for, the collection's."""
-    parts = [_part(TABLE, source.keys, source.vectors, options.codec, _recipe(source), options.graphs)]
+    parts = [_part(TABLE, source.title, source.keys, source.vectors, options.codec, _recipe(source), options.graphs)]
     if options.collection:
         keys = [line.encode("utf-8") for line in options.collection]
         vectors = _encode_collection(source, options.collection, progress)
-        parts.append(_part(COLLECTION, keys, vectors, options.codec, None, ()))
+        parts.append(_part(COLLECTION, source.title, keys, vectors, options.codec, None, ()))
     return parts
 
 
 def _part(
     name: str,
+    title: str,
     keys: Sequence[bytes],
     vectors: NDArray[np.float32],
     codec: str,
     text: TextRecipe | None,
     graphs: tuple[str, ...],
 ) -> _Part:
-    _check_lengths(name, keys, vectors)
+    _check_lengths(f"{name} of {title}", keys, vectors)
     codes = ENCODERS[codec](vectors)
     decoded = CODECS[codec](codes).decode(np.arange(len(vectors)))
-    index = build_index(keys)
+    try:
+        index = build_index(keys)
+    except RequestError as error:
+        raise RequestError(f"{name} of {title}: {error}") from error
     lengths = [len(key) for key in keys]
     if sum(lengths) >= 2**32:
-        raise RequestError(f"{name}: expected at most 4 GiB of keys, found {sum(lengths)} bytes")
+        raise RequestError(f"{name} of {title}: expected at most 4 GiB of keys, found {sum(lengths)} bytes")
     shared = {
         # In float64: the squares of a row of tiny numbers are zeros in float32.
         "norms": np.linalg.norm(decoded.astype(np.float64), axis=1).astype(np.float32),
@@ -303,7 +313,7 @@ def _manifest(source: Source, options: Options, models: tuple[Model, ...], blobs
         models=models,
         blobs=blobs,
         requirements=Requirements(tuple(sorted({*codecs, *text, "key-index-1"})), _private_bytes(source, models)),
-        budgets=_budgets(options, models),
+        budgets=_budgets(source, options, models),
         quality={},
         golden=(),
         parent=options.parent,
@@ -332,18 +342,24 @@ def _private_bytes(source: Source, models: tuple[Model, ...]) -> int:
     return _RUNTIME_BYTES + tokenizer + scan + batch
 
 
-def _budgets(options: Options, models: tuple[Model, ...]) -> Budgets:
+def _budgets(source: Source, options: Options, models: tuple[Model, ...]) -> Budgets:
     operations = ("lookup", "encode", "search") if models[0].text is not None else ("lookup", "search")
     scanned = models[-1]
     budgets = default_budgets(board_named(options.board), operations, scanned.rows * scanned.dimensions)
     strangers = set(options.latency_budgets) - set(operations)
     if strangers:
         raise RequestError(f"expected budgets for {', '.join(operations)}, found {', '.join(sorted(strangers))}")
+    budget_bytes = budgets.memory_private_bytes
+    if options.memory_budget_bytes is not None:
+        budget_bytes = options.memory_budget_bytes
+    needed_bytes = _private_bytes(source, models)
+    if needed_bytes > budget_bytes:
+        raise RequestError(
+            f"{source.title}: expected a memory budget of {format_size(needed_bytes)} or more, which the bundle adds "
+            f"to a process, found {format_size(budget_bytes)}; pass --budget memory=..."
+        )
     return budgets._replace(
-        memory_private_bytes=(
-            budgets.memory_private_bytes if options.memory_budget_bytes is None else options.memory_budget_bytes
-        ),
-        operations={**budgets.operations, **options.latency_budgets},
+        memory_private_bytes=budget_bytes, operations={**budgets.operations, **options.latency_budgets}
     )
 
 

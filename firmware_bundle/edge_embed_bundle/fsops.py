@@ -9,7 +9,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
@@ -64,11 +66,11 @@ class OsFs:
 
     def create(self, path: Path, *, mode: int = 0o444) -> WritableFile:
         """See :meth:`FsOps.create`."""
-        return _OsFile(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, mode))
+        return _OsFile(path, os.O_CREAT | os.O_EXCL, mode)
 
     def overwrite(self, path: Path) -> WritableFile:
         """See :meth:`FsOps.overwrite`."""
-        return _OsFile(os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW))
+        return _OsFile(path, 0, 0)
 
     def make_folder(self, path: Path) -> None:
         """See :meth:`FsOps.make_folder`."""
@@ -100,16 +102,27 @@ class OsFs:
 
 
 class _OsFile:
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
+    def __init__(self, path: Path, flags: int, mode: int) -> None:
+        self._path = path
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | flags, mode)
 
     def write(self, data: bytes | memoryview) -> None:
         left = memoryview(data).cast("B")
-        while len(left):
-            left = left[os.write(self._descriptor, left) :]
+        with self._named():
+            while len(left):
+                left = left[os.write(self._descriptor, left) :]
 
     def sync(self) -> None:
-        os.fsync(self._descriptor)
+        with self._named():
+            os.fsync(self._descriptor)
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        """Let an error (no space left) name the file, which the system does not do for a descriptor."""
+        try:
+            yield
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
 
     def __enter__(self) -> Self:
         return self

@@ -62,7 +62,7 @@ _FILE_NAME = re.compile(r"(?!(?:manifest\.json|slot\.[01])$)[A-Za-z0-9][A-Za-z0-
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 VERSION = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9}){1,3}([-+][0-9A-Za-z.-]{1,40})?")
 _ROW = re.compile(r"[0-9]{1,10}")
-_DIMENSIONS_CEILING = 65_536
+DIMENSIONS_CEILING = 65_536
 _ROWS_CEILING = 2**32 - 2
 _TOKENS_CEILING = 1_000_000
 # numpy multiplies the other axes of an empty array, too, and refuses what a board's word cannot count.
@@ -249,7 +249,7 @@ class Model(NamedTuple):
             fields.text("kind", among=("table",)),
             fields.text("codec", among=tuple(CODEC_TENSORS)),
             fields.count("rows", ceiling=_ROWS_CEILING),
-            fields.count("dimensions", ceiling=_DIMENSIONS_CEILING),
+            fields.count("dimensions", ceiling=DIMENSIONS_CEILING),
             fields.named("tensors", Tensor.read, pattern=NAME),
             fields.text("row_order", among=("source", "frequency", "cluster")),
             fields.text("unknown", among=("error", "zeros")),
@@ -293,7 +293,7 @@ class Space(NamedTuple):
         """Read ``space``."""
         return cls(
             fields.text("id", pattern=HEX_DIGEST),
-            fields.count("dimensions", ceiling=_DIMENSIONS_CEILING),
+            fields.count("dimensions", ceiling=DIMENSIONS_CEILING),
             fields.text("similarity", among=("cosine",)),
             fields.text("source"),
             fields.rest(),

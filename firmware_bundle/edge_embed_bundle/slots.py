@@ -13,15 +13,18 @@ refused count (1), zeros to 128, refused (8 x 32), zeros to 480, sha256 of bytes
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import mmap
 import os
+import stat
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge_embed_bundle.errors import StateError
-from edge_embed_bundle.state import REFUSED_CEILING, State
+from edge_embed_bundle.state import REFUSED_CEILING, TRIES, State
 
 if TYPE_CHECKING:
     from edge_embed_bundle.fsops import FsOps
@@ -34,6 +37,8 @@ _HEAD = struct.Struct("<8sQ32s32s32sBB")
 _REFUSED_AT = 128
 _DIGEST_AT = 480
 _NONE = bytes(32)
+# No store lives to change so often; one more would not fit into its eight bytes some day.
+_SEQUENCE_CEILING = 2**63
 
 
 def is_store(folder: Path) -> bool:
@@ -65,7 +70,7 @@ def unpack(data: bytes) -> State | None:
     if len(data) != SLOT_BYTES or hashlib.sha256(data[:_DIGEST_AT]).digest() != data[_DIGEST_AT:]:
         return None
     magic, sequence, active, previous, trial, tries_left, count = _HEAD.unpack_from(data)
-    if magic != _MAGIC or count > REFUSED_CEILING:
+    if magic != _MAGIC or count > REFUSED_CEILING or tries_left > TRIES or sequence >= _SEQUENCE_CEILING:
         return None
     active, previous, trial = (None if name == _NONE else name.hex() for name in (active, previous, trial))
     refused = tuple(data[_REFUSED_AT + 32 * i : _REFUSED_AT + 32 * (i + 1)].hex() for i in range(count))
@@ -161,21 +166,28 @@ def _in_force(slots: list[bytes], folder: Path) -> tuple[int, State]:
 
 
 def _read(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return file.read(SLOT_BYTES)
-    except FileNotFoundError:
-        return b""
+    with _opened(path) as descriptor:
+        return b"" if descriptor is None else os.pread(descriptor, SLOT_BYTES, 0)
 
 
 def _map(path: Path) -> mmap.mmap | None:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return None
-    try:
-        if os.fstat(descriptor).st_size < SLOT_BYTES:
+    with _opened(path) as descriptor:
+        if descriptor is None or os.fstat(descriptor).st_size < SLOT_BYTES:
             return None
         return mmap.mmap(descriptor, SLOT_BYTES, access=mmap.ACCESS_READ)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int | None]:
+    """Open a slot for reading; what is no plain file (a pipe would make its reader wait) is as good as none."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ELOOP, errno.ENXIO):
+            raise
+        yield None
+        return
+    try:
+        yield descriptor if stat.S_ISREG(os.fstat(descriptor).st_mode) else None
     finally:
         os.close(descriptor)

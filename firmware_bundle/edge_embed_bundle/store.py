@@ -249,7 +249,8 @@ class Store:
     def _has_blob(self, digest: str) -> bool:
         """Return whether a blob is here and whole; a good copy will take the name of a rotten one."""
         path = self.path / "blobs" / digest
-        if not path.exists():
+        # A pipe that somebody put there would make a reader wait.
+        if not path.is_file():
             return False
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest() == digest

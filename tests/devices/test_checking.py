@@ -44,6 +44,12 @@ def test_latency_on_a_slower_board_is_judged_by_the_estimate_and_shown_beside_th
     assert [line.within for line in lines[2:]] == [True, False]
 
 
+def test_an_operation_that_this_machine_lacks_a_package_for_is_skipped_with_its_reason() -> None:
+    found = {**_found(lookup=(10, 20)), "skipped": {"search": "needs a package"}}
+    lines = _latency_lines(found, BUDGETS, 1.0)
+    assert [(line.skipped, line.within) for line in lines[2:]] == [("needs a package", True)] * 2
+
+
 def test_memory_is_judged_alone_by_the_budget_and_with_all_blobs_by_the_boards_ram() -> None:
     board = board_named("pi-4")
     private, everything = _memory_lines({"private_bytes": 1001}, BUDGETS, board.ram_bytes - 1001, board)

@@ -162,6 +162,16 @@ REFUSED: Mapping[str, tuple[list[str], int, tuple[str, ...]]] = {
     "no neighbours": (["search", "{bundle}", "--key", "word1", "-k", "0"], 2, ("k of at least 1, found 0",)),
     "a source that is not there": (["export", "{tmp}/nowhere", "-o", "{tmp}/out"], 2, ("expected a model", "found")),
     "a source that is none": (["export", "{tmp}/file", "-o", "{tmp}/out"], 2, ("expected a word2vec header", "found")),
+    "a source without an end": (
+        ["export", "/dev/zero", "-o", "{tmp}/out"],
+        2,
+        ("/dev/zero: expected a model's", "found"),
+    ),
+    "a collection without an end": (
+        ["export", "{words}", "-o", "{tmp}/out", "--collection", "/dev/zero"],
+        2,
+        ("/dev/zero: expected a file of text, found",),
+    ),
     "a target that is taken": (["export", "{words}", "-o", "{bundle}"], 2, ("expected a new folder, found one",)),
     "a budget that is no number": (
         ["export", "{words}", "-o", "{tmp}/out", "--budget", "lookup=nan/1"],
@@ -178,7 +188,11 @@ def test_a_refusal_is_one_line_on_stderr_and_a_status(tmp_path: Path, bundle: Pa
     (tmp_path / "words.txt").write_bytes(b"1 2\nking 1 2\n")
     places = {"bundle": bundle, "store": store, "tmp": tmp_path, "words": tmp_path / "words.txt"}
     done = _run(*(word.format(**places) for word in words))
-    assert (done.returncode, done.stdout) == (status, "")
+    assert done.returncode == status
+    if "--json" in words:
+        assert done.stderr == f"edge-embed: {json.loads(done.stdout)['error']}\n"
+    else:
+        assert done.stdout == ""
     assert done.stderr.startswith("edge-embed: ") and done.stderr.count("\n") == 1
     for part in said:
         assert part in done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import time
 from pathlib import Path
 
 import pytest
@@ -36,11 +37,11 @@ def test_a_size_is_a_number_and_a_unit(text: str | int, size_bytes: int) -> None
 
 
 @pytest.mark.parametrize(
-    "text", ["", " ", "MiB", "64 M", "64MiB more", "-1", "+1", "1,5GB", "1e6", ".5GB", "٣MiB", "nan"]
+    "text", ["", " ", "MiB", "64 M", "64MiB more", "-1", "+1", "1,5GB", "1e6", ".5GB", "٣MiB", "nan", 1.5, True, None]
 )
-def test_what_is_no_size_is_refused_with_examples_of_one(text: str) -> None:
+def test_what_is_no_size_is_refused_with_examples_of_one(text: object) -> None:
     with pytest.raises(RequestError, match="expected a size like 64MiB"):
-        parse_size(text)
+        parse_size(text)  # type: ignore[arg-type]
 
 
 def test_a_size_of_more_digits_than_any_memory_has_is_refused() -> None:
@@ -91,3 +92,14 @@ def test_what_is_written_is_private_and_what_is_read_from_a_file_is_mapped(tmp_p
     assert after_writing.private_bytes - start.private_bytes > 0.9 * size_bytes
     assert after_reading.mapped_bytes - before_reading.mapped_bytes > 0.9 * size_bytes
     assert after_reading.private_bytes - before_reading.private_bytes < 0.1 * size_bytes
+
+
+def test_a_peak_is_seen_though_it_is_gone_when_the_work_is_done() -> None:
+    before = memory.current().private_bytes
+    with memory.Peak() as peak:
+        passing = mmap.mmap(-1, 64 * 2**20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        passing.write(bytes(range(256)) * (len(passing) // 256))
+        time.sleep(0.05)
+        passing.close()
+    assert peak.private_bytes >= before + 32 * 2**20
+    assert memory.current().private_bytes < peak.private_bytes - 32 * 2**20

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import subprocess
 import sys
 from fractions import Fraction
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from edge_embed_export.exact import directions, exact_product, fixed_point
+from edge_embed_export.exact import directions, exact_product, fixed_point, slice_bits
 
 pytest.importorskip("onnx")
 pytest.importorskip("ai_edge_litert")
@@ -38,6 +40,7 @@ MACHINES = {
 EXPORT = """
 import sys
 from pathlib import Path
+from random import Random
 from edge_embed_export.exporter import Options, export
 from edge_embed_export.sources import read_source
 
@@ -85,16 +88,34 @@ numbers = st.floats(-1e6, 1e6, allow_nan=False, width=32)
 rows = st.integers(1, 40).flatmap(lambda k: st.lists(st.lists(numbers, min_size=k, max_size=k), min_size=1, max_size=4))
 
 
+@given(rows, st.randoms(use_true_random=False))
+def test_a_product_has_the_same_bits_in_every_order_of_its_sums(table: list[list[float]], random: Random) -> None:
+    a = np.array(table)
+    order = list(range(a.shape[1]))
+    random.shuffle(order)
+    product = exact_product(a, a.T)
+    np.testing.assert_array_equal(exact_product(a[:, order], a.T[order]), product)
+
+
 @given(rows)
-def test_a_product_is_exact_for_the_fixed_point_numbers_it_is_made_of(table: list[list[float]]) -> None:
+def test_a_product_is_nearer_to_the_true_one_than_float32_can_tell(table: list[list[float]]) -> None:
     a = np.array(table)
     product = exact_product(a, a.T)
-    bits = (53 - (a.shape[1] - 1).bit_length()) // 2
-    fixed = fixed_point(a, bits)
-    for i, left in enumerate(fixed):
-        for j, right in enumerate(fixed):
-            exact = sum((Fraction(x) * Fraction(y) for x, y in zip(left, right, strict=True)), Fraction())
-            assert Fraction(product[i, j]) == exact
+    bound = 4 * a.shape[1] * 2.0 ** -(2 * slice_bits(a.shape[1])) * np.abs(a).max() ** 2
+    for i, left in enumerate(a):
+        for j, right in enumerate(a):
+            true = sum((Fraction(x) * Fraction(y) for x, y in zip(left, right, strict=True)), Fraction())
+            assert abs(Fraction(product[i, j]) - true) <= Fraction(bound)
+
+
+@pytest.mark.parametrize("dimensions", [384, 3072, 65_536])
+def test_a_row_of_one_large_number_costs_the_others_nothing(dimensions: int) -> None:
+    wide = np.ones((3, dimensions))
+    wide[1, 0] = dimensions
+    wide[2] += np.linspace(0, 1e-3, dimensions)
+    unit = directions(wide.astype(np.float32))
+    true = np.array([[math.fsum(x * y for x, y in zip(a, b, strict=True)) for b in unit] for a in unit])
+    np.testing.assert_allclose(exact_product(unit, unit.T), true, atol=1e-8)
 
 
 @given(rows)

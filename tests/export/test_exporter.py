@@ -86,6 +86,10 @@ IMPOSSIBLE: Mapping[str, tuple[Mapping[str, Any], str]] = {
     "board": ({"board": "pi-99"}, r"expected a board of .*pi-zero-2w.*, found 'pi-99'"),
     "budget": ({"latency_budgets": {"dance": LatencyBudget(1, 2)}}, "expected budgets for lookup, .*, found dance"),
     "negative budget": ({"latency_budgets": {"lookup": LatencyBudget(-1, 2)}}, "not negative, found -1"),
+    "a memory budget under what the bundle adds": (
+        {"memory_budget_bytes": 2**20},
+        r"random table 0: expected a memory budget of 4\.1 MiB or more.*found 1\.0 MiB",
+    ),
     "name": ({"name": "../up"}, r"name: expected .*'\.\./up'"),
     "version": ({"version": "newest"}, r"version: expected .*'newest'"),
     "parent": ({"parent": "1.0.0"}, r"parent: expected .*'1\.0\.0'"),
@@ -103,7 +107,14 @@ def test_an_impossible_option_is_named_and_leaves_nothing_behind(tmp_path: Path,
 
 IMPOSSIBLE_SOURCES: Mapping[str, tuple[Callable[[], Source], str]] = {
     "two rows of one key": (lambda: _table([[1], [2]], (b"king", b"king")), "expected keys that differ, found b'king'"),
-    "NaN": (lambda: _table([[1, 2], [3, np.nan]]), r"table: row 1 \(b'key 1'\): expected a vector of finite length"),
+    "NaN": (
+        lambda: _table([[1, 2], [3, np.nan]]),
+        r"table of random table 0: row 1 \(b'key 1'\): expected a vector of finite length",
+    ),
+    "more dimensions than a bundle may have": (
+        lambda: _table(np.ones((1, 65_537))),
+        "random table 0: expected at most 65536 dimensions, found 65537",
+    ),
     "infinity": (lambda: _table([[np.inf]]), "expected a vector of finite length, found inf"),
     "a length that float32 cannot hold": (lambda: _table([[1e30, 1]]), "expected a vector of finite length, found inf"),
 }
@@ -222,9 +233,9 @@ def test_budgets_are_those_of_the_board_unless_the_user_knows_better(tmp_path: P
     assert plain == default_budgets(board_named("pi-4"), operations, len(WORDS) * 16)
     own = {"lookup": LatencyBudget(20, 200)}
     budgets = _export(
-        tmp_path / "own", small_source(), board="pi-4", memory_budget_bytes=0, latency_budgets=own
+        tmp_path / "own", small_source(), board="pi-4", memory_budget_bytes=2**25, latency_budgets=own
     ).manifest.budgets
-    assert budgets.memory_private_bytes == 0
+    assert budgets.memory_private_bytes == 2**25
     assert budgets.operations == {**plain.operations, **own}
 
 

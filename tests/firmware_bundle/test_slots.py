@@ -30,7 +30,7 @@ from edge_embed_bundle.state import REFUSED_CEILING, TRIES, State
 NAMES = st.binary(min_size=32, max_size=32).filter(any).map(bytes.hex)
 STATES = st.builds(
     State,
-    sequence=st.integers(0, 2**64 - 1),
+    sequence=st.integers(0, 2**63 - 1),
     active=st.none() | NAMES,
     previous=st.none() | NAMES,
     trial=st.none() | NAMES,
@@ -79,6 +79,33 @@ def test_a_record_that_is_too_short_or_too_long_is_none(state: State, length: in
     data = pack(state)
     assert unpack(data[:length]) is None
     assert unpack(data + more) is None
+
+
+def test_a_record_that_no_store_writes_is_none() -> None:
+    assert unpack(pack(State(sequence=2**63))) is None
+    assert unpack(pack(State(trial=A, tries_left=TRIES + 1))) is None
+
+
+@pytest.mark.parametrize("stranger", ["pipe", "folder", "link"])
+def test_a_slot_that_is_no_plain_file_is_as_good_as_none_and_makes_nobody_wait(folder: Path, stranger: str) -> None:
+    slots = Slots(folder)
+    slots.write(State(sequence=1, active=A), OsFs())
+    written = next(folder / name for name in SLOT_NAMES if unpack((folder / name).read_bytes()) != State())
+    other = folder / SLOT_NAMES[1 - SLOT_NAMES.index(written.name)]
+    other.unlink()
+    if stranger == "pipe":
+        os.mkfifo(other)
+    elif stranger == "folder":
+        other.mkdir()
+    else:
+        other.symlink_to(written)
+    assert slots.read().active == A
+    watch = SlotWatch(folder)
+    assert watch.read().active == A
+    watch.close()
+    written.unlink()
+    with pytest.raises(StateError):
+        slots.read()
 
 
 @given(st.binary(min_size=SLOT_BYTES, max_size=SLOT_BYTES))

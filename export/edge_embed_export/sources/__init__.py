@@ -1,7 +1,7 @@
 """Models as their trainers left them, each read by a module of its own into one ``Source``.
 
-A reader checks a header's word against the size of the file before it allocates, and names file, expected and found
-when it gives up. Formats are told apart by what is in the file or folder, not by its name.
+A reader checks a header's word against the size of the file before it allocates for it, and names file, expected and
+found when it gives up. Formats are told apart by what is in the file or folder, not by its name.
 """
 
 from __future__ import annotations
@@ -87,6 +87,9 @@ def read_source(path: Path, format: str | None = None) -> Source:
         RequestError: the source is absent, damaged or of no known format.
     """
     known = readers()
+    if path.exists() and not path.is_dir() and not path.is_file():
+        # A device has no end, a pipe no size that a header could be compared with.
+        raise RequestError(f"{path}: expected a model's file or folder, found something else")
     if format is None:
         format = _detected(path)
     if format not in known:

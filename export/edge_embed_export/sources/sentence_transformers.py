@@ -27,6 +27,7 @@ DIMENSIONS = 256
 MAX_TOKENS = 512
 
 _COMPONENT_BITS = 16
+_NAME_LETTERS = 100
 
 _TOKEN_TABLE = re.compile(r"(.*\.)?word_embeddings\.weight")
 _UNUSED_TOKEN = re.compile(r"\[unused\d+\]")
@@ -47,13 +48,21 @@ def read_static_from_transformer(path: Path) -> Source:
     weights = _rank_weights(tokens)
     vectors = _projected(table, min(DIMENSIONS, table.shape[1])) * weights[:, np.newaxis]
     return Source(
-        title="token table of " + "/".join(path.resolve().parts[-2:]),
+        title=f"token table of {_name(path)}",
         keys=tuple(token.encode("utf-8") for token in tokens),
         vectors=vectors.astype(np.float32),
         text=SourceText(tokenizer=tokenizer, normalize=True, max_tokens=MAX_TOKENS),
         weights_digest=hashlib.sha256(table.tobytes()).hexdigest(),
         recipe={"projection": "principal components", "token_weights": "log(1 + rank)"},
     )
+
+
+def _name(path: Path) -> str:
+    """Return what the trainer called the model; where a folder stands is no part of a bundle."""
+    try:
+        return str(json.loads((path / "config.json").read_bytes())["_name_or_path"])[:_NAME_LETTERS]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return path.resolve().name
 
 
 def _token_table(path: Path) -> NDArray[np.float32]:
