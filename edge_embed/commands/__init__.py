@@ -1,7 +1,7 @@
 """The command ``edge-embed``: finds the subcommand, runs it, turns errors into one sentence and an exit status.
 
- * Exit status 0: done; 1: the answer is no (a budget missed, a check failed, a key unknown); 2: wrong usage or input.
-* ``--json`` prints one object on stdout and nothing else there; errors go to stderr either way.
+* Exit status 0: done; 1: the answer is no (a budget missed, a check failed, a key unknown); 2: wrong usage or input.
+* ``--json`` prints one object on stdout and nothing else there; an error is one, too, beside its sentence on stderr.
 * The commands a board needs are known by name, so a lookup imports its own module and nothing more. All others
   register in the entry-point group ``edge_embed.commands``; they are searched only when asked for.
 """

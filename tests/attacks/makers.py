@@ -26,6 +26,7 @@ from edge_embed_bundle.errors import (
 )
 from edge_embed_bundle.manifest import MANIFEST_NAME, SECTION_BYTES
 from edge_embed_bundle.strict_json import MANIFEST_CEILING_BYTES
+from tests.making import WORDS
 
 #: The blobs of the bundle that is attacked: one of each kind.
 BLOBS = ("golden.bin", "table.bin", "table.onnx", "table.tflite")
@@ -35,6 +36,9 @@ Place = tuple[str | int, ...]
 
 #: In place of a new value: take the old one away.
 ABSENT = object()
+
+# The keys are the last section of their blob.
+_KEY_BYTES = len("".join(WORDS).encode())
 
 
 @dataclass(frozen=True)
@@ -357,6 +361,8 @@ def _values() -> Iterator[tuple[str, Attack]]:
         ((*rows, "offset_bytes"), -SECTION_BYTES, "tensors.rows.offset_bytes: expected a whole number"),
         ((*rows, "offset_bytes"), 2**48, "tensors.rows: expected a tensor inside"),
         ((*rows, "offset_bytes"), 2 * SECTION_BYTES, "tensors.rows: expected a tensor inside"),
+        ((*tensors, "key_bytes", "shape"), [_KEY_BYTES + 1], "tensors.key_bytes: expected a tensor inside"),
+        (("golden", 0, "tolerance"), 1e-6, "golden[0].tolerance: expected 0 for a lookup, whose answers are exact"),
         ((*rows, "blob"), "other.bin", "models.table.tensors.rows: expected a file of this bundle, found 'other.bin'"),
         ((*tensors, "key_bytes", "shape"), [2**48], "tensors.key_bytes: expected a tensor inside"),
         ((*tensors, "index_slots", "shape"), [2**47, 2], "tensors.index_slots: expected a tensor inside"),

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from edge_embed.commands import BOARD_COMMANDS
+from edge_embed.commands import BOARD_COMMANDS, Command
 from edge_embed_bundle.store import Store
 from tests.fakes.probes import YES, FakeProbe
 from tests.making import WORDS, make_bundle, small_source
@@ -60,6 +60,12 @@ def test_help_shows_an_example_to_copy(command: str) -> None:
     assert f"usage: edge-embed {command} " in done.stdout
     assert f"example:\n  edge-embed {command} " in done.stdout
     assert "--json" in done.stdout
+
+
+def test_a_command_is_offered_where_all_of_its_packages_are() -> None:
+    for packages, offered in (((), True), (("numpy",), True), (("numpy", "no_such_package"), False)):
+        command = Command("dance", "", "", lambda _: None, lambda _: 0, "dancing", packages)
+        assert command.offered is offered
 
 
 def test_the_overview_names_every_command_and_asking_for_nothing_is_wrong_usage() -> None:

@@ -148,6 +148,16 @@ def test_a_generation_that_this_process_cannot_open_leaves_the_old_one_serving(s
         assert runtime.problem is None
 
 
+def test_a_generation_of_the_same_needs_fits_into_the_budget_that_held_the_old_one(
+    store: Store, newer_bundle: Path
+) -> None:
+    with edge_embed.open(store.path, memory_budget=_budget_for(store.path)) as runtime:
+        store.install(newer_bundle, FakeProbe())
+        assert runtime.lookup("word1").any()
+        assert runtime.problem is None
+        assert runtime.manifest.version == "1.1.0"
+
+
 def test_a_process_that_has_grown_since_counts_what_it_holds_now(store: Store, newer_bundle: Path) -> None:
     store.install(newer_bundle, FakeProbe())
     store.rollback()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import edge_embed
+from edge_embed import memory
 from edge_embed_bundle.manifest import MANIFEST_NAME
 from tests.making import WORDS, make_bundle, small_source, small_text_source
 
@@ -178,6 +179,18 @@ def test_what_cannot_fit_into_the_memory_budget_is_refused_with_the_numbers(bund
         assert runtime.lookup("word1").any()
     with pytest.raises(edge_embed.RequestError, match="expected a size like 64MiB"):
         edge_embed.open(bundle, memory_budget="plenty")
+
+
+def test_a_memory_budget_counts_what_the_process_holds_and_what_the_bundle_adds(bundle: Path) -> None:
+    with edge_embed.open(bundle) as runtime:
+        adds = runtime.manifest.requirements.memory_private_bytes
+    holds = memory.current().private_bytes
+    # The process holds more than this beside, and does not grow by as much meanwhile.
+    slack = 8 * 2**20
+    edge_embed.open(bundle, memory_budget=holds + adds + slack).close()
+    for too_little in (adds + slack, holds + adds - slack):
+        with pytest.raises(edge_embed.BudgetError, match="found a need of"):
+            edge_embed.open(bundle, memory_budget=too_little)
 
 
 def test_a_bare_folder_is_verified_unless_the_caller_says_otherwise(damageable: Path) -> None:

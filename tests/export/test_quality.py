@@ -60,6 +60,25 @@ def test_a_row_without_ten_others_is_compared_with_those_there_are(rows: int) ->
     assert found.queries == rows
 
 
+def test_neighbours_are_found_all_over_a_table_of_several_blocks() -> None:
+    random = np.random.default_rng(1)
+    rows = 20_000
+    source = random.normal(size=(rows, 6)).astype(np.float32)
+    decoded = source + random.normal(scale=0.02, size=source.shape).astype(np.float32)
+    source[::50] = decoded[::50] = 0
+    asked = np.random.default_rng(0).choice(np.flatnonzero(source.any(axis=1)), SAMPLE_QUERIES, replace=False)
+    shared = sum(len(_ten_nearest(source, row) & _ten_nearest(decoded, row)) for row in asked)
+    assert _measured(source, decoded).neighbour_overlap_at_10 == pytest.approx(shared / (10 * len(asked)), abs=2e-4)
+
+
+def _ten_nearest(vectors: NDArray[np.float32], row: int) -> set[int]:
+    lengths = np.linalg.norm(vectors, axis=1)
+    lengths[lengths == 0] = 1
+    scores = vectors @ vectors[row] / lengths
+    scores[row] = -np.inf
+    return set(np.argsort(-scores)[:10].tolist())
+
+
 def test_a_large_table_is_sampled_and_the_sample_is_always_the_same() -> None:
     random = np.random.default_rng(0)
     source = random.normal(size=(SAMPLE_QUERIES + 500, 8)).astype(np.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -38,6 +39,8 @@ STATES = st.builds(
     refused=st.lists(NAMES, max_size=REFUSED_CEILING).map(tuple),
 )
 A, B = "a" * 64, "b" * 64
+# Behind the magic, the sequence, three identities and the tries.
+_REFUSED_COUNT_AT = 8 + 8 + 3 * 32 + 1
 
 
 @pytest.fixture
@@ -84,6 +87,11 @@ def test_a_record_that_is_too_short_or_too_long_is_none(state: State, length: in
 def test_a_record_that_no_store_writes_is_none() -> None:
     assert unpack(pack(State(sequence=2**63))) is None
     assert unpack(pack(State(trial=A, tries_left=TRIES + 1))) is None
+    whole = bytearray(pack(State(active=A)))
+    for place, byte in ((0, ord("X")), (_REFUSED_COUNT_AT, REFUSED_CEILING + 1)):
+        other = whole.copy()
+        other[place] = byte
+        assert unpack(bytes(other[:-32]) + hashlib.sha256(other[:-32]).digest()) is None
 
 
 @pytest.mark.parametrize("stranger", ["pipe", "folder", "link"])
