@@ -38,7 +38,7 @@ class Table:
         self.model = model
         self._space = bundle.manifest.space.id
         tensors = {name: mapped(bundle, tensor) for name, tensor in model.tensors.items()}
-        self.rows: Rows = CODECS[model.codec](tensors)
+        self.rows: Rows = CODECS[model.codec](tensors, model.dimensions)
         self._index = (
             None
             if model.key_index is None

@@ -29,10 +29,11 @@ ALLOWED = {
 #: Packages of an extra, each with the one module that wraps it.
 WRAPPED = {
     "onnxruntime": ["edge_embed/engines/onnx.py"],
-    "ai_edge_litert": ["export/edge_embed_export/graphs/tflite.py"],
-    "flatbuffers": ["export/edge_embed_export/graphs/tflite.py"],
+    "ai_edge_litert": ["export/edge_embed_export/graphs/flatbuffer.py"],
+    "flatbuffers": ["export/edge_embed_export/graphs/flatbuffer.py"],
     "tokenizers": ["edge_embed/text.py"],
     "onnx": ["export/edge_embed_export/graphs/onnx.py"],
+    "faiss": ["export/edge_embed_export/codebooks.py"],
     "safetensors": ["export/edge_embed_export/sources/sentence_transformers.py"],
 }
 

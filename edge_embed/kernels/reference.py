@@ -8,10 +8,12 @@ Arrays from a bundle are mapped and read-only; ids and offsets are checked by th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+
+from edge_embed_bundle.manifest import INT4_BLOCK
 
 #: Rows that a scan converts to float32 at a time: its private memory is this many rows, whatever the table's size.
 SCAN_ROWS = 4096
@@ -175,12 +177,84 @@ def decode_float32(rows: NDArray[np.float32], ids: NDArray[np.int64]) -> NDArray
     return np.take(rows, _places(ids), axis=0, mode="clip")
 
 
+def decode_float16(rows: NDArray[np.float16], ids: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return the rows ``(n, d)`` of ``ids`` as float32; every float16 is one."""
+    return np.take(rows, _places(ids), axis=0, mode="clip").astype(np.float32)
+
+
 def decode_int8(rows: NDArray[np.int8], scales: NDArray[np.float32], ids: NDArray[np.int64]) -> NDArray[np.float32]:
     """Return ``rows[id] * scales[id]`` as ``(n, d)`` float32, one rounding per number."""
     places = _places(ids)
     codes = np.take(rows, places, axis=0, mode="clip")
     scale_of_each = np.take(scales, places, mode="clip")[:, np.newaxis]
     return np.multiply(codes, scale_of_each, dtype=np.float32)
+
+
+def decode_int4(
+    rows: NDArray[np.uint8], scales: NDArray[np.float16], ids: NDArray[np.int64], dimensions: int
+) -> NDArray[np.float32]:
+    """Return ``(n, dimensions)`` float32: each code, less 8, times the scale of its block; one rounding per number.
+
+    Args:
+        rows: ``(n, ceil(d / 2))``; the low half of a byte is the number before that of the high half.
+        scales: ``(n, ceil(d / 32))``, one for each 32 numbers.
+        ids: ``(n,)`` rows.
+        dimensions: d; of an odd one, the last half of a byte says nothing.
+    """
+    places = _places(ids)
+    pairs = np.take(rows, places, axis=0, mode="clip")
+    codes = np.empty((len(pairs), 2 * rows.shape[1]), np.float32)
+    np.subtract(pairs & 15, 8, out=codes[:, ::2], dtype=np.float32)
+    np.subtract(pairs >> 4, 8, out=codes[:, 1::2], dtype=np.float32)
+    blocks = np.take(scales, places, axis=0, mode="clip").astype(np.float32)
+    decoded: NDArray[np.float32] = codes[:, :dimensions] * np.repeat(blocks, INT4_BLOCK, axis=1)[:, :dimensions]
+    return decoded
+
+
+def decode_pq(
+    rows: NDArray[np.uint8],
+    codebooks: NDArray[np.float32],
+    lengths: NDArray[np.float32],
+    ids: NDArray[np.int64],
+    dimensions: int,
+) -> NDArray[np.float32]:
+    """Return ``(n, dimensions)`` float32: the centroids of a row's codes one after the other, times its length.
+
+    Jegou, Douze and Schmid, "Product Quantization for Nearest Neighbor Search", IEEE TPAMI 33, 2011.
+
+    Args:
+        rows: ``(n, m)`` codes.
+        codebooks: ``(m, 256, s)``; what ``m * s`` has beyond d is left out.
+        lengths: ``(len(ids),)``, what each row is multiplied by.
+        ids: rows.
+        dimensions: d.
+    """
+    m, count, width = codebooks.shape
+    codes = np.take(rows, _places(ids), axis=0, mode="clip") + count * np.arange(m, dtype=np.intp)
+    centroids = np.take(codebooks.reshape(m * count, width), codes, axis=0).reshape(len(codes), m * width)
+    decoded: NDArray[np.float32] = centroids[:, :dimensions] * lengths[:, np.newaxis]
+    return decoded
+
+
+def decode_rq(
+    rows: NDArray[np.uint8], codebooks: NDArray[np.float32], lengths: NDArray[np.float32], ids: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Return ``(n, d)`` float32: the sum of the centroids of a row's codes, in their order, times its length.
+
+    Chen, Guan and Wang, "Approximate Nearest Neighbor Search by Residual Vector Quantization", Sensors 10, 2010.
+
+    Args:
+        rows: ``(n, m)`` codes.
+        codebooks: ``(m, 256, d)``.
+        lengths: ``(len(ids),)``, what each row is multiplied by.
+        ids: rows.
+    """
+    codes = np.take(rows, _places(ids), axis=0, mode="clip").astype(np.intp)
+    decoded = np.take(codebooks[0], codes[:, 0], axis=0)
+    for book, column in zip(codebooks[1:], codes.T[1:], strict=True):
+        decoded += np.take(book, column, axis=0)
+    decoded *= lengths[:, np.newaxis]
+    return decoded
 
 
 def _places(ids: NDArray[np.int64]) -> NDArray[np.intp]:
@@ -209,10 +283,47 @@ def scores_int8(rows: NDArray[np.int8], scales: NDArray[np.float32], query: NDAr
     return _scanned(rows, query) * scales
 
 
+def scores_by_decoding(
+    decode: Callable[[NDArray[np.int64]], NDArray[np.float32]], rows: int, query: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Return the dot product ``(rows,)`` of every row with the query ``(d,)``, where rows come back by ``decode``."""
+    products = np.empty(rows, np.float32)
+    for start in range(0, rows, SCAN_ROWS):
+        ids = np.arange(start, min(start + SCAN_ROWS, rows))
+        # Unnamed, the block is gone before the next one is made.
+        np.dot(decode(ids), query, out=products[start : start + len(ids)])
+    return products
+
+
+def scores_codes(
+    rows: NDArray[np.uint8], products: NDArray[np.float32], lengths: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Return the dot product ``(n,)`` of every row of codes with a query, from the query's with every centroid.
+
+    Args:
+        rows: ``(n, m)`` codes.
+        products: ``(m, 256)``, the query's dot product with each centroid.
+        lengths: ``(n,)``, what each row is multiplied by.
+    """
+    scores = np.zeros(len(rows), np.float32)
+    for start in range(0, len(rows), SCAN_ROWS):
+        block = rows[start : start + SCAN_ROWS]
+        total = scores[start : start + len(block)]
+        for column, of_column in zip(block.T, products, strict=True):
+            total += of_column[column]
+        total *= lengths[start : start + len(block)]
+    return scores
+
+
 def _scanned(rows: NDArray[np.int8] | NDArray[np.float32], query: NDArray[np.float32]) -> NDArray[np.float32]:
     products = np.empty(len(rows), np.float32)
+    # One block for all: a new one would be made while the last one is still there.
+    numbers = np.empty((0 if rows.dtype == np.float32 else min(SCAN_ROWS, len(rows)), rows.shape[1]), np.float32)
     for start in range(0, len(rows), SCAN_ROWS):
-        block = rows[start : start + SCAN_ROWS].astype(np.float32, copy=False)
+        block = rows[start : start + SCAN_ROWS]
+        if rows.dtype != np.float32:
+            np.copyto(numbers[: len(block)], block)
+            block = numbers[: len(block)]
         np.dot(block, query, out=products[start : start + len(block)])
     return products
 

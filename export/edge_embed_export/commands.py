@@ -16,6 +16,7 @@ from edge_embed_bundle.bundle import Bundle
 from edge_embed_bundle.manifest import LatencyBudget
 from edge_embed_bundle.slots import is_store
 from edge_embed_bundle.store import Store
+from edge_embed_export.codecs import ENCODERS
 from edge_embed_export.demo import run_demo
 from edge_embed_export.exporter import DEFAULT_BOARD, GRAPH_FORMATS, Options, Report, export
 from edge_embed_export.sources import read_source, readers
@@ -28,7 +29,12 @@ def _configure_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SOURCE", type=Path, help="a model's file or folder")
     parser.add_argument("-o", "--output", metavar="BUNDLE", type=Path, required=True, help="the folder to write")
     parser.add_argument("--format", choices=tuple(readers()), help="default: what the content shows")
-    parser.add_argument("--codec", choices=("float32", "int8"), default="int8", help="how vectors are stored (int8)")
+    parser.add_argument(
+        "--codec",
+        default="int8",
+        metavar="CODEC",
+        help=f"how vectors are stored: {', '.join(ENCODERS)}; pq:50 and rq:20 with that many codes a row (int8)",
+    )
     parser.add_argument(
         "--graphs", default=",".join(GRAPH_FORMATS), help="comma-separated, or 'none' (onnx,tflite)", metavar="FORMATS"
     )

@@ -54,7 +54,7 @@ from edge_embed_bundle.manifest import (
 from edge_embed_bundle.writer import BlobWriter, BundleWriter
 from edge_embed_devices.budgets import default_budgets
 from edge_embed_devices.profiles import board_named
-from edge_embed_export.codecs import ENCODERS
+from edge_embed_export.codecs import encoder
 from edge_embed_export.graphs.onnx import check_onnx, onnx_lookup
 from edge_embed_export.graphs.tflite import tflite_header
 from edge_embed_export.key_index import build_index
@@ -77,6 +77,10 @@ _BLOCK_ROWS = 4096
 _RUNTIME_BYTES = 4 * 2**20
 _TOKENIZERS_BYTES = 6 * 2**20
 _TOKENIZER_FACTOR = 24
+# What a number takes while it is decoded, the result included, and while it is scanned: codes are scanned by tables of
+# products and never decoded.
+_DECODE_BYTES = {"float32": 5, "float16": 7, "int8": 5, "int4": 14, "pq": 17, "rq": 13}
+_SCAN_BYTES = {"float32": 4, "float16": 6, "int8": 4, "int4": 14, "pq": 0, "rq": 0}
 
 
 @dataclass(frozen=True)
@@ -149,8 +153,7 @@ def export(source: Source, options: Options, progress: Progress = SILENT) -> Rep
 
 
 def _check_options(options: Options) -> None:
-    if options.codec not in ENCODERS:
-        raise RequestError(f"expected a codec of {', '.join(ENCODERS)}, found {options.codec!r}")
+    encoder(options.codec)
     if not NAME.fullmatch(options.name):
         raise RequestError(
             f"name: expected letters, digits, dots, dashes, underscores, found {options.name!r}; pass --name"
@@ -183,8 +186,12 @@ def _part(
     graphs: tuple[str, ...],
 ) -> _Part:
     _check_lengths(f"{name} of {title}", keys, vectors)
-    codes = ENCODERS[codec](vectors)
-    decoded = CODECS[codec](codes).decode(np.arange(len(vectors)))
+    codec, encode = encoder(codec)
+    try:
+        codes = encode(vectors)
+    except RequestError as error:
+        raise RequestError(f"{name} of {title}: {error}") from error
+    decoded = CODECS[codec](codes, vectors.shape[1]).decode(np.arange(len(vectors)))
     try:
         index = build_index(keys)
     except RequestError as error:
@@ -288,11 +295,11 @@ def _write_sections(
 
 def _write_tflite(part: _Part, tensors: dict[str, Tensor], advance: Callable[[int], None], blob: BlobWriter) -> None:
     """Write the graph and, behind it, the table where the graph's offsets say."""
-    weights = [(array.dtype.name, array.shape) for array in part.codes.values()]
-    header, places = tflite_header(part.codec, weights, blob.name)
+    weights = {name: (array.dtype.name, array.shape) for name, array in part.codes.items()}
+    header, places = tflite_header(part.codec, weights, part.shape[1], blob.name)
     blob.write(header)
     _write_sections(part.codes, tensors, advance, blob)
-    if [tensors[name] for name in part.codes] != places:
+    if any(tensors[name] != place for name, place in places.items()):
         raise AssertionError("the sections lie where the graph says")
 
 
@@ -337,8 +344,12 @@ def _private_bytes(source: Source, models: tuple[Model, ...]) -> int:
     if source.text is not None and source.text.tokenizer is not None:
         tokenizer = _TOKENIZERS_BYTES + _TOKENIZER_FACTOR * len(source.text.tokenizer)
     # A scan holds a block of rows as float32, and scores with their quotients and order; see kernels and table.
-    scan = max(4 * model.dimensions * min(SCAN_ROWS, model.rows) + 24 * model.rows for model in models)
-    batch = 5 * BATCH_TOKENS * source.vectors.shape[1] if source.text is not None else 0
+    scan = max(
+        _SCAN_BYTES[model.codec] * model.dimensions * min(SCAN_ROWS, model.rows) + 32 * model.rows for model in models
+    )
+    batch = 0
+    if source.text is not None:
+        batch = _DECODE_BYTES[models[0].codec] * BATCH_TOKENS * source.vectors.shape[1]
     return _RUNTIME_BYTES + tokenizer + scan + batch
 
 

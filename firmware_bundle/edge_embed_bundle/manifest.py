@@ -32,11 +32,22 @@ ITEM_BYTES: Mapping[str, int] = MappingProxyType(
     {"int8": 1, "uint8": 1, "uint16": 2, "float16": 2, "int32": 4, "uint32": 4, "float32": 4}
 )
 
-#: The tensors of each codec and the axes they span: n rows of d dimensions.
+#: Numbers of a row that share a scale in codec ``int4``.
+INT4_BLOCK = 32
+
+#: What ``pq`` and ``rq`` have in common: m codes a row, and a code for the row's length.
+_CODES = {"rows": ("uint8", ("n", "m")), "length_codes": ("uint8", ("n",)), "length_levels": ("float32", ("256",))}
+
+#: The tensors of each codec and the axes they span: n rows of d dimensions, in h bytes and g blocks of int4; m codes
+#: of 256 centroids, each of s dimensions.
 CODEC_TENSORS: Mapping[str, Mapping[str, tuple[str, tuple[str, ...]]]] = MappingProxyType(
     {
         "float32": {"rows": ("float32", ("n", "d"))},
+        "float16": {"rows": ("float16", ("n", "d"))},
         "int8": {"rows": ("int8", ("n", "d")), "scales": ("float32", ("n",))},
+        "int4": {"rows": ("uint8", ("n", "h")), "scales": ("float16", ("n", "g"))},
+        "pq": {**_CODES, "codebooks": ("float32", ("m", "256", "s"))},
+        "rq": {**_CODES, "codebooks": ("float32", ("m", "256", "d"))},
     }
 )
 
@@ -45,14 +56,14 @@ SHARED_TENSORS: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
     {
         "norms": ("float32", ("n",)),
         "index_pilots": ("uint16", ("b",)),
-        "index_slots": ("uint32", ("m", "2")),
+        "index_slots": ("uint32", ("slots", "2")),
         "key_offsets": ("uint32", ("n+1",)),
         "key_bytes": ("uint8", ("t",)),
     }
 )
 
 #: What this reader knows; a bundle lists what a reader must know.
-FEATURES = frozenset({"codec-float32", "codec-int8", "key-index-1", "text-mean"})
+FEATURES = frozenset({*(f"codec-{codec}" for codec in CODEC_TENSORS), "key-index-1", "text-mean"})
 
 OPERATIONS = ("lookup", "encode", "search")
 INDEX_ALGORITHM = "xxh64-pilot"
@@ -516,7 +527,12 @@ class Manifest(NamedTuple):
 
 def _check_tensors(model: Model, fields: Fields) -> None:
     """Every tensor that a codec or the index needs is there, in its dtype and shape."""
-    axes = {"n": model.rows, "d": model.dimensions, "n+1": model.rows + 1, "2": 2}
+    d = model.dimensions
+    axes = {"n": model.rows, "d": d, "n+1": model.rows + 1, "2": 2, "256": 256}
+    axes |= {"h": -(-d // 2), "g": -(-d // INT4_BLOCK)}
+    codes, books = (model.tensors[name].shape if name in model.tensors else () for name in ("rows", "codebooks"))
+    if len(codes) == 2 and len(books) == 3:
+        axes |= {"m": codes[1], "s": books[2]}
     needed = dict(CODEC_TENSORS[model.codec])
     if model.key_index is not None:
         needed |= {name: SHARED_TENSORS[name] for name in ("index_pilots", "index_slots")}
@@ -534,6 +550,10 @@ def _check_tensors(model: Model, fields: Fields) -> None:
         if tensor.dtype != dtype or not fits:
             shape = ", ".join(str(axes.get(letter, letter)) for letter in letters)
             fields.fail(f"tensors.{name}", f"{dtype} of shape ({shape})", f"{tensor.dtype} of {tensor.shape}")
+    if "codebooks" in CODEC_TENSORS[model.codec]:
+        m, width = axes["m"], axes.get("s", 0) if model.codec == "pq" else d
+        if not m or (model.codec == "pq" and not (m - 1) * width < d <= m * width):
+            fields.fail("tensors.codebooks", f"one book or more, whose parts just make {d} dimensions", books)
     if model.key_index is not None and not model.tensors["index_pilots"].size_bytes:
         # Every key hashes into a bucket, so there is one at least.
         fields.fail("tensors.index_pilots", "one pilot or more", "none")

@@ -8,7 +8,8 @@ An executor is asked through a runtime, as users ask it: what reaches an engine 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,19 +18,32 @@ from numpy.typing import NDArray
 from edge_embed.engines import FORMATS
 from edge_embed.errors import RequestError
 from edge_embed.runtime import Runtime
-from edge_embed_export.codecs import ENCODERS
 
 EXECUTORS = ("kernels", *FORMATS)
 
 Vectors = NDArray[np.float32]
 
 
-def formula(codec: str, vectors: Vectors) -> Vectors:
-    """Return what a codec makes of ``(n, d)`` vectors, by its definition: one multiplication a number, or none."""
-    tensors = ENCODERS[codec](vectors)
-    if codec == "float32":
-        return np.asarray(tensors["rows"], np.float32)
-    return np.asarray(tensors["rows"].astype(np.float32) * tensors["scales"][:, np.newaxis], np.float32)
+def formula(codec: str, tensors: Mapping[str, NDArray[Any]], dimensions: int) -> Vectors:
+    """Return what a codec's tensors mean, ``(n, d)``, a number at a time as the format's page says it."""
+    rows = tensors["rows"]
+    if codec == "int8":
+        return np.asarray(rows.astype(np.float32) * tensors["scales"][:, np.newaxis], np.float32)
+    if codec == "int4":
+        scales = tensors["scales"].astype(np.float32)
+        halves = [(rows[:, j // 2] >> (4 * (j % 2))) & 15 for j in range(dimensions)]
+        columns = [(half.astype(np.float32) - 8) * scales[:, j // 32] for j, half in enumerate(halves)]
+        return np.stack(columns, axis=1).astype(np.float32)
+    if codec in ("pq", "rq"):
+        found = [book[column] for book, column in zip(tensors["codebooks"], rows.T, strict=True)]
+        lengths = tensors["length_levels"][tensors["length_codes"]][:, np.newaxis]
+        if codec == "pq":
+            return np.asarray(np.concatenate(found, axis=1)[:, :dimensions] * lengths, np.float32)
+        total = found[0]
+        for part in found[1:]:
+            total = total + part
+        return np.asarray(total * lengths, np.float32)
+    return np.asarray(rows, np.float32)
 
 
 def every_row_alone_is_that_of_the_formula(executor: Runtime, expected: Vectors) -> None:

@@ -10,12 +10,19 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from edge_embed.codecs import CODECS, Rows
+from edge_embed.errors import RequestError
+from edge_embed.kernels import decode_rq
 from edge_embed_bundle.manifest import CODEC_TENSORS
-from edge_embed_export.codecs import ENCODERS, Encoded, encode_int8
+from edge_embed_export.codebooks import train_rq
+from edge_embed_export.codecs import ENCODERS, Encoded, encode_int8, encoder
+from edge_embed_export.exact import directions
 from tests.contracts.executors import Vectors, formula
 
 TINY = float(np.finfo(np.float32).tiny)
 LARGEST = float(np.float32(1e38))
+
+#: What each codec can hold: float16 numbers and scales end early.
+LARGEST_OF = {"float16": 65504.0, "int4": 6e4} | dict.fromkeys(("float32", "int8", "pq", "rq"), LARGEST)
 
 #: Rounding a quotient to float32 moves a code by 127 * 2**-24 of a step at most.
 HALF_A_STEP = 0.5001
@@ -41,11 +48,11 @@ def _tables() -> st.SearchStrategy[Vectors]:
     )
 
 
-def _decoder(codec: str, tensors: Encoded) -> Rows:
+def _decoder(codec: str, tensors: Encoded, dimensions: int) -> Rows:
     """Return what a board makes of tensors: mapped ones cannot be written to."""
     for tensor in tensors.values():
         tensor.flags.writeable = False
-    return CODECS[codec](tensors)
+    return CODECS[codec](tensors, dimensions)
 
 
 def test_a_codec_that_one_side_knows_the_other_side_and_the_format_know_too() -> None:
@@ -56,16 +63,19 @@ def test_a_codec_that_one_side_knows_the_other_side_and_the_format_know_too() ->
 @given(vectors=_tables())
 @settings(deadline=None)
 def test_a_codec_stores_the_tensors_of_the_format_and_decodes_them_by_its_formula(codec: str, vectors: Vectors) -> None:
+    vectors = np.clip(vectors, -LARGEST_OF[codec], LARGEST_OF[codec])
     before = vectors.copy()
     tensors = ENCODERS[codec](vectors)
-    axes = {"n": vectors.shape[0], "d": vectors.shape[1]}
+    n, d = vectors.shape
+    m, *_, last = tensors["codebooks"].shape if "codebooks" in tensors else (0, 0)
+    axes = {"n": n, "d": d, "h": -(-d // 2), "g": -(-d // 32), "256": 256, "m": m, "s": last}
     described = {name: (dtype, tuple(axes[axis] for axis in shape)) for name, (dtype, shape) in _format(codec).items()}
     assert {name: (tensor.dtype.name, tensor.shape) for name, tensor in tensors.items()} == described
-    decoder = _decoder(codec, tensors)
+    decoder = _decoder(codec, tensors, vectors.shape[1])
     ids = np.array([*range(len(vectors)), 0, len(vectors) - 1])
     decoded = decoder.decode(ids)
     assert decoded.dtype == np.float32 and decoded.flags.writeable
-    assert decoded.tobytes() == formula(codec, vectors)[ids].tobytes()
+    assert decoded.tobytes() == formula(codec, tensors, vectors.shape[1])[ids].tobytes()
     assert decoder.decode(ids[:0]).shape == (0, vectors.shape[1])
     np.testing.assert_array_equal(vectors, before)
 
@@ -77,7 +87,7 @@ def _format(codec: str) -> dict[str, tuple[str, tuple[str, ...]]]:
 @given(vectors=_tables())
 @settings(deadline=None)
 def test_float32_loses_nothing(vectors: Vectors) -> None:
-    decoded = _decoder("float32", ENCODERS["float32"](vectors)).decode(np.arange(len(vectors)))
+    decoded = _decoder("float32", ENCODERS["float32"](vectors), vectors.shape[1]).decode(np.arange(len(vectors)))
     assert decoded.tobytes() == vectors.tobytes()
 
 
@@ -125,7 +135,7 @@ def test_int8_divides_by_the_scale_that_is_stored_not_by_a_finer_one() -> None:
 def test_decoding_int8_only_multiplies_a_code_by_the_scale_of_its_row(
     codes: NDArray[np.int8], scales: Vectors, ids: list[int]
 ) -> None:
-    decoded = CODECS["int8"]({"rows": codes, "scales": scales}).decode(np.array(ids, np.int64))
+    decoded = CODECS["int8"]({"rows": codes, "scales": scales}, 4).decode(np.array(ids, np.int64))
     by_hand = [[np.float32(code) * scales[row] for code in codes[row]] for row in ids]
     assert decoded.tobytes() == np.array(by_hand, np.float32).reshape(len(ids), 4).tobytes()
 
@@ -137,8 +147,93 @@ def test_scores_are_the_dot_products_of_the_decoded_rows(codec: str, rows: int) 
     vectors = random.normal(size=(rows, 24)).astype(np.float32)
     vectors[rows // 2] = 0
     query = random.normal(size=24).astype(np.float32)
-    decoder = _decoder(codec, ENCODERS[codec](vectors))
+    decoder = _decoder(codec, ENCODERS[codec](vectors), vectors.shape[1])
     exact = decoder.decode(np.arange(rows)).astype(np.float64) @ query.astype(np.float64)
     found = decoder.scores(query)
     assert found.shape == (rows,) and found.dtype == np.float32
     np.testing.assert_allclose(found, exact, rtol=1e-5, atol=1e-5)
+
+
+@given(vectors=_tables())
+@settings(deadline=None, max_examples=300)
+def test_int4_is_off_by_half_a_step_or_by_what_was_cut_from_the_largest(vectors: Vectors) -> None:
+    vectors = np.clip(vectors, -LARGEST_OF["int4"], LARGEST_OF["int4"])
+    tensors = ENCODERS["int4"](vectors)
+    decoded = _decoder("int4", tensors, vectors.shape[1]).decode(np.arange(len(vectors)))
+    errors = np.abs(decoded.astype(np.float64) - vectors)
+    # The scale with the least error is never worse than one that keeps the largest number whole.
+    largest = np.abs(vectors).max(axis=1)
+    usable = largest >= 7 * float(np.finfo(np.float16).tiny)
+    steps = largest.astype(np.float64) / 7
+    bound = np.sqrt(vectors.shape[1]) * steps * 0.501 + largest * 2.0**-10 * np.sqrt(vectors.shape[1])
+    assert (np.sqrt(np.square(errors).sum(axis=1))[usable] <= bound[usable]).all()
+
+
+@pytest.mark.parametrize("codec", ["float16", "int4"])
+def test_numbers_that_a_half_cannot_hold_are_refused(codec: str) -> None:
+    with pytest.raises(RequestError, match=r"expected numbers that .* can hold, up to 65504, found 1e\+06"):
+        ENCODERS[codec](np.array([[1.0, 1e6]], np.float32))
+
+
+@pytest.mark.parametrize("codec", ["pq", "rq"])
+@pytest.mark.parametrize("rows", [1, 256])
+def test_a_table_of_no_more_rows_than_centroids_keeps_their_directions(codec: str, rows: int) -> None:
+    vectors = np.random.default_rng(0).normal(size=(rows, 10)).astype(np.float32)
+    decoded = _decoder(codec, ENCODERS[codec](vectors), 10).decode(np.arange(rows))
+    np.testing.assert_allclose(directions(decoded), directions(vectors), atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(decoded, axis=1), np.linalg.norm(vectors, axis=1), rtol=0.01)
+
+
+@pytest.mark.parametrize("codec", ["pq:8", "rq:4"])
+def test_codes_keep_the_length_of_every_row_and_most_of_its_direction(codec: str) -> None:
+    random = np.random.default_rng(0)
+    vectors = (random.normal(size=(2000, 4)) @ random.normal(size=(4, 16))).astype(np.float32)
+    vectors *= np.logspace(-2, 2, 2000, dtype=np.float32)[:, np.newaxis]
+    vectors[7] = 0
+    name, encode = encoder(codec)
+    tensors = encode(vectors)
+    assert tensors["rows"].shape == (2000, int(codec.partition(":")[2]))
+    decoded = _decoder(name, tensors, 16).decode(np.arange(2000))
+    assert not decoded[7].any()
+    rest = np.arange(2000) != 7
+    before, after = (np.linalg.norm(each.astype(np.float64), axis=1)[rest] for each in (vectors, decoded))
+    # 255 levels over a range of 10,000 or more (the shortest decoded rows count, too): half a level is a few percent.
+    np.testing.assert_allclose(after, before, rtol=0.04)
+    assert (directions(vectors) * directions(decoded)).sum(axis=1)[rest].mean() > 0.97
+
+
+def test_fitting_all_codebooks_together_comes_nearer_than_one_after_the_other() -> None:
+    faiss = pytest.importorskip("faiss")
+    random = np.random.default_rng(0)
+    vectors = random.normal(size=(1500, 12)).astype(np.float32)
+    codes, books = train_rq(vectors, 3)
+    alone = faiss.ResidualQuantizer(12, 3, 8)
+    alone.cp.min_points_per_centroid = 1
+    alone.train(vectors)
+    before = alone.decode(alone.compute_codes(vectors))
+    ones, ids = np.ones(len(codes), np.float32), np.arange(len(codes))
+    assert np.square(decode_rq(codes, books, ones, ids) - vectors).sum() < np.square(before - vectors).sum()
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "codes"),
+    [
+        ("int8", "int8", None),
+        ("pq", "pq", 6),
+        ("pq:5", "pq", 4),
+        ("pq:99", "pq", 16),
+        ("rq:7", "rq", 7),
+        ("rq", "rq", 3),
+    ],
+)
+def test_a_codec_is_named_with_its_codes_a_row(text: str, name: str, codes: int | None) -> None:
+    found, encode = encoder(text)
+    assert found == name
+    tensors = encode(np.ones((3, 16), np.float32))
+    assert codes is None or tensors["rows"].shape[1] == codes
+
+
+@pytest.mark.parametrize("text", ["", "int3", "int8:4", "pq:", "pq:0", "pq:x", "rq:-1", "rq:10000", "float32:1", "PQ"])
+def test_what_is_no_codec_is_refused_with_examples_of_one(text: str) -> None:
+    with pytest.raises(RequestError, match="expected a codec"):
+        encoder(text)

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.contracts.executors import PROMISES, formula
-from tests.contracts.test_executors import CODECS, SHAPES, varied_source
+from tests.contracts.executors import PROMISES
+from tests.contracts.test_executors import CODECS, SHAPES, meant, varied_source
 from tests.making import make_bundle
 
 ROOT = Path(__file__).parents[2]
@@ -41,9 +41,10 @@ def legacy() -> Path:
 
 @pytest.mark.parametrize("codec", CODECS)
 def test_the_legacy_engine_keeps_every_promise(legacy: Path, codec: str, tmp_path: Path) -> None:
-    source = varied_source(*SHAPES[-1])
+    rows, dimensions = SHAPES[-1]
+    source = varied_source(rows, dimensions, codec)
     made = make_bundle(tmp_path / "bundle", source=source, codec=codec)
-    np.save(tmp_path / "expected.npy", formula(codec, source.vectors))
+    np.save(tmp_path / "expected.npy", meant(made.path))
     for promise in PROMISES:
         command = [str(legacy), "-c", KEEPS, str(made.path), str(tmp_path / "expected.npy"), promise.__name__]
         done = subprocess.run(

@@ -18,6 +18,7 @@ from edge_embed_bundle.bundle import Bundle
 from edge_embed_bundle.manifest import LatencyBudget
 from edge_embed_devices.budgets import default_budgets
 from edge_embed_devices.profiles import board_named
+from edge_embed_export.codecs import ENCODERS
 from edge_embed_export.exporter import Options, Report, _prove, export
 from edge_embed_export.sources import Source, read_source
 from tests.making import WORDS, make_bundle, small_source, small_text_source
@@ -81,7 +82,7 @@ def test_a_bundle_has_the_graphs_that_were_asked_for_each_proven_on_its_engine(
 
 
 IMPOSSIBLE: Mapping[str, tuple[Mapping[str, Any], str]] = {
-    "codec": ({"codec": "int3"}, "expected a codec of float32, int8, found 'int3'"),
+    "codec": ({"codec": "int3"}, "expected a codec of float32, float16, int8, int4, pq, rq, found 'int3'"),
     "graph": ({"graphs": ("onnx", "coreml")}, "expected graphs of onnx, tflite, found coreml"),
     "board": ({"board": "pi-99"}, r"expected a board of .*pi-zero-2w.*, found 'pi-99'"),
     "budget": ({"latency_budgets": {"dance": LatencyBudget(1, 2)}}, "expected budgets for lookup, .*, found dance"),
@@ -239,7 +240,7 @@ def test_budgets_are_those_of_the_board_unless_the_user_knows_better(tmp_path: P
     assert budgets.operations == {**plain.operations, **own}
 
 
-# Says by how many bytes a process that has numpy grew when a bundle had answered everything that it can answer.
+# Says by how many bytes a process that has numpy grew at most while a bundle answered everything that it can answer.
 ADDED = """
 import sys
 from pathlib import Path
@@ -252,24 +253,26 @@ def private():
 
 before = private()
 import edge_embed
-with edge_embed.open(sys.argv[1], verify=False) as runtime:
+from edge_embed.memory import Peak
+with Peak() as peak, edge_embed.open(sys.argv[1], verify=False) as runtime:
     keys = list(runtime.table().names)[:64]
     runtime.lookup(keys)
     runtime.search(keys[0], k=10)
     texts = [" ".join(keys)] * 100
     runtime.encode(texts)
     runtime.search(text=texts[0], k=10)
-    print(private() - before)
+print(peak.private_bytes - before)
 """
 
 
-@pytest.mark.parametrize("kind", ["words", "text", "scan"])
-def test_the_memory_that_a_bundle_requires_is_enough(
+@pytest.mark.parametrize("kind", ["words", "text", *ENCODERS])
+def test_the_memory_that_a_bundle_requires_is_enough_at_the_peak_of_its_calls(
     tmp_path: Path, bundle: Path, text_bundle: Path, kind: str
 ) -> None:
-    if kind == "scan":
-        source = _table(np.random.default_rng(0).random((9000, 200), np.float32))
-        path = _export(tmp_path / "bundle", source, graphs=()).path
+    if kind in ENCODERS:
+        rows, dimensions = (9000, 200) if kind not in ("pq", "rq") else (9000, 24)
+        source = _table(np.random.default_rng(0).random((rows, dimensions), np.float32))
+        path = _export(tmp_path / "bundle", source, graphs=(), codec=kind).path
     else:
         path = {"words": bundle, "text": text_bundle}[kind]
     child = subprocess.run([sys.executable, "-c", ADDED, str(path)], capture_output=True, text=True, check=True)

@@ -108,7 +108,7 @@ def test_names_and_sizes_of_what_is_held_can_be_asked_for(data: bytes, bundle: P
 
 
 def test_a_newer_format_and_an_unknown_feature_tell_the_operator_to_update(data: bytes) -> None:
-    for place, new in ((("format",), 2), (("requirements", "features"), ["codec-int8", "codec-pq"])):
+    for place, new in ((("format",), 2), (("requirements", "features"), ["codec-int8", "codec-of-tomorrow"])):
         value = json.loads(data)
         _set(value, place, new)
         with pytest.raises(UnsupportedFormatError, match="update edge-embed on this board"):
@@ -126,6 +126,40 @@ def test_an_empty_table_of_no_keys_is_a_table(data: bytes) -> None:
     for name, shape in {"rows": [0, 16], "scales": [0], "norms": [0], "key_offsets": [1], "key_bytes": [0]}.items():
         model["tensors"][name]["shape"] = shape
     assert _parse(value).models[0].tensors["rows"].size_bytes == 0
+
+
+#: Of a codec with codebooks: the shapes of codes and books for 64 rows of 16 dimensions, and whether they fit.
+CODES = {
+    "parts that fill the row": ("pq", [64, 4], [4, 256, 4], True),
+    "a last part that is not full": ("pq", [64, 6], [6, 256, 3], True),
+    "a part beyond the row": ("pq", [64, 7], [7, 256, 3], False),
+    "parts that do not reach the end": ("pq", [64, 5], [5, 256, 3], False),
+    "no parts": ("pq", [64, 0], [0, 256, 3], False),
+    "parts of nothing": ("pq", [64, 4], [4, 256, 0], False),
+    "books that are not one a code": ("pq", [64, 4], [5, 256, 4], False),
+    "255 centroids": ("pq", [64, 4], [4, 255, 4], False),
+    "whole rows to add up": ("rq", [64, 3], [3, 256, 16], True),
+    "nothing to add up": ("rq", [64, 0], [0, 256, 16], False),
+    "rows of another width": ("rq", [64, 3], [3, 256, 15], False),
+}
+
+
+@pytest.mark.parametrize("case", CODES)
+def test_codes_and_codebooks_fit_one_another_and_the_row(data: bytes, case: str) -> None:
+    codec, codes, books, fits = CODES[case]
+    value = json.loads(data)
+    (model,) = value["models"]
+    value["blobs"]["books.bin"] = {"size_bytes": 2**30, "sha256": "0" * 64}
+    described = {"rows": ("uint8", codes), "codebooks": ("float32", books)}
+    described |= {"length_codes": ("uint8", [64]), "length_levels": ("float32", [256])}
+    model["codec"] = codec
+    for name, (dtype, shape) in described.items():
+        model["tensors"][name] = {"blob": "books.bin", "offset_bytes": 0, "dtype": dtype, "shape": shape}
+    if fits:
+        assert _parse(value).models[0].codec == codec
+    else:
+        with pytest.raises(ManifestError, match=r"models\[0\]\.tensors\.(codebooks|rows): expected"):
+            _parse(value)
 
 
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=8)

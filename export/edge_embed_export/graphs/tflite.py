@@ -1,128 +1,162 @@
-"""The lookup graph in TFLite: GATHER the codes, CAST them, MUL by the gathered scales. No TensorFlow is needed.
+"""The lookup graph in TFLite: GATHER the codes, then decode what was gathered. No TensorFlow is needed.
 
-A TFLite buffer may lie behind the flatbuffer, at an offset of the file (schema.fbs: ``Buffer.offset``). So a
-``.tflite`` is a graph of a kilobyte followed by the table's sections on their 64 KiB boundaries, where the runtime and
-the ONNX graph map the same bytes.
+A ``.tflite`` is a graph of a few kilobytes followed by the table's sections on their 64 KiB boundaries, where the
+runtime and the ONNX graph map the same bytes (``flatbuffer``).
 
-Per-row EMBEDDING_LOOKUP and HASHTABLE operations are not used: tflite-runtime 2.14 answers them wrongly.
+Only operations that tflite-runtime 2.14 answers rightly are used: it has no GATHER of float16 (these travel as int16,
+to be BITCAST), no operations on bits (a table of the 256 pairs takes a byte of int4 apart), and its per-row
+EMBEDDING_LOOKUP is wrong. Codes are added up one after the other, in the kernels' order, so every bit agrees.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
-from edge_embed.errors import MissingExtraError
-from edge_embed_bundle.manifest import Tensor
+import numpy as np
+
+from edge_embed_bundle.manifest import INT4_BLOCK, Tensor
 from edge_embed_bundle.writer import aligned
+from edge_embed_export.codecs import pairs_of_bytes
+from edge_embed_export.graphs.flatbuffer import Drawing
+
+#: dtype and shape of each tensor of a codec.
+Described = Mapping[str, tuple[str, tuple[int, ...]]]
 
 
-def tflite_header(codec: str, weights: Sequence[tuple[str, tuple[int, ...]]], blob: str) -> tuple[bytes, list[Tensor]]:
+def tflite_header(codec: str, weights: Described, dimensions: int, blob: str) -> tuple[bytes, dict[str, Tensor]]:
     """Return the graph's bytes and the places of the weights behind it.
 
     Args:
         codec: the table's codec.
-        weights: dtype and shape of each of the codec's tensors, the rows first.
+        weights: dtype and shape of each of the codec's tensors, in the order they will be written.
+        dimensions: of a vector.
         blob: the name of the file.
     """
     # The offsets are fixed-width fields, so the header is as long with the right ones as with any others.
-    length = len(_flatbuffer(codec, [Tensor(blob, 1, dtype, shape) for dtype, shape in weights]))
-    places = []
+    guess = {name: Tensor(blob, 1, dtype, shape) for name, (dtype, shape) in weights.items()}
+    length = len(_drawn(codec, guess, dimensions))
+    places = {}
     offset = aligned(length)
-    for dtype, shape in weights:
-        places.append(Tensor(blob, offset, dtype, shape))
-        offset = aligned(offset + places[-1].size_bytes)
-    header = _flatbuffer(codec, places)
+    for name, (dtype, shape) in weights.items():
+        places[name] = Tensor(blob, offset, dtype, shape)
+        offset = aligned(offset + places[name].size_bytes)
+    header = _drawn(codec, places, dimensions)
     if len(header) != length:
         raise AssertionError("a flatbuffer's length depends on its offsets")
     return header, places
 
 
-def _flatbuffer(codec: str, weights: Sequence[Tensor]) -> bytes:
-    try:
-        import flatbuffers
-        from ai_edge_litert import schema_py_generated as schema
-    except ImportError as error:
-        raise MissingExtraError.of("ai-edge-litert", "export", "writing a TFLite graph") from error
-    model = schema.ModelT()
-    model.version = 3
-    model.description = "edge-embed lookup"
-    # Buffer 0 is empty by the format's convention: tensors without constant data name it.
-    model.buffers = [schema.BufferT(), *(_buffer(schema, weight) for weight in weights)]
-    model.operatorCodes = [_operator_code(schema, name) for name in ("GATHER", "CAST", "MUL")]
-    model.subgraphs = [_int8_graph(schema, weights) if codec == "int8" else _float32_graph(schema, weights)]
-    builder = flatbuffers.Builder(1024)
-    builder.Finish(model.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
+def _drawn(codec: str, weights: Mapping[str, Tensor], dimensions: int) -> bytes:
+    drawing = Drawing()
+    ids = drawing.dynamic("ids", "int32", [])
+    vectors = drawing.dynamic("vectors", "float32", [dimensions])
+    _GRAPHS[codec](drawing, weights, ids, vectors)
+    return drawing.packed(ids, vectors)
 
 
-def _int8_graph(schema: Any, weights: Sequence[Tensor]) -> Any:
-    rows, dimensions = weights[0].shape
-    types = schema.TensorType
-    graph = schema.SubGraphT()
-    graph.name = "lookup"
-    graph.tensors = [
-        _tensor(schema, "ids", [1], types.INT32, dynamic=True),
-        _tensor(schema, "rows", [rows, dimensions], types.INT8, buffer=1),
-        _tensor(schema, "scales", [rows, 1], types.FLOAT32, buffer=2),
-        _tensor(schema, "codes", [1, dimensions], types.INT8, dynamic=True),
-        _tensor(schema, "numbers", [1, dimensions], types.FLOAT32, dynamic=True),
-        _tensor(schema, "factors", [1, 1], types.FLOAT32, dynamic=True),
-        _tensor(schema, "vectors", [1, dimensions], types.FLOAT32, dynamic=True),
-    ]
-    cast = schema.CastOptionsT()
-    cast.inDataType, cast.outDataType = types.INT8, types.FLOAT32
-    options = schema.BuiltinOptions
-    graph.operators = [
-        _operator(schema, 0, [1, 0], 3, options.GatherOptions, schema.GatherOptionsT()),
-        _operator(schema, 1, [3], 4, options.CastOptions, cast),
-        _operator(schema, 0, [2, 0], 5, options.GatherOptions, schema.GatherOptionsT()),
-        _operator(schema, 2, [4, 5], 6, options.MulOptions, schema.MulOptionsT()),
-    ]
-    graph.inputs, graph.outputs = [0], [6]
-    return graph
+def _float32(drawing: Drawing, weights: Mapping[str, Tensor], ids: int, vectors: int) -> None:
+    drawing.gather(_stored(drawing, weights, "rows"), ids, vectors)
 
 
-def _float32_graph(schema: Any, weights: Sequence[Tensor]) -> Any:
-    rows, dimensions = weights[0].shape
-    types = schema.TensorType
-    graph = schema.SubGraphT()
-    graph.name = "lookup"
-    graph.tensors = [
-        _tensor(schema, "ids", [1], types.INT32, dynamic=True),
-        _tensor(schema, "rows", [rows, dimensions], types.FLOAT32, buffer=1),
-        _tensor(schema, "vectors", [1, dimensions], types.FLOAT32, dynamic=True),
-    ]
-    graph.operators = [
-        _operator(schema, 0, [1, 0], 2, schema.BuiltinOptions.GatherOptions, schema.GatherOptionsT()),
-    ]
-    graph.inputs, graph.outputs = [0], [2]
-    return graph
+def _float16(drawing: Drawing, weights: Mapping[str, Tensor], ids: int, vectors: int) -> None:
+    _halves(drawing, weights, "rows", ids, vectors)
 
 
-def _buffer(schema: Any, weight: Tensor) -> Any:
-    buffer = schema.BufferT()
-    buffer.offset, buffer.size = weight.offset_bytes, weight.size_bytes
-    return buffer
+def _int8(drawing: Drawing, weights: Mapping[str, Tensor], ids: int, vectors: int) -> None:
+    dimensions = weights["rows"].shape[1]
+    codes = drawing.gather(_stored(drawing, weights, "rows"), ids, drawing.dynamic("codes", "int8", [dimensions]))
+    numbers = drawing.cast(codes, drawing.dynamic("numbers", "float32", [dimensions]))
+    scales = _stored(drawing, weights, "scales", (-1, 1))
+    drawing.multiply(numbers, drawing.gather(scales, ids, drawing.dynamic("factors", "float32", [1])), vectors)
 
 
-def _operator_code(schema: Any, name: str) -> Any:
-    code = schema.OperatorCodeT()
-    code.builtinCode = code.deprecatedBuiltinCode = getattr(schema.BuiltinOperator, name)
-    code.version = 1
-    return code
+def _int4(drawing: Drawing, weights: Mapping[str, Tensor], ids: int, vectors: int) -> None:
+    bytes_a_row, blocks = weights["rows"].shape[1], weights["scales"].shape[1]
+    dimensions = drawing.width(vectors)
+    codes = drawing.gather(_stored(drawing, weights, "rows"), ids, drawing.dynamic("codes", "uint8", [bytes_a_row]))
+    places = drawing.cast(codes, drawing.dynamic("places", "int32", [bytes_a_row]))
+    table = drawing.constant("pairs_of_bytes", pairs_of_bytes())
+    pairs = drawing.gather(table, places, drawing.dynamic("pairs", "float32", [bytes_a_row, 2]))
+    numbers = _first(drawing, pairs, 2 * bytes_a_row, dimensions)
+    scales = drawing.dynamic("scales_of_blocks", "float32", [blocks])
+    _halves(drawing, weights, "scales", ids, scales)
+    block_of_each = drawing.constant("block_of_each", np.arange(dimensions, dtype=np.int32) // INT4_BLOCK)
+    factors = drawing.gather(scales, block_of_each, drawing.dynamic("factors", "float32", [dimensions]), axis=1)
+    drawing.multiply(numbers, factors, vectors)
 
 
-def _tensor(schema: Any, name: str, shape: list[int], kind: int, *, buffer: int = 0, dynamic: bool = False) -> Any:
-    tensor = schema.TensorT()
-    tensor.name, tensor.shape, tensor.type, tensor.buffer = name, shape, kind, buffer
-    if dynamic:
-        tensor.shapeSignature = [-1, *shape[1:]]
-    return tensor
+def _pq(drawing: Drawing, weights: Mapping[str, Tensor], ids: int, vectors: int) -> None:
+    m, count, width = weights["codebooks"].shape
+    dimensions = drawing.width(vectors)
+    places = _centroid_places(drawing, weights, ids)
+    books = _stored(drawing, weights, "codebooks", (m * count, width))
+    centroids = drawing.gather(books, places, drawing.dynamic("centroids", "float32", [m, width]))
+    numbers = _first(drawing, centroids, m * width, dimensions)
+    drawing.multiply(numbers, _lengths(drawing, weights, ids), vectors)
 
 
-def _operator(schema: Any, code: int, inputs: list[int], output: int, kind: int, options: Any) -> Any:
-    operator = schema.OperatorT()
-    operator.opcodeIndex, operator.inputs, operator.outputs = code, inputs, [output]
-    operator.builtinOptionsType, operator.builtinOptions = kind, options
-    return operator
+def _rq(drawing: Drawing, weights: Mapping[str, Tensor], ids: int, vectors: int) -> None:
+    m, count, dimensions = weights["codebooks"].shape
+    columns = [_centroid_places(drawing, weights, ids)]
+    if m > 1:
+        parts = [drawing.dynamic(f"place{i}", "int32", [1]) for i in range(m)]
+        columns = drawing.split(columns[0], drawing.constant("axis", np.array(1, np.int32)), parts)
+    books = _stored(drawing, weights, "codebooks", (m * count, dimensions))
+    total = -1
+    for i, column in enumerate(columns):
+        centroid = drawing.gather(books, column, drawing.dynamic(f"centroid{i}", "float32", [1, dimensions]))
+        if i:
+            centroid = drawing.add(total, centroid, drawing.dynamic(f"sum{i}", "float32", [1, dimensions]))
+        total = centroid
+    numbers = _first(drawing, total, dimensions, dimensions)
+    drawing.multiply(numbers, _lengths(drawing, weights, ids), vectors)
+
+
+def _stored(drawing: Drawing, weights: Mapping[str, Tensor], name: str, shape: tuple[int, ...] = ()) -> int:
+    """Add a tensor of the table, under another shape of as many numbers where one is given."""
+    tensor = weights[name]
+    numbers = int(np.prod(tensor.shape))
+    resolved = tuple(numbers // -int(np.prod(shape)) if n == -1 else n for n in shape) if shape else tensor.shape
+    dtype = "int16" if tensor.dtype == "float16" else tensor.dtype
+    return drawing.stored(name, dtype, resolved, tensor)
+
+
+def _halves(drawing: Drawing, weights: Mapping[str, Tensor], name: str, ids: int, result: int) -> None:
+    """Gather rows of float16 as float32."""
+    width = weights[name].shape[1]
+    bits = drawing.gather(_stored(drawing, weights, name), ids, drawing.dynamic(f"{name}_bits", "int16", [width]))
+    drawing.cast(drawing.bitcast(bits, drawing.dynamic(f"{name}_halves", "float16", [width])), result)
+
+
+def _centroid_places(drawing: Drawing, weights: Mapping[str, Tensor], ids: int) -> int:
+    """Return where each code of the rows stands in all codebooks one after the other, ``(n, m)``."""
+    m, count = weights["codebooks"].shape[:2]
+    codes = drawing.gather(_stored(drawing, weights, "rows"), ids, drawing.dynamic("codes", "uint8", [m]))
+    numbers = drawing.cast(codes, drawing.dynamic("numbers_of_codes", "int32", [m]))
+    starts = drawing.constant("starts", count * np.arange(m, dtype=np.int32))
+    return drawing.add(numbers, starts, drawing.dynamic("places", "int32", [m]))
+
+
+def _lengths(drawing: Drawing, weights: Mapping[str, Tensor], ids: int) -> int:
+    stored = _stored(drawing, weights, "length_codes", (-1, 1))
+    codes = drawing.gather(stored, ids, drawing.dynamic("length_codes_of_rows", "uint8", [1]))
+    places = drawing.cast(codes, drawing.dynamic("length_places", "int32", [1]))
+    levels = _stored(drawing, weights, "length_levels")
+    return drawing.gather(levels, places, drawing.dynamic("lengths", "float32", [1]))
+
+
+def _first(drawing: Drawing, values: int, width: int, dimensions: int) -> int:
+    """Return values of any shape as rows of ``width`` numbers, and of these the first ``dimensions``."""
+    shape = drawing.constant("shape", np.array([-1, width], np.int32))
+    rows = drawing.reshape(values, shape, drawing.dynamic("rows_of_numbers", "float32", [width]))
+    if width == dimensions:
+        return rows
+    begin = drawing.constant("begin", np.array([0, 0], np.int32))
+    size = drawing.constant("size", np.array([-1, dimensions], np.int32))
+    return drawing.take_first(rows, begin, size, drawing.dynamic("first_numbers", "float32", [dimensions]))
+
+
+_GRAPHS: Mapping[str, Callable[[Drawing, Mapping[str, Tensor], int, int], None]] = MappingProxyType(
+    {"float32": _float32, "float16": _float16, "int8": _int8, "int4": _int4, "pq": _pq, "rq": _rq}
+)
