@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edge_embed_export.exporter import Options, Report, export
-from edge_embed_export.sources import Source, SourceText
+from edge_embed_export.sources import Source, SourceTable, SourceText
 
 WORDS = (*(f"word{i}" for i in range(60)), "naïve", "東京", "two words", "🙂")
 
@@ -17,14 +20,14 @@ WORDS = (*(f"word{i}" for i in range(60)), "naïve", "東京", "two words", "�
 def small_source(*, seed: int = 0, dimensions: int = 16, keys: tuple[str, ...] = WORDS) -> Source:
     """Return a table of random vectors; text is split at white space."""
     vectors = np.random.default_rng(seed).normal(size=(len(keys), dimensions)).astype(np.float32)
-    return Source(
-        title=f"random table {seed}",
+    table = SourceTable(
+        name="table",
         keys=tuple(key.encode() for key in keys),
         vectors=vectors,
-        text=SourceText(tokenizer=None, normalize=True, max_tokens=512),
         weights_digest=hashlib.sha256(vectors.tobytes()).hexdigest(),
-        recipe={},
+        text=SourceText(tokenizer=None, normalize=True, max_tokens=512),
     )
+    return Source(f"random table {seed}", (table,))
 
 
 def small_text_source(*, seed: int = 0, dimensions: int = 16) -> Source:
@@ -50,7 +53,25 @@ def small_text_source(*, seed: int = 0, dimensions: int = 16) -> Source:
         "model": {"type": "WordLevel", "vocab": {word: i for i, word in enumerate(words)}, "unk_token": "[UNK]"},
     }
     text = SourceText(tokenizer=json.dumps(definition).encode(), normalize=True, max_tokens=512)
-    return Source(source.title, source.keys, source.vectors, text, source.weights_digest, source.recipe)
+    return with_table(source, text=text)
+
+
+def keys_of(source: Source) -> tuple[bytes, ...]:
+    """Return the keys of a source's first table."""
+    keys = source.table.keys
+    assert keys is not None
+    return tuple(keys)
+
+
+def vectors_of(source: Source) -> NDArray[np.float32]:
+    """Return the vectors of a source's first table."""
+    vectors: NDArray[np.float32] = source.table.vectors[:]
+    return vectors
+
+
+def with_table(source: Source, **changes: Any) -> Source:
+    """Return a source with another first table."""
+    return replace(source, tables=(replace(source.table, **changes), *source.tables[1:]))
 
 
 def make_bundle(

@@ -6,6 +6,7 @@ distances behind every choice carry the rounding of its linear algebra.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,57 +19,91 @@ CENTROIDS = 256
 
 _BITS = 8
 _RIDGE = 0.01
-# The equations of so many books are a matrix of 512 MiB.
-_FITTED_BOOKS = 32
+
+#: Rows that codebooks are trained on, at most: faiss itself takes no more than 256 for each centroid.
+TRAINING_ROWS = 256 * CENTROIDS
+
+#: The equations of so many books are a matrix of 512 MiB.
+FITTED_BOOKS = 32
 
 
-def train_pq(parts: NDArray[np.float32], m: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Return codes ``(n, m)`` and codebooks ``(m, 256, s)`` for rows of ``m`` parts, ``(n, m * s)``; n over 256."""
-    faiss = _faiss()
-    quantizer = faiss.ProductQuantizer(parts.shape[1], m, _BITS)
-    # The centroids of a small table are fitted to it on purpose: there are no other rows to serve.
-    quantizer.cp.min_points_per_centroid = 1
-    quantizer.train(parts)
-    codes: NDArray[np.uint8] = quantizer.compute_codes(parts)
-    books = faiss.vector_to_array(quantizer.centroids).reshape(m, CENTROIDS, -1)
-    return codes, books.astype(np.float32)
+@dataclass(frozen=True, eq=False)
+class PqBook:
+    """Trained centroids ``(m, 256, s)`` of each of m parts, and who finds the nearest of them."""
+
+    codebooks: NDArray[np.float32]
+    _quantizer: Any
+
+    @classmethod
+    def trained(cls, parts: NDArray[np.float32], m: int) -> PqBook:
+        """Train on rows of ``m`` parts, ``(n, m * s)``; n over 256."""
+        quantizer = _faiss().ProductQuantizer(parts.shape[1], m, _BITS)
+        # The centroids of a small table are fitted to it on purpose: there are no other rows to serve.
+        quantizer.cp.min_points_per_centroid = 1
+        quantizer.train(parts)
+        return cls(_books(quantizer.centroids, m), quantizer)
+
+    def codes(self, parts: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """Return the codes ``(n, m)`` of rows ``(n, m * s)``."""
+        codes: NDArray[np.uint8] = self._quantizer.compute_codes(parts)
+        return codes
 
 
-def train_rq(vectors: NDArray[np.float32], m: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Return codes ``(n, m)`` and codebooks ``(m, 256, d)`` whose sums come near to rows ``(n, d)``; n over 256.
+@dataclass(frozen=True, eq=False)
+class RqBook:
+    """Trained codebooks ``(m, 256, d)``, each fitted to what the ones before it left."""
 
-    faiss fits each codebook to what the ones before it left. Once the codes are chosen, all codebooks are fitted to the
-    rows together, by least squares (the codebook update of Babenko and Lempitsky, "Additive Quantization for Extreme
-    Vector Compression", CVPR 2014): of word2vec's neighbours .755 instead of .720 survive in 20 codes (20,000 x 100).
+    codebooks: NDArray[np.float32]
+    _quantizer: Any
+
+    @classmethod
+    def trained(cls, vectors: NDArray[np.float32], m: int) -> RqBook:
+        """Train on rows ``(n, d)``; n over 256."""
+        quantizer = _faiss().ResidualQuantizer(vectors.shape[1], m, _BITS)
+        quantizer.cp.min_points_per_centroid = 1
+        quantizer.train(vectors)
+        return cls(_books(quantizer.codebooks, m), quantizer)
+
+    def codes(self, vectors: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """Return the codes ``(n, m)`` of rows ``(n, d)``."""
+        codes: NDArray[np.uint8] = self._quantizer.compute_codes(vectors)
+        return codes
+
+
+class Fit:
+    """Codebooks fitted to rows together, by least squares, once the rows' codes are chosen.
+
+    The codebook update of Babenko and Lempitsky, "Additive Quantization for Extreme Vector Compression", CVPR 2014: of
+    word2vec's neighbours .755 instead of .720 survive in 20 codes (20,000 x 100).
     """
-    faiss = _faiss()
-    quantizer = faiss.ResidualQuantizer(vectors.shape[1], m, _BITS)
-    quantizer.cp.min_points_per_centroid = 1
-    quantizer.train(vectors)
-    codes: NDArray[np.uint8] = quantizer.compute_codes(vectors)
-    if m > _FITTED_BOOKS:
-        books = faiss.vector_to_array(quantizer.codebooks).reshape(m, CENTROIDS, -1)
-        return codes, books.astype(np.float32)
-    return codes, _fitted(vectors, codes)
+
+    def __init__(self, m: int, dimensions: int) -> None:
+        # The normal equations: how often two centroids meet in a row, and the sum of the rows that each is part of.
+        self._meetings = np.zeros((m, CENTROIDS, m, CENTROIDS))
+        self._sums = np.zeros((m, CENTROIDS, dimensions))
+
+    def add(self, vectors: NDArray[np.float32], codes: NDArray[np.uint8]) -> None:
+        """Take rows ``(n, d)`` and their codes ``(n, m)`` into account."""
+        columns = codes.T.astype(np.int64)
+        for i, ours in enumerate(columns):
+            np.add.at(self._sums[i], ours, vectors)
+            for j, theirs in enumerate(columns):
+                together = np.bincount(ours * CENTROIDS + theirs, minlength=CENTROIDS**2)
+                self._meetings[i, :, j] += together.reshape(CENTROIDS, CENTROIDS)
+
+    def codebooks(self) -> NDArray[np.float32]:
+        """Return the codebooks ``(m, 256, d)`` whose sums have the least squared error."""
+        m, _, dimensions = self._sums.shape
+        size = m * CENTROIDS
+        # One book may give to another what it takes from a third: the ridge chooses the smallest of equal solutions.
+        ridge = _RIDGE * np.eye(size)
+        books = np.linalg.solve(self._meetings.reshape(size, size) + ridge, self._sums.reshape(size, dimensions))
+        return books.reshape(m, CENTROIDS, dimensions).astype(np.float32)
 
 
-def _fitted(vectors: NDArray[np.float32], codes: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Return the codebooks ``(m, 256, d)`` whose sums by ``codes`` ``(n, m)`` have the least squared error."""
-    m = codes.shape[1]
-    columns = codes.T.astype(np.int64)
-    # The normal equations: how often two centroids meet in a row, and the sum of the rows that each is part of.
-    meetings = np.zeros((m, CENTROIDS, m, CENTROIDS))
-    sums = np.zeros((m, CENTROIDS, vectors.shape[1]))
-    for i, ours in enumerate(columns):
-        np.add.at(sums[i], ours, vectors)
-        for j, theirs in enumerate(columns):
-            together = np.bincount(ours * CENTROIDS + theirs, minlength=CENTROIDS**2)
-            meetings[i, :, j] = together.reshape(CENTROIDS, CENTROIDS)
-    size = m * CENTROIDS
-    # One book may give to another what it takes from a third: the ridge chooses the smallest of equal solutions.
-    ridge = _RIDGE * np.eye(size)
-    books = np.linalg.solve(meetings.reshape(size, size) + ridge, sums.reshape(size, -1))
-    return books.reshape(m, CENTROIDS, -1).astype(np.float32)
+def _books(centroids: Any, m: int) -> NDArray[np.float32]:
+    books: NDArray[np.float32] = _faiss().vector_to_array(centroids).reshape(m, CENTROIDS, -1).astype(np.float32)
+    return books
 
 
 def _faiss() -> Any:

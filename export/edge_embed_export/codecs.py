@@ -1,23 +1,32 @@
-"""Storing rows: one encoder per codec, each the inverse of its decoder in ``edge_embed.codecs``."""
+"""Storing rows: one encoder per codec, each the inverse of its decoder in ``edge_embed.codecs``.
+
+An encoder goes through its matrix in blocks, and what it makes for each row is a spool, so neither has to fit into
+memory. A matrix of one block gets arrays.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial, wraps
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_embed.codecs import CODECS
 from edge_embed.errors import RequestError
 from edge_embed.kernels import decode_pq, decode_rq
-from edge_embed_bundle.manifest import INT4_BLOCK
-from edge_embed_export.codebooks import CENTROIDS, train_pq, train_rq
+from edge_embed_bundle.manifest import CODEC_TENSORS, INT4_BLOCK
+from edge_embed_export.codebooks import CENTROIDS, FITTED_BOOKS, TRAINING_ROWS, Fit, PqBook, RqBook
 from edge_embed_export.exact import directions
+from edge_embed_export.matrix import Matrix, Spool, blocks_of
 
-Encoded = Mapping[str, NDArray[Any]]
+#: Tensors by their names in SPEC.md.
+Encoded = Mapping[str, Matrix]
+Encoder = Callable[[Matrix], Encoded]
+
 
 # A part of three dimensions a byte, and a byte for the length: a twelfth of float32.
 _PQ_WIDTH = 3
@@ -25,16 +34,39 @@ _PQ_WIDTH = 3
 _RQ_BOOKS = 32
 # What a block's largest number is divided by for its scale: 7 keeps it, more cuts it (8 is the lowest code).
 _INT4_STEPS = (7.0, 7.5, 8.0, 8.5, 9.0)
-_BLOCK_ROWS = 4096
 _COUNT = re.compile(r"[1-9][0-9]{0,3}")
 
 
-def encode_float32(vectors: NDArray[np.float32]) -> Encoded:
+def encode_float32(vectors: Matrix) -> Encoded:
     """Return the tensors of codec ``float32`` for ``(n, d)`` vectors."""
     return {"rows": vectors}
 
 
-def encode_int8(vectors: NDArray[np.float32]) -> Encoded:
+def _by_blocks(encode: Callable[[NDArray[np.float32]], Mapping[str, NDArray[Any]]]) -> Encoder:
+    """Return an encoder of any matrix made of one that knows each row alone."""
+
+    @wraps(encode)
+    def encode_all(vectors: Matrix) -> Encoded:
+        return _collected(vectors, encode)
+
+    return encode_all
+
+
+def _collected(vectors: Matrix, encode: Callable[[NDArray[np.float32]], Mapping[str, NDArray[Any]]]) -> Encoded:
+    spools: dict[str, Spool] = {}
+    for block in blocks_of(vectors):
+        tensors = encode(vectors[block])
+        if len(tensors["rows"]) == len(vectors):
+            return tensors
+        for name, rows in tensors.items():
+            if name not in spools:
+                spools[name] = Spool(rows.dtype, rows.shape[1:])
+            spools[name].append(rows)
+    return spools
+
+
+@_by_blocks
+def encode_int8(vectors: NDArray[np.float32]) -> Mapping[str, NDArray[Any]]:
     """Return the tensors of codec ``int8``: codes ``(n, d)`` from -127 to 127 and scales ``(n,)`` float32.
 
     The largest number of a row gets the code 127. Codes are made with the scale as it is stored, rounded to float32,
@@ -49,7 +81,8 @@ def encode_int8(vectors: NDArray[np.float32]) -> Encoded:
     return {"rows": codes.astype(np.int8), "scales": scales}
 
 
-def encode_float16(vectors: NDArray[np.float32]) -> Encoded:
+@_by_blocks
+def encode_float16(vectors: NDArray[np.float32]) -> Mapping[str, NDArray[Any]]:
     """Return the tensors of codec ``float16``.
 
     Raises:
@@ -61,7 +94,8 @@ def encode_float16(vectors: NDArray[np.float32]) -> Encoded:
     return {"rows": rows}
 
 
-def encode_int4(vectors: NDArray[np.float32]) -> Encoded:
+@_by_blocks
+def encode_int4(vectors: NDArray[np.float32]) -> Mapping[str, NDArray[Any]]:
     """Return the tensors of codec ``int4``: two codes a byte, from -8 to 7 and stored with 8 added, and float16 scales.
 
     Of a few scales for each 32 numbers the one with the smallest squared error is taken: cutting a block's largest
@@ -72,18 +106,12 @@ def encode_int4(vectors: NDArray[np.float32]) -> Encoded:
     """
     n, d = vectors.shape
     groups = -(-d // INT4_BLOCK)
-    rows = np.empty((n, -(-d // 2)), np.uint8)
-    scales = np.empty((n, groups), np.float16)
-    for start in range(0, n, _BLOCK_ROWS):
-        block = vectors[start : start + _BLOCK_ROWS]
-        padded = np.zeros((len(block), groups * INT4_BLOCK), np.float32)
-        padded[:, :d] = block
-        codes, found = _best_int4(padded.reshape(len(block), groups, INT4_BLOCK))
-        _check_range(found, block, "the scales of int4")
-        codes = codes.reshape(len(block), -1)
-        rows[start : start + len(block)] = (codes[:, ::2] | codes[:, 1::2] << 4)[:, : rows.shape[1]]
-        scales[start : start + len(block)] = found
-    return {"rows": rows, "scales": scales}
+    padded = np.zeros((n, groups * INT4_BLOCK), np.float32)
+    padded[:, :d] = vectors
+    codes, scales = _best_int4(padded.reshape(n, groups, INT4_BLOCK))
+    _check_range(scales, vectors, "the scales of int4")
+    codes = codes.reshape(n, -1)
+    return {"rows": (codes[:, ::2] | codes[:, 1::2] << 4)[:, : -(-d // 2)], "scales": scales}
 
 
 def pairs_of_bytes() -> NDArray[np.float32]:
@@ -121,7 +149,7 @@ def _check_range(halves: NDArray[np.float16], vectors: NDArray[np.float32], what
         )
 
 
-def encode_pq(vectors: NDArray[np.float32], codes_a_row: int | None = None) -> Encoded:
+def encode_pq(vectors: Matrix, codes_a_row: int | None = None) -> Encoded:
     """Return the tensors of codec ``pq``: a code for each part of a row's direction, and one for its length.
 
     Args:
@@ -135,20 +163,29 @@ def encode_pq(vectors: NDArray[np.float32], codes_a_row: int | None = None) -> E
     n, d = vectors.shape
     width = _PQ_WIDTH if codes_a_row is None else -(-d // min(codes_a_row, d))
     m = -(-d // width)
-    parts = np.zeros((n, m * width), np.float32)
-    parts[:, :d] = directions(vectors)
+
+    def parts_of(block: NDArray[np.float32]) -> NDArray[np.float32]:
+        parts = np.zeros((len(block), m * width), np.float32)
+        parts[:, :d] = directions(block)
+        return parts
+
     if n <= CENTROIDS:
         # So few rows are their own centroids.
         codebooks = np.zeros((m, CENTROIDS, width), np.float32)
-        codebooks[:, :n] = parts.reshape(n, m, width).transpose(1, 0, 2)
-        codes = np.repeat(np.arange(n, dtype=np.uint8)[:, np.newaxis], m, axis=1)
+        codebooks[:, :n] = parts_of(vectors[:]).reshape(n, m, width).transpose(1, 0, 2)
+        codes: Matrix = np.repeat(np.arange(n, dtype=np.uint8)[:, np.newaxis], m, axis=1)
     else:
-        codes, codebooks = train_pq(parts, m)
-    decoded = decode_pq(codes, codebooks, np.ones(n, np.float32), np.arange(n), d)
-    return {"rows": codes, "codebooks": codebooks, **_lengths(vectors, decoded)}
+        book = PqBook.trained(parts_of(_sample(vectors)), m)
+        codebooks = book.codebooks
+        codes = _collected(vectors, lambda block: {"rows": book.codes(parts_of(block))})["rows"]
+
+    def decoded(codes: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return decode_pq(codes, codebooks, np.ones(len(codes), np.float32), np.arange(len(codes)), d)
+
+    return {"rows": codes, "codebooks": codebooks, **_lengths(vectors, codes, decoded)}
 
 
-def encode_rq(vectors: NDArray[np.float32], codes_a_row: int | None = None) -> Encoded:
+def encode_rq(vectors: Matrix, codes_a_row: int | None = None) -> Encoded:
     """Return the tensors of codec ``rq``: the sum of a centroid of each codebook is a row's direction; and its length.
 
     Args:
@@ -160,41 +197,76 @@ def encode_rq(vectors: NDArray[np.float32], codes_a_row: int | None = None) -> E
     """
     n, d = vectors.shape
     m = min(max(1, d // 5), _RQ_BOOKS) if codes_a_row is None else codes_a_row
-    unit = directions(vectors).astype(np.float32)
     if n <= CENTROIDS:
         codebooks = np.zeros((m, CENTROIDS, d), np.float32)
-        codebooks[0, :n] = unit
-        codes = np.zeros((n, m), np.uint8)
-        codes[:, 0] = np.arange(n)
+        codebooks[0, :n] = directions(vectors[:])
+        # The first codebook holds the rows, the others a zero that adds nothing.
+        codes: Matrix = np.pad(np.arange(n, dtype=np.uint8)[:, np.newaxis], ((0, 0), (0, m - 1)))
     else:
-        codes, codebooks = train_rq(unit, m)
-    decoded = decode_rq(codes, codebooks, np.ones(n, np.float32), np.arange(n))
-    return {"rows": codes, "codebooks": codebooks, **_lengths(vectors, decoded)}
+        book = RqBook.trained(directions(_sample(vectors)).astype(np.float32), m)
+        fit = Fit(m, d) if m <= FITTED_BOOKS else None
+
+        def encoded(block: NDArray[np.float32]) -> Mapping[str, NDArray[Any]]:
+            unit = directions(block).astype(np.float32)
+            codes = book.codes(unit)
+            if fit is not None:
+                fit.add(unit, codes)
+            return {"rows": codes}
+
+        codes = _collected(vectors, encoded)["rows"]
+        codebooks = book.codebooks if fit is None else fit.codebooks()
+
+    def decoded(codes: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return decode_rq(codes, codebooks, np.ones(len(codes), np.float32), np.arange(len(codes)))
+
+    return {"rows": codes, "codebooks": codebooks, **_lengths(vectors, codes, decoded)}
 
 
-def _lengths(vectors: NDArray[np.float32], decoded: NDArray[np.float32]) -> Encoded:
+def _sample(vectors: Matrix) -> NDArray[np.float32]:
+    """Return rows to train codebooks on: all of them, or as many as centroids can use, from all over the table."""
+    if len(vectors) <= TRAINING_ROWS:
+        return vectors[:]
+    chosen = np.random.default_rng(0).choice(len(vectors), TRAINING_ROWS, replace=False)
+    return vectors[np.sort(chosen)]
+
+
+def _lengths(
+    vectors: Matrix, codes: Matrix, decoded: Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+) -> Mapping[str, NDArray[Any]]:
     """Return what decoded directions are multiplied by so that each row has its length: a code and 256 levels.
 
     Level 0 is zero, for rows of zeros; the others are as many equal ratios from the shortest to the longest, so the
     error of a length is the same share of it everywhere: .2 % where the longest is three times the shortest.
     """
-    before, after = (np.sqrt(np.square(each, dtype=np.float64).sum(axis=1)) for each in (vectors, decoded))
-    factors = np.divide(before, after, out=np.zeros_like(before), where=after > 0)
+    factors = np.zeros(len(vectors))
+    for block in blocks_of(vectors):
+        before, after = (
+            np.sqrt(np.square(each, dtype=np.float64).sum(axis=1)) for each in (vectors[block], decoded(codes[block]))
+        )
+        np.divide(before, after, out=factors[block], where=after > 0)
     there = factors > 0
     levels = np.zeros(CENTROIDS, np.float32)
-    codes = np.zeros(len(vectors), np.uint8)
+    length_codes = np.zeros(len(vectors), np.uint8)
     if there.any():
         low, high = np.log(factors[there].min()), np.log(factors[there].max())
         levels[1:] = np.exp(np.linspace(low, high, CENTROIDS - 1))
         share = (np.log(factors[there]) - low) / max(high - low, np.finfo(np.float64).tiny)
-        codes[there] = 1 + np.rint((CENTROIDS - 2) * share).astype(np.uint8)
-    return {"length_codes": codes, "length_levels": levels}
+        length_codes[there] = 1 + np.rint((CENTROIDS - 2) * share).astype(np.uint8)
+    return {"length_codes": length_codes, "length_levels": levels}
+
+
+def decoded_blocks(codec: str, tensors: Encoded, dimensions: int) -> Iterator[NDArray[np.float32]]:
+    """Yield the decoded rows of a codec's tensors, block by block, by the decoder that boards run."""
+    by_row = {name for name, (_, axes) in CODEC_TENSORS[codec].items() if axes[0] == "n"}
+    for block in blocks_of(tensors["rows"]):
+        some = {name: tensor[block] if name in by_row else tensor[:] for name, tensor in tensors.items()}
+        yield CODECS[codec](some, dimensions).decode(np.arange(block.stop - block.start))
 
 
 #: Codecs whose number of codes a row the user may choose: ``pq:50``.
 _WITH_CODES = ("pq", "rq")
 
-ENCODERS: Mapping[str, Callable[[NDArray[np.float32]], Encoded]] = MappingProxyType(
+ENCODERS: Mapping[str, Encoder] = MappingProxyType(
     {
         "float32": encode_float32,
         "float16": encode_float16,
@@ -206,7 +278,7 @@ ENCODERS: Mapping[str, Callable[[NDArray[np.float32]], Encoded]] = MappingProxyT
 )
 
 
-def encoder(text: str) -> tuple[str, Callable[[NDArray[np.float32]], Encoded]]:
+def encoder(text: str) -> tuple[str, Encoder]:
     """Return the codec and the encoder that ``int8``, ``pq`` or ``pq:50`` (50 codes a row) mean.
 
     Raises:

@@ -73,7 +73,7 @@ def run_demo(*, folder: Path | None, as_json: bool, progress: Progress) -> int:
 def _journey(place: Path, told: _Told, progress: Progress) -> bool:
     told.step("1. a trained model: all-MiniLM-L6-v2, its token table as a static text encoder")
     source = read_source(_model_folder())
-    rows, dimensions = source.vectors.shape
+    rows, dimensions = source.table.vectors.shape
     told.line(f"{rows} tokens x {dimensions} dimensions from {_model_folder().parent.name}", rows=rows)
 
     told.step("2. export: int8, one bundle with ONNX and TFLite graphs over one table")

@@ -14,16 +14,14 @@ whatever its CPU and however many of its cores take part (``exact``).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_embed.codecs import CODECS
 from edge_embed.engines import engine_of, open_graph
 from edge_embed.errors import BundleError, MissingExtraError, RequestError
 from edge_embed.kernels.reference import SCAN_ROWS
@@ -54,23 +52,22 @@ from edge_embed_bundle.manifest import (
 from edge_embed_bundle.writer import BlobWriter, BundleWriter
 from edge_embed_devices.budgets import default_budgets
 from edge_embed_devices.profiles import board_named
-from edge_embed_export.codecs import encoder
+from edge_embed_export.codecs import Encoded, decoded_blocks, encoder
 from edge_embed_export.graphs.onnx import check_onnx, onnx_lookup
 from edge_embed_export.graphs.tflite import tflite_header
 from edge_embed_export.key_index import build_index
+from edge_embed_export.matrix import BLOCK_ROWS, Matrix, Places, blocks_of
 from edge_embed_export.quality import Quality, measure_quality
 from edge_embed_export.questions import answered, spread_rows
-from edge_embed_export.sources import Source
+from edge_embed_export.sources import Source, SourceTable
 
 GRAPH_FORMATS = ("onnx", "tflite")
 DEFAULT_BOARD = "pi-zero-2w"
-TABLE = "table"
 COLLECTION = "collection"
 GOLDEN_BLOB = "golden.bin"
 TOKENIZER_BLOB = "tokenizer.json"
 
 _PROOF_ROWS = 16
-_BLOCK_ROWS = 4096
 
 # Private memory of a runtime beyond numpy, measured on x86-64 with CPython 3.11 and rounded up: its modules and maps;
 # the tokenizers package with its threads; what a tokenizer takes per byte of its definition.
@@ -115,11 +112,11 @@ class _Part:
 
     name: str
     codec: str
-    shape: tuple[int, int]
-    vectors: NDArray[np.float32]
-    codes: Mapping[str, NDArray[Any]]
-    shared: Mapping[str, NDArray[Any]]
-    index: KeyIndex
+    vectors: Matrix
+    codes: Encoded
+    shared: Encoded
+    row_order: str
+    index: KeyIndex | None
     text: TextRecipe | None
     graphs: tuple[str, ...]
 
@@ -133,16 +130,13 @@ def export(source: Source, options: Options, progress: Progress = SILENT) -> Rep
         MissingExtraError: a package of the ``export`` extra is not installed.
     """
     _check_options(options)
-    if source.vectors.shape[1] > DIMENSIONS_CEILING:
-        raise RequestError(
-            f"{source.title}: expected at most {DIMENSIONS_CEILING} dimensions, found {source.vectors.shape[1]}"
-        )
+    _check_tables(source)
     with BundleWriter(options.target, replace=options.replace) as writer:
         parts = _parts(source, options, progress)
         models = tuple(_write_part(writer, part, progress) for part in parts)
-        if source.text is not None and source.text.tokenizer is not None:
-            tokenizer = source.text.tokenizer
-            writer.blob(TOKENIZER_BLOB, lambda blob: blob.write(tokenizer))
+        tokenizer = _tokenizer(source)
+        if tokenizer is not None:
+            writer.blob(TOKENIZER_BLOB, partial(_write_bytes, tokenizer))
         draft = partial(_manifest, source, options, models)
         with Runtime(writer.preview(draft), verify=False) as runtime:
             proven = tuple(_prove(model, runtime, runtime.bundle) for model in models)
@@ -166,66 +160,78 @@ def _check_options(options: Options) -> None:
     board_named(options.board)
 
 
+def _check_tables(source: Source) -> None:
+    """Refuse names that are none, and what no cosine can be taken of: NaN, infinity, numbers of too large squares."""
+    names = [table.name for table in source.tables]
+    if not names or len(set(names)) != len(names) or not all(map(NAME.fullmatch, names)):
+        raise RequestError(f"{source.title}: expected tables, each with a name of its own, found {names}")
+    for table in source.tables:
+        dimensions = table.vectors.shape[1]
+        if dimensions > DIMENSIONS_CEILING:
+            raise RequestError(
+                f"{source.title}: expected at most {DIMENSIONS_CEILING} dimensions, found {dimensions} in {table.name}"
+            )
+        for block in blocks_of(table.vectors):
+            with np.errstate(over="ignore"):
+                lengths = np.linalg.norm(table.vectors[block], axis=1)
+            endless = np.flatnonzero(~np.isfinite(lengths))
+            if len(endless):
+                row = block.start + int(endless[0])
+                key = "" if table.keys is None else f" ({table.keys[row]!r})"
+                raise RequestError(
+                    f"{table.name} of {source.title}: row {row}{key}: expected a vector of finite length, "
+                    f"found {lengths[endless[0]]}"
+                )
+
+
 def _parts(source: Source, options: Options, progress: Progress) -> list[_Part]:
-    """Return the source's table and, where one is asked for, the collection's."""
-    parts = [_part(TABLE, source.title, source.keys, source.vectors, options.codec, _recipe(source), options.graphs)]
+    """Return the source's tables and, where one is asked for, the collection's."""
+    parts = [_part(table, source.title, options.codec, options.graphs) for table in source.tables]
     if options.collection:
-        keys = [line.encode("utf-8") for line in options.collection]
-        vectors = _encode_collection(source, options.collection, progress)
-        parts.append(_part(COLLECTION, source.title, keys, vectors, options.codec, None, ()))
+        parts.append(_part(_collection(source, options.collection, progress), source.title, options.codec, ()))
     return parts
 
 
-def _part(
-    name: str,
-    title: str,
-    keys: Sequence[bytes],
-    vectors: NDArray[np.float32],
-    codec: str,
-    text: TextRecipe | None,
-    graphs: tuple[str, ...],
-) -> _Part:
-    _check_lengths(f"{name} of {title}", keys, vectors)
+def _part(table: SourceTable, title: str, codec: str, graphs: tuple[str, ...]) -> _Part:
     codec, encode = encoder(codec)
     try:
-        codes = encode(vectors)
+        codes = encode(table.vectors)
+        shared: dict[str, Matrix] = {"norms": _norms(codec, codes, table.vectors)}
+        index = None if table.keys is None else _indexed(table.keys, shared)
     except RequestError as error:
-        raise RequestError(f"{name} of {title}: {error}") from error
-    decoded = CODECS[codec](codes, vectors.shape[1]).decode(np.arange(len(vectors)))
-    try:
-        index = build_index(keys)
-    except RequestError as error:
-        raise RequestError(f"{name} of {title}: {error}") from error
-    lengths = [len(key) for key in keys]
-    if sum(lengths) >= 2**32:
-        raise RequestError(f"{name} of {title}: expected at most 4 GiB of keys, found {sum(lengths)} bytes")
-    shared = {
+        raise RequestError(f"{table.name} of {title}: {error}") from error
+    return _Part(table.name, codec, table.vectors, codes, shared, table.row_order, index, _recipe(table), graphs)
+
+
+def _norms(codec: str, codes: Encoded, vectors: Matrix) -> NDArray[np.float32]:
+    """Return the length ``(n,)`` of each row as a board decodes it."""
+    norms = np.empty(len(vectors), np.float32)
+    at = 0
+    for decoded in decoded_blocks(codec, codes, vectors.shape[1]):
         # In float64: the squares of a row of tiny numbers are zeros in float32.
-        "norms": np.linalg.norm(decoded.astype(np.float64), axis=1).astype(np.float32),
+        norms[at : at + len(decoded)] = np.linalg.norm(decoded.astype(np.float64), axis=1)
+        at += len(decoded)
+    return norms
+
+
+def _indexed(keys: Sequence[bytes], shared: dict[str, Matrix]) -> KeyIndex:
+    """Add the tensors of keys, in both directions."""
+    index = build_index(keys)
+    lengths = np.fromiter(map(len, keys), np.uint64, len(keys))
+    total = int(lengths.sum())
+    if total >= 2**32:
+        raise RequestError(f"expected at most 4 GiB of keys, found {total} bytes")
+    shared |= {
         "index_pilots": index.pilots,
         "index_slots": index.slots,
         "key_offsets": np.concatenate([[0], np.cumsum(lengths)]).astype(np.uint32),
         "key_bytes": np.frombuffer(b"".join(keys), np.uint8),
     }
-    rows, dimensions = vectors.shape
-    described = KeyIndex(INDEX_ALGORITHM, index.seed)
-    return _Part(name, codec, (rows, dimensions), vectors, codes, shared, described, text, graphs)
+    return KeyIndex(INDEX_ALGORITHM, index.seed)
 
 
-def _check_lengths(name: str, keys: Sequence[bytes], vectors: NDArray[np.float32]) -> None:
-    """Refuse what no cosine can be taken of: NaN, infinity, and numbers whose squares are too large for float32."""
-    with np.errstate(over="ignore"):
-        lengths = np.linalg.norm(vectors, axis=1)
-    endless = np.flatnonzero(~np.isfinite(lengths))
-    if len(endless):
-        raise RequestError(
-            f"{name}: row {endless[0]} ({keys[endless[0]]!r}): expected a vector of finite length, "
-            f"found {lengths[endless[0]]}"
-        )
-
-
-def _recipe(source: Source) -> TextRecipe | None:
-    text = source.text
+def _recipe(table: SourceTable) -> TextRecipe | None:
+    text = table.text
     if text is None:
         return None
     return TextRecipe(
@@ -237,22 +243,29 @@ def _recipe(source: Source) -> TextRecipe | None:
     )
 
 
-def _encode_collection(source: Source, lines: Sequence[str], progress: Progress) -> NDArray[np.float32]:
-    """Return the vectors ``(n, d)`` of lines of text by the encoder as its source has it, before any codec."""
-    if source.text is None or source.text.tokenizer is None:
+def _tokenizer(source: Source) -> bytes | None:
+    """Return the ``tokenizer.json`` of the source's encoder, if it has one."""
+    return next((table.text.tokenizer for table in source.tables if table.text and table.text.tokenizer), None)
+
+
+def _collection(source: Source, lines: Sequence[str], progress: Progress) -> SourceTable:
+    """Return lines of text with their vectors by the encoder as its source has it, before any codec."""
+    table = source.table
+    if table.text is None or table.text.tokenizer is None:
         raise RequestError(f"{source.title}: expected a source with a tokenizer to encode a collection, found none")
     encoder = TextEncoder(
-        HuggingFaceTokenizer(source.text.tokenizer, source.text.max_tokens, source.title),
-        lambda ids: source.vectors[ids],
-        dimensions=source.vectors.shape[1],
-        normalize=source.text.normalize,
+        HuggingFaceTokenizer(table.text.tokenizer, table.text.max_tokens, source.title),
+        lambda ids: table.vectors[ids],
+        dimensions=table.vectors.shape[1],
+        normalize=table.text.normalize,
     )
     blocks = []
     with progress.task("encoding the collection", len(lines)) as advance:
-        for start in range(0, len(lines), _BLOCK_ROWS):
-            blocks.append(encoder.encode(lines[start : start + _BLOCK_ROWS]))
+        for start in range(0, len(lines), BLOCK_ROWS):
+            blocks.append(encoder.encode(lines[start : start + BLOCK_ROWS]))
             advance(len(blocks[-1]))
-    return np.concatenate(blocks)
+    keys = tuple(line.encode("utf-8") for line in lines)
+    return SourceTable(COLLECTION, keys, np.concatenate(blocks), table.weights_digest)
 
 
 def _write_part(writer: BundleWriter, part: _Part, progress: Progress) -> Model:
@@ -267,9 +280,9 @@ def _write_part(writer: BundleWriter, part: _Part, progress: Progress) -> Model:
         else:
             writer.blob(f"{part.name}.bin", partial(_write_sections, {**part.codes, **part.shared}, tensors, advance))
     if "onnx" in part.graphs:
-        graph = onnx_lookup(part.codec, tensors, part.shape[1])
-        writer.blob(f"{part.name}.onnx", lambda blob: blob.write(graph))
-    rows, dimensions = part.shape
+        graph = onnx_lookup(part.codec, tensors, part.vectors.shape[1])
+        writer.blob(f"{part.name}.onnx", partial(_write_bytes, graph))
+    rows, dimensions = part.vectors.shape
     return Model(
         name=part.name,
         kind="table",
@@ -277,26 +290,38 @@ def _write_part(writer: BundleWriter, part: _Part, progress: Progress) -> Model:
         rows=rows,
         dimensions=dimensions,
         tensors=tensors,
+        row_order=part.row_order,
         key_index=part.index,
         text=part.text,
         graphs=tuple(Graph(name, "lookup", f"{part.name}.{name}") for name in part.graphs),
     )
 
 
+def _write_bytes(data: bytes, blob: BlobWriter) -> None:
+    blob.write(data)
+
+
 def _write_sections(
-    arrays: Mapping[str, NDArray[Any]], tensors: dict[str, Tensor], advance: Callable[[int], None], blob: BlobWriter
+    arrays: Encoded, tensors: dict[str, Tensor], advance: Callable[[int], None], blob: BlobWriter
 ) -> None:
     """Write arrays as sections and note their places in ``tensors``."""
     for name, array in arrays.items():
-        little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
-        tensors[name] = blob.section([little.data] if little.size else [], dtype=array.dtype.name, shape=array.shape)
-        advance(array.nbytes)
+        tensors[name] = blob.section(_chunks(array, advance), dtype=array.dtype.name, shape=array.shape)
+
+
+def _chunks(array: Matrix, advance: Callable[[int], None]) -> Iterator[memoryview]:
+    """Yield the little-endian bytes of an array."""
+    for block in blocks_of(array):
+        little = np.ascontiguousarray(array[block], array.dtype.newbyteorder("<"))
+        if little.size:
+            yield little.data
+        advance(little.nbytes)
 
 
 def _write_tflite(part: _Part, tensors: dict[str, Tensor], advance: Callable[[int], None], blob: BlobWriter) -> None:
     """Write the graph and, behind it, the table where the graph's offsets say."""
     weights = {name: (array.dtype.name, array.shape) for name, array in part.codes.items()}
-    header, places = tflite_header(part.codec, weights, part.shape[1], blob.name)
+    header, places = tflite_header(part.codec, weights, part.vectors.shape[1], blob.name)
     blob.write(header)
     _write_sections(part.codes, tensors, advance, blob)
     if any(tensors[name] != place for name, place in places.items()):
@@ -307,19 +332,20 @@ def _manifest(source: Source, options: Options, models: tuple[Model, ...], blobs
     """Return the manifest without what is only known when the bundle has answered."""
     codecs = {f"codec-{model.codec}" for model in models}
     text = {"text-mean" for model in models if model.text is not None}
+    keys = {"key-index-1" for model in models if model.key_index is not None}
     return Manifest(
         name=options.name,
         version=options.version,
         # A file's name may hold bytes that are no UTF-8; JSON may not.
         space=Space(
-            source.space_id,
-            source.vectors.shape[1],
+            source.table.space_id,
+            source.table.vectors.shape[1],
             "cosine",
             source.title.encode("utf-8", "backslashreplace").decode(),
         ),
         models=models,
         blobs=blobs,
-        requirements=Requirements(tuple(sorted({*codecs, *text, "key-index-1"})), _private_bytes(source, models)),
+        requirements=Requirements(tuple(sorted({*codecs, *text, *keys})), _private_bytes(source, models)),
         budgets=_budgets(source, options, models),
         quality={},
         golden=(),
@@ -340,16 +366,16 @@ def _signed_off(draft: Manifest, golden: tuple[Golden, ...], quality: Mapping[st
 
 def _private_bytes(source: Source, models: tuple[Model, ...]) -> int:
     """Predict what a runtime adds to a process that has numpy: its objects, a tokenizer, the buffers of a call."""
-    tokenizer = 0
-    if source.text is not None and source.text.tokenizer is not None:
-        tokenizer = _TOKENIZERS_BYTES + _TOKENIZER_FACTOR * len(source.text.tokenizer)
+    definition = _tokenizer(source)
+    tokenizer = 0 if definition is None else _TOKENIZERS_BYTES + _TOKENIZER_FACTOR * len(definition)
     # A scan holds a block of rows as float32, and scores with their quotients and order; see kernels and table.
     scan = max(
         _SCAN_BYTES[model.codec] * model.dimensions * min(SCAN_ROWS, model.rows) + 32 * model.rows for model in models
     )
-    batch = 0
-    if source.text is not None:
-        batch = _DECODE_BYTES[models[0].codec] * BATCH_TOKENS * source.vectors.shape[1]
+    batch = max(
+        _DECODE_BYTES[model.codec] * BATCH_TOKENS * model.dimensions if model.text is not None else 0
+        for model in models
+    )
     return _RUNTIME_BYTES + tokenizer + scan + batch
 
 
@@ -406,11 +432,31 @@ def _measure(
 ) -> dict[str, Quality]:
     prices = {}
     for part, model in zip(parts, models, strict=True):
-        blocks = (np.arange(start, min(start + _BLOCK_ROWS, model.rows)) for start in range(0, model.rows, _BLOCK_ROWS))
-        decoded = np.concatenate([runtime.lookup_ids(block, model=model.name) for block in blocks])
+        decoded = Decoded(runtime, model)
         bytes_after = sum(model.tensors[name].size_bytes for name in part.codes)
         prices[model.name] = measure_quality(part.vectors, decoded, bytes_after, progress)
     return prices
+
+
+class Decoded:
+    """A model's vectors as a matrix: what the runtime answers for its rows."""
+
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, runtime: Runtime, model: Model) -> None:
+        self._runtime = runtime
+        self._name = model.name
+        self.shape = (model.rows, model.dimensions)
+        self.nbytes = 4 * model.rows * model.dimensions
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return self.shape[0]
+
+    def __getitem__(self, rows: Places) -> NDArray[np.float32]:
+        """Return some rows, by a slice or by their ids ``(m,)``."""
+        ids = np.arange(*rows.indices(len(self))) if isinstance(rows, slice) else rows
+        return self._runtime.lookup_ids(ids, model=self._name)
 
 
 def _write_golden(writer: BundleWriter, runtime: Runtime) -> tuple[Golden, ...]:

@@ -17,11 +17,10 @@ from numpy.typing import NDArray
 
 from edge_embed.progress import Progress
 from edge_embed_export.exact import directions, exact_product
+from edge_embed_export.matrix import Matrix, blocks_of
 
 SAMPLE_QUERIES = 1000
 NEIGHBOURS = 10
-
-_BLOCK_ROWS = 8192
 
 
 @dataclass(frozen=True)
@@ -40,9 +39,7 @@ class Quality:
         return asdict(self)
 
 
-def measure_quality(
-    source: NDArray[np.float32], decoded: NDArray[np.float32], bytes_after: int, progress: Progress
-) -> Quality:
+def measure_quality(source: Matrix, decoded: Matrix, bytes_after: int, progress: Progress) -> Quality:
     """Compare decoded rows ``(n, d)`` with the source's.
 
     Args:
@@ -53,7 +50,7 @@ def measure_quality(
     """
     cosines = _cosines(source, decoded)
     # Rows of zeros are like nothing; their neighbours would be whatever comes first, on both sides.
-    asked = np.flatnonzero(source.any(axis=1))
+    asked = np.concatenate([block.start + np.flatnonzero(source[block].any(axis=1)) for block in blocks_of(source)])
     count = min(SAMPLE_QUERIES, len(asked))
     queries = np.random.default_rng(0).choice(asked, count, replace=False)
     overlap = _overlap(source, decoded, queries, progress)
@@ -67,18 +64,16 @@ def measure_quality(
     )
 
 
-def _cosines(source: NDArray[np.float32], decoded: NDArray[np.float32]) -> NDArray[np.float64]:
+def _cosines(source: Matrix, decoded: Matrix) -> NDArray[np.float64]:
     """Return the cosine of each row that is not zeros with its decoded self."""
     cosines = []
-    for start in range(0, len(source), _BLOCK_ROWS):
-        before, after = (directions(each[start : start + _BLOCK_ROWS]) for each in (source, decoded))
+    for block in blocks_of(source):
+        before, after = (directions(each[block]) for each in (source, decoded))
         cosines.append((before * after).sum(axis=1)[before.any(axis=1)])
     return np.concatenate(cosines) if cosines else np.empty(0)
 
 
-def _overlap(
-    source: NDArray[np.float32], decoded: NDArray[np.float32], queries: NDArray[np.int64], progress: Progress
-) -> float:
+def _overlap(source: Matrix, decoded: Matrix, queries: NDArray[np.int64], progress: Progress) -> float:
     k = min(NEIGHBOURS, len(source) - 1)
     if k < 1 or not len(queries):
         return 1.0
@@ -89,23 +84,21 @@ def _overlap(
     return shared / (k * len(queries))
 
 
-def _nearest(
-    vectors: NDArray[np.float32], queries: NDArray[np.int64], k: int, advance: Callable[[int], None]
-) -> NDArray[np.int64]:
+def _nearest(vectors: Matrix, queries: NDArray[np.int64], k: int, advance: Callable[[int], None]) -> NDArray[np.int64]:
     """Return the ``k`` rows nearest to each of some rows, ``(q, k)``; of equal ones those that come first."""
     asked = directions(vectors[queries])
     best_rows = np.full((len(queries), k), -1)
     best_scores = np.full((len(queries), k), -np.inf)
-    for start in range(0, len(vectors), _BLOCK_ROWS):
-        block = directions(vectors[start : start + _BLOCK_ROWS])
+    for places in blocks_of(vectors):
+        block = directions(vectors[places])
         scores = exact_product(asked, block.T)
-        rows = np.arange(start, start + len(block))
+        rows = np.arange(places.start, places.stop)
         scores[queries[:, np.newaxis] == rows] = -np.inf
         border = np.partition(scores, -k, axis=1)[:, -k] if k < len(block) else np.full(len(queries), -np.inf)
-        places, columns = np.nonzero(scores >= np.maximum(border, best_scores[:, -1])[:, np.newaxis])
+        hits, columns = np.nonzero(scores >= np.maximum(border, best_scores[:, -1])[:, np.newaxis])
         # Those of earlier blocks stand first, and the sort is stable: of equal scores the earlier row wins.
-        of = np.concatenate([np.repeat(np.arange(len(queries)), k), places])
-        score = np.concatenate([best_scores.ravel(), scores[places, columns]])
+        of = np.concatenate([np.repeat(np.arange(len(queries)), k), hits])
+        score = np.concatenate([best_scores.ravel(), scores[hits, columns]])
         row = np.concatenate([best_rows.ravel(), rows[columns]])
         order = np.lexsort((-score, of))
         firsts = np.searchsorted(of[order], np.arange(len(queries)))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import hypothesis.extra.numpy as arrays
 import numpy as np
 import pytest
@@ -13,8 +16,8 @@ from edge_embed.codecs import CODECS, Rows
 from edge_embed.errors import RequestError
 from edge_embed.kernels import decode_rq
 from edge_embed_bundle.manifest import CODEC_TENSORS
-from edge_embed_export.codebooks import train_rq
-from edge_embed_export.codecs import ENCODERS, Encoded, encode_int8, encoder
+from edge_embed_export.codebooks import Fit, RqBook
+from edge_embed_export.codecs import ENCODERS, encoder
 from edge_embed_export.exact import directions
 from tests.contracts.executors import Vectors, formula
 
@@ -48,7 +51,11 @@ def _tables() -> st.SearchStrategy[Vectors]:
     )
 
 
-def _decoder(codec: str, tensors: Encoded, dimensions: int) -> Rows:
+def _encoded(codec: str, vectors: Vectors) -> dict[str, NDArray[Any]]:
+    return {name: tensor[:] for name, tensor in encoder(codec)[1](vectors).items()}
+
+
+def _decoder(codec: str, tensors: Mapping[str, NDArray[Any]], dimensions: int) -> Rows:
     """Return what a board makes of tensors: mapped ones cannot be written to."""
     for tensor in tensors.values():
         tensor.flags.writeable = False
@@ -65,7 +72,7 @@ def test_a_codec_that_one_side_knows_the_other_side_and_the_format_know_too() ->
 def test_a_codec_stores_the_tensors_of_the_format_and_decodes_them_by_its_formula(codec: str, vectors: Vectors) -> None:
     vectors = np.clip(vectors, -LARGEST_OF[codec], LARGEST_OF[codec])
     before = vectors.copy()
-    tensors = ENCODERS[codec](vectors)
+    tensors = _encoded(codec, vectors)
     n, d = vectors.shape
     m, *_, last = tensors["codebooks"].shape if "codebooks" in tensors else (0, 0)
     axes = {"n": n, "d": d, "h": -(-d // 2), "g": -(-d // 32), "256": 256, "m": m, "s": last}
@@ -87,14 +94,14 @@ def _format(codec: str) -> dict[str, tuple[str, tuple[str, ...]]]:
 @given(vectors=_tables())
 @settings(deadline=None)
 def test_float32_loses_nothing(vectors: Vectors) -> None:
-    decoded = _decoder("float32", ENCODERS["float32"](vectors), vectors.shape[1]).decode(np.arange(len(vectors)))
+    decoded = _decoder("float32", _encoded("float32", vectors), vectors.shape[1]).decode(np.arange(len(vectors)))
     assert decoded.tobytes() == vectors.tobytes()
 
 
 @given(vectors=_tables())
 @settings(deadline=None, max_examples=300)
 def test_int8_is_off_by_half_a_step_of_the_stored_scale_at_most(vectors: Vectors) -> None:
-    tensors = encode_int8(vectors)
+    tensors = _encoded("int8", vectors)
     scales = tensors["scales"].astype(np.float64)[:, np.newaxis]
     codes = tensors["rows"].astype(np.float64)
     assert np.abs(codes).max(initial=0) <= 127
@@ -108,7 +115,7 @@ def test_int8_is_off_by_half_a_step_of_the_stored_scale_at_most(vectors: Vectors
 @given(vectors=_tables())
 @settings(deadline=None)
 def test_int8_stores_a_scale_of_zero_for_rows_that_are_zeros_or_too_small_to_divide(vectors: Vectors) -> None:
-    tensors = encode_int8(vectors)
+    tensors = _encoded("int8", vectors)
     largest = np.abs(vectors).max(axis=1).astype(np.float64)
     gone = tensors["scales"] == 0
     assert (largest[gone] < 127 * TINY * (1 + 1e-6)).all()
@@ -120,10 +127,10 @@ def test_int8_stores_a_scale_of_zero_for_rows_that_are_zeros_or_too_small_to_div
 def test_int8_divides_by_the_scale_that_is_stored_not_by_a_finer_one() -> None:
     # 1/127 is no float32: with the unrounded scale a value at the border of two codes falls to the wrong side.
     vectors = np.linspace(-1, 1, 4001, dtype=np.float32)[np.newaxis]
-    tensors = encode_int8(vectors)
+    tensors = _encoded("int8", vectors)
     expected = np.rint(vectors / tensors["scales"])
     np.testing.assert_array_equal(tensors["rows"], expected)
-    np.testing.assert_array_equal(encode_int8(-vectors)["rows"], -tensors["rows"])
+    np.testing.assert_array_equal(_encoded("int8", -vectors)["rows"], -tensors["rows"])
 
 
 @given(
@@ -147,7 +154,7 @@ def test_scores_are_the_dot_products_of_the_decoded_rows(codec: str, rows: int) 
     vectors = random.normal(size=(rows, 24)).astype(np.float32)
     vectors[rows // 2] = 0
     query = random.normal(size=24).astype(np.float32)
-    decoder = _decoder(codec, ENCODERS[codec](vectors), vectors.shape[1])
+    decoder = _decoder(codec, _encoded(codec, vectors), vectors.shape[1])
     exact = decoder.decode(np.arange(rows)).astype(np.float64) @ query.astype(np.float64)
     found = decoder.scores(query)
     assert found.shape == (rows,) and found.dtype == np.float32
@@ -158,7 +165,7 @@ def test_scores_are_the_dot_products_of_the_decoded_rows(codec: str, rows: int) 
 @settings(deadline=None, max_examples=300)
 def test_int4_is_off_by_half_a_step_or_by_what_was_cut_from_the_largest(vectors: Vectors) -> None:
     vectors = np.clip(vectors, -LARGEST_OF["int4"], LARGEST_OF["int4"])
-    tensors = ENCODERS["int4"](vectors)
+    tensors = _encoded("int4", vectors)
     decoded = _decoder("int4", tensors, vectors.shape[1]).decode(np.arange(len(vectors)))
     errors = np.abs(decoded.astype(np.float64) - vectors)
     # The scale with the least error is never worse than one that keeps the largest number whole.
@@ -179,7 +186,7 @@ def test_numbers_that_a_half_cannot_hold_are_refused(codec: str) -> None:
 @pytest.mark.parametrize("rows", [1, 256])
 def test_a_table_of_no_more_rows_than_centroids_keeps_their_directions(codec: str, rows: int) -> None:
     vectors = np.random.default_rng(0).normal(size=(rows, 10)).astype(np.float32)
-    decoded = _decoder(codec, ENCODERS[codec](vectors), 10).decode(np.arange(rows))
+    decoded = _decoder(codec, _encoded(codec, vectors), 10).decode(np.arange(rows))
     np.testing.assert_allclose(directions(decoded), directions(vectors), atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(decoded, axis=1), np.linalg.norm(vectors, axis=1), rtol=0.01)
 
@@ -190,8 +197,8 @@ def test_codes_keep_the_length_of_every_row_and_most_of_its_direction(codec: str
     vectors = (random.normal(size=(2000, 4)) @ random.normal(size=(4, 16))).astype(np.float32)
     vectors *= np.logspace(-2, 2, 2000, dtype=np.float32)[:, np.newaxis]
     vectors[7] = 0
-    name, encode = encoder(codec)
-    tensors = encode(vectors)
+    name, _ = encoder(codec)
+    tensors = _encoded(codec, vectors)
     assert tensors["rows"].shape == (2000, int(codec.partition(":")[2]))
     decoded = _decoder(name, tensors, 16).decode(np.arange(2000))
     assert not decoded[7].any()
@@ -206,13 +213,17 @@ def test_fitting_all_codebooks_together_comes_nearer_than_one_after_the_other() 
     faiss = pytest.importorskip("faiss")
     random = np.random.default_rng(0)
     vectors = random.normal(size=(1500, 12)).astype(np.float32)
-    codes, books = train_rq(vectors, 3)
+    book = RqBook.trained(vectors, 3)
+    codes = book.codes(vectors)
+    fit = Fit(3, 12)
+    for block in (slice(0, 700), slice(700, 1500)):
+        fit.add(vectors[block], codes[block])
     alone = faiss.ResidualQuantizer(12, 3, 8)
     alone.cp.min_points_per_centroid = 1
     alone.train(vectors)
     before = alone.decode(alone.compute_codes(vectors))
     ones, ids = np.ones(len(codes), np.float32), np.arange(len(codes))
-    assert np.square(decode_rq(codes, books, ones, ids) - vectors).sum() < np.square(before - vectors).sum()
+    assert np.square(decode_rq(codes, fit.codebooks(), ones, ids) - vectors).sum() < np.square(before - vectors).sum()
 
 
 @pytest.mark.parametrize(

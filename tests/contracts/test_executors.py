@@ -23,7 +23,7 @@ from edge_embed_export.graphs.onnx import check_onnx, onnx_lookup
 from edge_embed_export.graphs.tflite import tflite_header
 from edge_embed_export.sources import Source
 from tests.contracts.executors import EXECUTORS, PROMISES, Vectors, formula
-from tests.making import make_bundle, small_source
+from tests.making import make_bundle, small_source, vectors_of, with_table
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -38,9 +38,10 @@ def varied_source(rows: int, dimensions: int, codec: str) -> Source:
     """Return rows from the shortest to the longest that a codec takes, one of them zeros where there is room."""
     source = small_source(dimensions=dimensions, keys=tuple(f"key {row}" for row in range(rows)))
     decades = 3 if codec in ("float16", "int4") else 15
-    source.vectors[:] *= np.logspace(-decades, decades, rows, dtype=np.float32)[:, np.newaxis]
-    source.vectors[1:2] = 0
-    return source
+    vectors = vectors_of(source)
+    vectors *= np.logspace(-decades, decades, rows, dtype=np.float32)[:, np.newaxis]
+    vectors[1:2] = 0
+    return with_table(source, vectors=vectors)
 
 
 def meant(bundle: Path) -> Vectors:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -17,7 +16,7 @@ import pytest
 from edge_embed.commands import BOARD_COMMANDS, Command
 from edge_embed_bundle.store import Store
 from tests.fakes.probes import YES, FakeProbe
-from tests.making import WORDS, make_bundle, small_source
+from tests.making import WORDS, make_bundle, small_source, with_table
 
 # A warning of ours on stderr would be a line that no user asked for.
 COMMAND = (sys.executable, "-W", "error", "-m", "edge_embed")
@@ -256,7 +255,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(bundle: Path) -> None:
 
 
 def test_keys_of_any_bytes_are_taken_and_shown(tmp_path: Path) -> None:
-    source = dataclasses.replace(small_source(keys=("odd", "東京")), keys=(b"odd \xff", "東京".encode()))
+    source = with_table(small_source(keys=("odd", "東京")), keys=(b"odd \xff", "東京".encode()))
     odd = make_bundle(tmp_path / "odd", source=source, graphs=()).path
     shown = _run("lookup", odd, b"odd \xff", "東京", env={"PYTHONIOENCODING": "ascii"})
     assert (shown.returncode, shown.stderr) == (0, "")

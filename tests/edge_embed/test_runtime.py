@@ -10,7 +10,7 @@ import pytest
 import edge_embed
 from edge_embed import memory
 from edge_embed_bundle.manifest import MANIFEST_NAME
-from tests.making import WORDS, make_bundle, small_source, small_text_source
+from tests.making import WORDS, keys_of, make_bundle, small_source, small_text_source, vectors_of
 
 
 def test_a_key_and_a_list_of_keys_get_the_same_vectors(bundle: Path) -> None:
@@ -27,20 +27,20 @@ def test_a_key_and_a_list_of_keys_get_the_same_vectors(bundle: Path) -> None:
 def test_int8_vectors_are_as_near_to_the_source_as_half_a_step(bundle: Path) -> None:
     source = small_source()
     with edge_embed.open(bundle) as runtime:
-        found = runtime.lookup(list(source.keys))
-    step = np.abs(source.vectors).max(axis=1, keepdims=True) / 127
-    assert (np.abs(found - source.vectors) <= step * 0.5001).all()
+        found = runtime.lookup(list(keys_of(source)))
+    step = np.abs(vectors_of(source)).max(axis=1, keepdims=True) / 127
+    assert (np.abs(found - vectors_of(source)) <= step * 0.5001).all()
 
 
 def test_float32_vectors_are_those_of_the_source(tmp_path: Path) -> None:
     made = make_bundle(tmp_path / "exact", codec="float32")
     with edge_embed.open(made.path) as runtime:
-        np.testing.assert_array_equal(runtime.lookup(list(WORDS)), small_source().vectors)
+        np.testing.assert_array_equal(runtime.lookup(list(WORDS)), vectors_of(small_source()))
         assert runtime.search("word3", k=2).keys == _nearest_by_hand("word3", 2)
 
 
 def _nearest_by_hand(word: str, k: int) -> tuple[str, ...]:
-    vectors = small_source().vectors.astype(np.float64)
+    vectors = vectors_of(small_source()).astype(np.float64)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     row = WORDS.index(word)
     order = np.argsort(-(vectors @ vectors[row]), kind="stable")
@@ -96,7 +96,7 @@ def test_a_text_gets_the_same_bits_alone_and_among_others(text_bundle: Path, cou
 def test_padding_and_truncation_of_a_tokenizer_definition_are_not_used(text_bundle: Path) -> None:
     # The definition pads to 128 tokens of [UNK]; a mean over those would be another vector.
     source = small_text_source()
-    row = source.vectors[source.keys.index(b"word1")]
+    row = vectors_of(source)[keys_of(source).index(b"word1")]
     with edge_embed.open(text_bundle) as runtime:
         np.testing.assert_allclose(runtime.encode("word1"), row / np.linalg.norm(row), atol=0.02)
 

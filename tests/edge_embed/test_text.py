@@ -48,7 +48,7 @@ def _encoder(*, normalize: bool) -> tuple[TextEncoder, CountingTokenizer, Counti
 
 
 def _definition() -> bytes:
-    text = small_text_source().text
+    text = small_text_source().table.text
     assert text is not None and text.tokenizer is not None
     return text.tokenizer
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -21,7 +20,7 @@ from edge_embed_devices.profiles import board_named
 from edge_embed_export.codecs import ENCODERS
 from edge_embed_export.exporter import Options, Report, _prove, export
 from edge_embed_export.sources import Source, read_source
-from tests.making import WORDS, make_bundle, small_source, small_text_source
+from tests.making import WORDS, keys_of, make_bundle, small_source, small_text_source, vectors_of, with_table
 
 pytest.importorskip("onnx")
 pytest.importorskip("ai_edge_litert")
@@ -37,7 +36,7 @@ def _table(vectors: Any, keys: tuple[bytes, ...] | None = None) -> Source:
     """Return a source of given vectors."""
     rows = np.asarray(vectors, np.float32)
     named = tuple(b"key %d" % row for row in range(len(rows))) if keys is None else keys
-    return dataclasses.replace(small_source(), keys=named, vectors=rows)
+    return with_table(small_source(), keys=named, vectors=rows)
 
 
 @pytest.mark.parametrize(
@@ -157,7 +156,7 @@ ODD_TABLES: Mapping[str, Source] = {
     "equal rows": _table(np.ones((30, 4))),
     "keys that are no UTF-8": _table(np.eye(3), (b"\xff", b"\xfe\xfd", b"\x80")),
     "keys that no line can show": _table(np.eye(3), (b"a\tb", b"a\nb", b"\0")),
-    "no text": dataclasses.replace(_table([[1, 2], [3, 4]]), text=None),
+    "no text": with_table(_table([[1, 2], [3, 4]]), text=None),
     "a key of 100 kB": _table(np.eye(2), (b"x" * 100_000, b"y")),
 }
 
@@ -168,9 +167,9 @@ def test_an_odd_table_is_exported_and_answers_for_every_key(tmp_path: Path, code
     source = ODD_TABLES[odd]
     report = _export(tmp_path / "bundle", source, codec=codec)
     with edge_embed.open(report.path) as runtime:
-        np.testing.assert_allclose(runtime.lookup(source.keys), source.vectors, atol=0.01)
+        np.testing.assert_allclose(runtime.lookup(keys_of(source)), vectors_of(source), atol=0.01)
         assert all(outcome.passed for outcome in runtime.check_golden())
-        assert len(runtime.search(source.keys[0], k=3)) == min(3, len(source.keys) - 1)
+        assert len(runtime.search(keys_of(source)[0], k=3)) == min(3, len(keys_of(source)) - 1)
 
 
 @pytest.mark.parametrize("lines", [("word1 word2",), ("word1\tword2", "word3\tword4"), ("a", "b")])
@@ -194,8 +193,8 @@ def test_the_figures_of_quality_are_those_of_the_bundle_on_disk(tmp_path: Path) 
     source = _table(np.random.default_rng(3).normal(size=(300, 6)))
     report = _export(tmp_path / "bundle", source)
     with edge_embed.open(report.path) as runtime:
-        decoded = runtime.lookup(source.keys).astype(np.float64)
-    vectors = source.vectors.astype(np.float64)
+        decoded = runtime.lookup(keys_of(source)).astype(np.float64)
+    vectors = vectors_of(source).astype(np.float64)
     before = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     after = decoded / np.linalg.norm(decoded, axis=1, keepdims=True)
     cosines = (before * after).sum(axis=1)

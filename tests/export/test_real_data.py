@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 import edge_embed
 from edge_embed_export.exporter import Options, Report, export
 from edge_embed_export.sources import Source, read_source
+from tests.making import vectors_of
 
 OVERLAP_FLOOR = 0.98
 WORD_LOSS_CEILING = 0.002
@@ -63,7 +64,7 @@ def _exported(source: Source, folder: Path) -> Mapping[str, Report]:
 def words(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Report]:
     """20,000 English word vectors of word2vec, 100 dimensions, by codec."""
     source = read_source(shared_data / "embeddings" / "w2v_sgns_d100_top20k.bin")
-    assert source.vectors.shape == (20_000, 100)
+    assert vectors_of(source).shape == (20_000, 100)
     return _exported(source, tmp_path_factory.mktemp("words"))
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from edge_embed.errors import EdgeEmbedError, RequestError
 from edge_embed_export.sources import Source, read_source, readers
+from tests.making import keys_of, vectors_of
 
 KEYS = (b"the", "東京".encode(), b"latin\xff1")
 VECTORS = np.array([[1, -2.5, 3e-5], [0, -0.0, 1e30], [7, 8, 9]], np.float32)
@@ -74,9 +75,9 @@ WRITERS: Mapping[str, bytes] = {
 def test_what_a_writer_wrote_is_read_with_its_words_and_its_numbers(model: Path, writer: str, named: bool) -> None:
     format = f"word2vec-{writer.split()[0]}" if named else None
     source = _read(model, WRITERS[writer], format)
-    assert source.keys == KEYS
-    np.testing.assert_array_equal(source.vectors, VECTORS)
-    assert source.vectors.dtype == np.float32
+    assert keys_of(source) == KEYS
+    np.testing.assert_array_equal(vectors_of(source), VECTORS)
+    assert vectors_of(source).dtype == np.float32
     assert source.title == "model.vec"
 
 
@@ -84,8 +85,8 @@ def test_what_a_writer_wrote_is_read_with_its_words_and_its_numbers(model: Path,
 def test_a_word_of_a_text_file_may_hold_spaces(model: Path, format: str | None) -> None:
     keys = (b"new york city", b"plain", b"a . b")
     source = _read(model, _text(keys), format)
-    assert source.keys == keys
-    np.testing.assert_array_equal(source.vectors, VECTORS)
+    assert keys_of(source) == keys
+    np.testing.assert_array_equal(vectors_of(source), VECTORS)
 
 
 @pytest.mark.parametrize("dimensions", [1, 2, 900])
@@ -96,15 +97,15 @@ def test_a_format_is_told_by_the_content_for_short_and_long_rows(
     # 900 numbers of a text are a row that the first look at the file does not see the end of.
     vectors = np.random.default_rng(0).normal(size=(2, dimensions)).astype(np.float32)
     source = _read(model, write((b"1900", b"a"), vectors))
-    assert source.keys == (b"1900", b"a")
-    np.testing.assert_array_equal(source.vectors, vectors)
+    assert keys_of(source) == (b"1900", b"a")
+    np.testing.assert_array_equal(vectors_of(source), vectors)
 
 
 def test_the_space_depends_on_words_and_numbers_and_not_on_the_file_format(model: Path) -> None:
-    space = _read(model, _text()).space_id
-    assert _read(model, _binary()).space_id == space
-    assert _read(model, _text((*KEYS[:2], b"other"))).space_id != space
-    assert _read(model, _text(vectors=VECTORS + 1)).space_id != space
+    space = _read(model, _text()).table.space_id
+    assert _read(model, _binary()).table.space_id == space
+    assert _read(model, _text((*KEYS[:2], b"other"))).table.space_id != space
+    assert _read(model, _text(vectors=VECTORS + 1)).table.space_id != space
 
 
 NOT_A_MODEL = {
@@ -181,7 +182,7 @@ def test_a_header_that_lies_is_refused_before_anything_is_allocated(model: Path,
 
 
 def test_a_word_that_stands_twice_is_read_for_the_exporter_to_refuse(model: Path) -> None:
-    assert _read(model, _text((b"a", b"b", b"a"))).keys == (b"a", b"b", b"a")
+    assert keys_of(_read(model, _text((b"a", b"b", b"a")))) == (b"a", b"b", b"a")
 
 
 @pytest.mark.parametrize("format", [None, *readers()])
@@ -239,23 +240,25 @@ def _folder(path: Path, weights: bytes | None, tokenizer: bytes | None) -> Path:
 def test_a_token_table_is_centred_rotated_and_weighted_by_rank(tmp_path: Path, named: bool) -> None:
     folder = _folder(tmp_path / "model", _weights(), _vocabulary())
     source = read_source(folder, "transformer-tokens" if named else None)
-    assert source.keys == tuple(token.encode() for token in TOKENS)
-    assert source.text is not None and source.text.tokenizer == _vocabulary() and source.text.normalize
+    assert keys_of(source) == tuple(token.encode() for token in TOKENS)
+    assert (
+        source.table.text is not None and source.table.text.tokenizer == _vocabulary() and source.table.text.normalize
+    )
     centred = TABLE.astype(np.float64) - TABLE.mean(axis=0, dtype=np.float64)
     # Tokens that no text contains get nothing; the others the logarithm of their place among those that texts contain.
     weights = np.array([0, 0, 0, *np.log1p([1, 2, 3, 4])])
     expected = (centred @ centred.T) * weights[:, np.newaxis] * weights
     # A rotation keeps the products between rows.
-    np.testing.assert_allclose(source.vectors @ source.vectors.T, expected, atol=1e-4)
-    assert source.vectors.shape == TABLE.shape and source.vectors.dtype == np.float32
-    spread = (source.vectors[3:] / weights[3:, np.newaxis]).std(axis=0)
+    np.testing.assert_allclose(vectors_of(source) @ vectors_of(source).T, expected, atol=1e-4)
+    assert vectors_of(source).shape == TABLE.shape and vectors_of(source).dtype == np.float32
+    spread = (vectors_of(source)[3:] / weights[3:, np.newaxis]).std(axis=0)
     assert spread[0] > spread[-1]
 
 
 def test_a_wide_token_table_keeps_its_first_256_components(tmp_path: Path) -> None:
     tokens = tuple(f"token{i}" for i in range(300))
     table = np.random.default_rng(1).normal(size=(300, 270)).astype(np.float32)
-    assert read_source(_folder(tmp_path, _weights(table), _vocabulary(tokens))).vectors.shape == (300, 256)
+    assert read_source(_folder(tmp_path, _weights(table), _vocabulary(tokens))).table.vectors.shape == (300, 256)
 
 
 @pytest.mark.parametrize("dtype", ["F16", "BF16"])
@@ -267,9 +270,9 @@ def test_half_precision_is_read_and_the_same_folder_gives_the_same_bits(tmp_path
     else:
         half = _safetensors({TABLE_NAME: (dtype, TABLE.shape, TABLE.astype("<f2").tobytes())})
     one, other = (read_source(_folder(tmp_path, half, _vocabulary())) for _ in range(2))
-    assert one.vectors.tobytes() == other.vectors.tobytes() and one.space_id == other.space_id
+    assert vectors_of(one).tobytes() == vectors_of(other).tobytes() and one.table.space_id == other.table.space_id
     exact = read_source(_folder(tmp_path, _weights(), _vocabulary()))
-    np.testing.assert_allclose(one.vectors @ one.vectors.T, exact.vectors @ exact.vectors.T, atol=0.1)
+    np.testing.assert_allclose(vectors_of(one) @ vectors_of(one).T, vectors_of(exact) @ vectors_of(exact).T, atol=0.1)
 
 
 BROKEN_FOLDERS: Mapping[str, tuple[bytes | None, bytes | None, str]] = {
@@ -343,8 +346,8 @@ def _assert_read_or_refused(path: Path, format: str | None) -> None:
         source = read_source(path, format)
     except EdgeEmbedError:
         return
-    assert source.vectors.shape[0] == len(source.keys) > 0
-    assert np.isfinite(source.vectors).all()
+    assert vectors_of(source).shape[0] == len(keys_of(source)) > 0
+    assert np.isfinite(vectors_of(source)).all()
 
 
 @pytest.mark.parametrize("format", ["word2vec-binary", "word2vec-text", None])

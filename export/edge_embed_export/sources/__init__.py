@@ -7,8 +7,8 @@ found when it gives up. Formats are told apart by what is in the file or folder,
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from edge_embed.errors import RequestError
 from edge_embed_bundle import strict_json
+from edge_embed_export.matrix import Matrix
 
 
 @dataclass(frozen=True)
@@ -28,19 +29,22 @@ class SourceText:
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
+class SourceTable:
     """A table of a trained model.
 
-    ``keys`` are the names of the rows as bytes; ``vectors`` ``(n, d)`` float32; ``weights_digest`` and ``recipe``
-    say where they come from: together with the text recipe they make the space.
+    ``keys`` are the names of the rows as bytes, or None where a row has its id alone; ``vectors`` ``(n, d)`` float32;
+    ``counts`` ``(n,)``: how often the trainer met each key, where it says. ``weights_digest`` and ``recipe`` say where
+    the vectors come from: together with the text recipe they make the space.
     """
 
-    title: str
-    keys: tuple[bytes, ...]
-    vectors: NDArray[np.float32]
-    text: SourceText | None
+    name: str
+    keys: Sequence[bytes] | None
+    vectors: Matrix
     weights_digest: str
-    recipe: Mapping[str, object]
+    recipe: Mapping[str, object] = field(default_factory=dict)
+    text: SourceText | None = None
+    counts: NDArray[np.int64] | None = None
+    row_order: str = "source"
 
     @property
     def space_id(self) -> str:
@@ -61,6 +65,26 @@ class Source:
         }
         return hashlib.sha256(b"edge-embed space 1\n" + strict_json.dumps(described)).hexdigest()
 
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A trained model: one table or several; the first one answers where nobody names one.
+
+    ``notes`` tell the user what was left out or changed on the way here.
+    """
+
+    title: str
+    tables: tuple[SourceTable, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def table(self) -> SourceTable:
+        """The first table."""
+        return self.tables[0]
+
+
+#: The name of a source's only table, and of the first one in a bundle.
+TABLE = "table"
 
 Reader = Callable[[Path], Source]
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from edge_embed.errors import MissingExtraError, RequestError
 from edge_embed_export.exact import exact_product, fixed_point
-from edge_embed_export.sources import Source, SourceText
+from edge_embed_export.sources import TABLE, Source, SourceTable, SourceText
 
 DIMENSIONS = 256
 MAX_TOKENS = 512
@@ -48,12 +48,17 @@ def read_static_from_transformer(path: Path) -> Source:
     weights = _rank_weights(tokens)
     vectors = _projected(table, min(DIMENSIONS, table.shape[1])) * weights[:, np.newaxis]
     return Source(
-        title=f"token table of {_name(path)}",
-        keys=tuple(token.encode("utf-8") for token in tokens),
-        vectors=vectors.astype(np.float32),
-        text=SourceText(tokenizer=tokenizer, normalize=True, max_tokens=MAX_TOKENS),
-        weights_digest=hashlib.sha256(table.tobytes()).hexdigest(),
-        recipe={"projection": "principal components", "token_weights": "log(1 + rank)"},
+        f"token table of {_name(path)}",
+        (
+            SourceTable(
+                name=TABLE,
+                keys=tuple(token.encode("utf-8") for token in tokens),
+                vectors=vectors.astype(np.float32),
+                weights_digest=hashlib.sha256(table.tobytes()).hexdigest(),
+                recipe={"projection": "principal components", "token_weights": "log(1 + rank)"},
+                text=SourceText(tokenizer=tokenizer, normalize=True, max_tokens=MAX_TOKENS),
+            ),
+        ),
     )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_embed.errors import RequestError
-from edge_embed_export.sources import Source, SourceText
+from edge_embed_export.sources import TABLE, Source, SourceTable, SourceText
 
 _WORD_CEILING_BYTES = 4096
 _MAX_TOKENS = 512
@@ -85,11 +85,11 @@ def _source(path: Path, keys: list[bytes], vectors: NDArray[np.float32]) -> Sour
         raise RequestError(f"{path}: row {row} ({keys[row]!r}): expected finite numbers, found NaN or infinity")
     digest = hashlib.sha256(vectors.tobytes())
     digest.update(b"\n".join(keys))
-    return Source(
-        title=path.name,
+    table = SourceTable(
+        name=TABLE,
         keys=tuple(keys),
         vectors=vectors,
-        text=SourceText(tokenizer=None, normalize=True, max_tokens=_MAX_TOKENS),
         weights_digest=digest.hexdigest(),
-        recipe={},
+        text=SourceText(tokenizer=None, normalize=True, max_tokens=_MAX_TOKENS),
     )
+    return Source(path.name, (table,))
