@@ -188,8 +188,8 @@ def _convert_edge_embed(word2vec: Path, folder: Path) -> Path:
 
 def _convert_numpy(word2vec: Path, folder: Path) -> Path:
     source = read_source(word2vec)
-    np.save(folder / ROWS, source.table.vectors)
-    (folder / KEYS).write_bytes(b"\n".join(source.table.keys))
+    np.save(folder / ROWS, source.table.vectors[:])
+    (folder / KEYS).write_bytes(b"\n".join(source.table.keys or ()))
     return folder
 
 

@@ -113,6 +113,26 @@ class PqRows:
         return kernels.scores_codes(self._rows, products, self._length_levels[self._length_codes])
 
 
+class OpqRows:
+    """Codec ``opq``: ``pq`` of rows that were rotated, so that each part says as much as the others."""
+
+    def __init__(self, tensors: Mapping[str, NDArray[Any]]) -> None:
+        self._rows = tensors["rows"]
+        self._codebooks, self._rotation = tensors["codebooks"], tensors["rotation"]
+        self._length_codes, self._length_levels = tensors["length_codes"], tensors["length_levels"]
+
+    def decode(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """See :meth:`Rows.decode`."""
+        lengths = self._length_levels[self._length_codes[ids]]
+        return kernels.decode_opq(self._rows, self._codebooks, self._rotation, lengths, ids)
+
+    def scores(self, query: NDArray[np.float32]) -> NDArray[np.float32]:
+        """See :meth:`Rows.scores`."""
+        m, _, width = self._codebooks.shape
+        products = np.einsum("mcs,ms->mc", self._codebooks, (query @ self._rotation).reshape(m, width))
+        return kernels.scores_codes(self._rows, products, self._length_levels[self._length_codes])
+
+
 class RqRows:
     """Codec ``rq``: the sum of a centroid of each of m codebooks, and the row's length."""
 
@@ -144,6 +164,7 @@ CODECS: Mapping[str, Callable[[Mapping[str, NDArray[Any]], int], Rows]] = Mappin
         "int8": lambda tensors, _: Int8Rows(tensors["rows"], tensors["scales"]),
         "int4": lambda tensors, dimensions: Int4Rows(tensors["rows"], tensors["scales"], dimensions),
         "pq": PqRows,
+        "opq": lambda tensors, _: OpqRows(tensors),
         "rq": lambda tensors, _: RqRows(tensors),
     }
 )

@@ -236,6 +236,31 @@ def decode_pq(
     return decoded
 
 
+def decode_opq(
+    rows: NDArray[np.uint8],
+    codebooks: NDArray[np.float32],
+    rotation: NDArray[np.float32],
+    lengths: NDArray[np.float32],
+    ids: NDArray[np.int64],
+) -> NDArray[np.float32]:
+    """Return ``(n, d)`` float32: the centroids of a row's codes one after the other, rotated, times its length.
+
+    The products add up exactly (SPEC.md), so their order does not matter. Ge, He, Ke and Sun, "Optimized Product
+    Quantization for Approximate Nearest Neighbor Search", CVPR 2013.
+
+    Args:
+        rows: ``(n, m)`` codes.
+        codebooks: ``(m, 256, s)``.
+        rotation: ``(d, m * s)``.
+        lengths: ``(len(ids),)``, what each row is multiplied by.
+        ids: rows.
+    """
+    width = rotation.shape[1]
+    decoded: NDArray[np.float32] = decode_pq(rows, codebooks, np.ones(len(ids), np.float32), ids, width) @ rotation.T
+    decoded *= lengths[:, np.newaxis]
+    return decoded
+
+
 def decode_rq(
     rows: NDArray[np.uint8], codebooks: NDArray[np.float32], lengths: NDArray[np.float32], ids: NDArray[np.int64]
 ) -> NDArray[np.float32]:

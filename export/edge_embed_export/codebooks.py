@@ -6,6 +6,8 @@ distances behind every choice carry the rounding of its linear algebra.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +21,9 @@ CENTROIDS = 256
 
 _BITS = 8
 _RIDGE = 0.01
+_OPQ_ROUNDS = 10
+# Numbers of a table that one thread trains on within seconds.
+_SMALL = 2**22
 
 #: Rows that codebooks are trained on, at most: faiss itself takes no more than 256 for each centroid.
 TRAINING_ROWS = 256 * CENTROIDS
@@ -40,13 +45,29 @@ class PqBook:
         quantizer = _faiss().ProductQuantizer(parts.shape[1], m, _BITS)
         # The centroids of a small table are fitted to it on purpose: there are no other rows to serve.
         quantizer.cp.min_points_per_centroid = 1
-        quantizer.train(parts)
+        with _threads_for(parts):
+            quantizer.train(parts)
         return cls(_books(quantizer.centroids, m), quantizer)
 
     def codes(self, parts: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Return the codes ``(n, m)`` of rows ``(n, m * s)``."""
-        codes: NDArray[np.uint8] = self._quantizer.compute_codes(parts)
+        with _threads_for(parts):
+            codes: NDArray[np.uint8] = self._quantizer.compute_codes(parts)
         return codes
+
+
+def train_rotation(vectors: NDArray[np.float32], m: int, width: int) -> NDArray[np.float32]:
+    """Return the rotation ``(d, width)`` after which ``m`` equal parts of rows ``(n, d)`` lose least; d up to width."""
+    faiss = _faiss()
+    rotation = faiss.OPQMatrix(vectors.shape[1], m, width)
+    rotation.niter = _OPQ_ROUNDS
+    quantizer = faiss.ProductQuantizer(width, m, _BITS)
+    quantizer.cp.min_points_per_centroid = 1
+    rotation.pq = quantizer
+    with _threads_for(vectors):
+        rotation.train(vectors)
+    found: NDArray[np.float32] = faiss.vector_to_array(rotation.A).reshape(width, vectors.shape[1]).T
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,12 +82,14 @@ class RqBook:
         """Train on rows ``(n, d)``; n over 256."""
         quantizer = _faiss().ResidualQuantizer(vectors.shape[1], m, _BITS)
         quantizer.cp.min_points_per_centroid = 1
-        quantizer.train(vectors)
+        with _threads_for(vectors):
+            quantizer.train(vectors)
         return cls(_books(quantizer.codebooks, m), quantizer)
 
     def codes(self, vectors: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Return the codes ``(n, m)`` of rows ``(n, d)``."""
-        codes: NDArray[np.uint8] = self._quantizer.compute_codes(vectors)
+        with _threads_for(vectors):
+            codes: NDArray[np.uint8] = self._quantizer.compute_codes(vectors)
         return codes
 
 
@@ -99,6 +122,18 @@ class Fit:
         ridge = _RIDGE * np.eye(size)
         books = np.linalg.solve(self._meetings.reshape(size, size) + ridge, self._sums.reshape(size, dimensions))
         return books.reshape(m, CENTROIDS, dimensions).astype(np.float32)
+
+
+@contextlib.contextmanager
+def _threads_for(rows: NDArray[np.float32]) -> Iterator[None]:
+    """Train on small tables with one thread: where cores are busy, faiss' threads wait for one another (20 times)."""
+    faiss = _faiss()
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1 if rows.size < _SMALL else before)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
 
 
 def _books(centroids: Any, m: int) -> NDArray[np.float32]:

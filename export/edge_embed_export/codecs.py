@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from edge_embed.codecs import CODECS
 from edge_embed.errors import RequestError
-from edge_embed.kernels import decode_pq, decode_rq
+from edge_embed.kernels import decode_opq, decode_pq, decode_rq
 from edge_embed_bundle.manifest import CODEC_TENSORS, INT4_BLOCK
-from edge_embed_export.codebooks import CENTROIDS, FITTED_BOOKS, TRAINING_ROWS, Fit, PqBook, RqBook
+from edge_embed_export.codebooks import CENTROIDS, FITTED_BOOKS, TRAINING_ROWS, Fit, PqBook, RqBook, train_rotation
 from edge_embed_export.exact import directions
 from edge_embed_export.matrix import Matrix, Spool, blocks_of
 
@@ -34,6 +34,9 @@ _PQ_WIDTH = 3
 _RQ_BOOKS = 32
 # What a block's largest number is divided by for its scale: 7 keeps it, more cuts it (8 is the lowest code).
 _INT4_STEPS = (7.0, 7.5, 8.0, 8.5, 9.0)
+# A rotation's numbers are multiples of 2**-12; what float32 has beyond that is left to the codebooks.
+_ROTATION_BITS = 12
+_FLOAT32_BITS = 24
 _COUNT = re.compile(r"[1-9][0-9]{0,3}")
 
 
@@ -160,29 +163,78 @@ def encode_pq(vectors: Matrix, codes_a_row: int | None = None) -> Encoded:
     Raises:
         MissingExtraError: faiss, which trains the codebooks, is not installed.
     """
-    n, d = vectors.shape
-    width = _PQ_WIDTH if codes_a_row is None else -(-d // min(codes_a_row, d))
-    m = -(-d // width)
+    d = vectors.shape[1]
+    m, width = _parts(d, codes_a_row)
 
     def parts_of(block: NDArray[np.float32]) -> NDArray[np.float32]:
         parts = np.zeros((len(block), m * width), np.float32)
         parts[:, :d] = directions(block)
         return parts
 
-    if n <= CENTROIDS:
-        # So few rows are their own centroids.
-        codebooks = np.zeros((m, CENTROIDS, width), np.float32)
-        codebooks[:, :n] = parts_of(vectors[:]).reshape(n, m, width).transpose(1, 0, 2)
-        codes: Matrix = np.repeat(np.arange(n, dtype=np.uint8)[:, np.newaxis], m, axis=1)
-    else:
-        book = PqBook.trained(parts_of(_sample(vectors)), m)
-        codebooks = book.codebooks
-        codes = _collected(vectors, lambda block: {"rows": book.codes(parts_of(block))})["rows"]
+    codes, codebooks = _pq_codes(vectors, parts_of, m)
 
     def decoded(codes: NDArray[np.uint8]) -> NDArray[np.float32]:
         return decode_pq(codes, codebooks, np.ones(len(codes), np.float32), np.arange(len(codes)), d)
 
     return {"rows": codes, "codebooks": codebooks, **_lengths(vectors, codes, decoded)}
+
+
+def encode_opq(vectors: Matrix, codes_a_row: int | None = None) -> Encoded:
+    """Return the tensors of codec ``opq``: those of ``pq`` for rows that a learned rotation made ready.
+
+    Rotation and codebooks are rounded, so that the decoder's sums are exact in float32 (SPEC.md).
+
+    Args:
+        vectors: ``(n, d)`` float32.
+        codes_a_row: as for :func:`encode_pq`.
+
+    Raises:
+        MissingExtraError: faiss, which trains rotation and codebooks, is not installed.
+    """
+    n, d = vectors.shape
+    m, width = _parts(d, codes_a_row)
+    learned = np.eye(d, m * width, dtype=np.float32)
+    if n > CENTROIDS:
+        learned = train_rotation(directions(_sample(vectors)).astype(np.float32), m, m * width)
+    rotation = _on_grid(learned, _ROTATION_BITS)
+    codes, codebooks = _pq_codes(vectors, lambda block: (directions(block) @ learned).astype(np.float32), m)
+    # No sum of absolute products is larger (Cauchy and Schwarz); a tenth is left for what rounding adds.
+    longest = np.sqrt(np.square(codebooks, dtype=np.float64).sum(axis=2).max(axis=1).sum())
+    largest_sum = 1.1 * longest * np.linalg.norm(rotation.astype(np.float64), axis=1).max()
+    codebooks = _on_grid(codebooks, _FLOAT32_BITS - _ROTATION_BITS - int(np.frexp(largest_sum)[1]))
+
+    def decoded(codes: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return decode_opq(codes, codebooks, rotation, np.ones(len(codes), np.float32), np.arange(len(codes)))
+
+    return {"rows": codes, "codebooks": codebooks, "rotation": rotation, **_lengths(vectors, codes, decoded)}
+
+
+def _parts(dimensions: int, codes_a_row: int | None) -> tuple[int, int]:
+    """Return how many parts a row is cut into, and how wide each is."""
+    width = _PQ_WIDTH if codes_a_row is None else -(-dimensions // min(codes_a_row, dimensions))
+    return -(-dimensions // width), width
+
+
+def _pq_codes(
+    vectors: Matrix, parts_of: Callable[[NDArray[np.float32]], NDArray[np.float32]], m: int
+) -> tuple[Matrix, NDArray[np.float32]]:
+    """Return the codes ``(n, m)`` of rows, and the codebooks ``(m, 256, s)`` that were trained on their parts."""
+    n = len(vectors)
+    if n <= CENTROIDS:
+        # So few rows are their own centroids.
+        parts = parts_of(vectors[:])
+        width = parts.shape[1] // m
+        codebooks = np.zeros((m, CENTROIDS, width), np.float32)
+        codebooks[:, :n] = parts.reshape(n, m, width).transpose(1, 0, 2)
+        return np.repeat(np.arange(n, dtype=np.uint8)[:, np.newaxis], m, axis=1), codebooks
+    book = PqBook.trained(parts_of(_sample(vectors)), m)
+    return _collected(vectors, lambda block: {"rows": book.codes(parts_of(block))})["rows"], book.codebooks
+
+
+def _on_grid(values: NDArray[np.float32], bits: int) -> NDArray[np.float32]:
+    """Return values as whole multiples of ``2**-bits``; no zero among them is negative."""
+    rounded: NDArray[np.float32] = (np.ldexp(np.rint(np.ldexp(values, bits)), -bits) + 0.0).astype(np.float32)
+    return rounded
 
 
 def encode_rq(vectors: Matrix, codes_a_row: int | None = None) -> Encoded:
@@ -264,7 +316,7 @@ def decoded_blocks(codec: str, tensors: Encoded, dimensions: int) -> Iterator[ND
 
 
 #: Codecs whose number of codes a row the user may choose: ``pq:50``.
-_WITH_CODES = ("pq", "rq")
+_WITH_CODES = {"pq": encode_pq, "opq": encode_opq, "rq": encode_rq}
 
 ENCODERS: Mapping[str, Encoder] = MappingProxyType(
     {
@@ -273,6 +325,7 @@ ENCODERS: Mapping[str, Encoder] = MappingProxyType(
         "int8": encode_int8,
         "int4": encode_int4,
         "pq": encode_pq,
+        "opq": encode_opq,
         "rq": encode_rq,
     }
 )
@@ -291,5 +344,4 @@ def encoder(text: str) -> tuple[str, Encoder]:
         return name, ENCODERS[name]
     if name not in _WITH_CODES or not _COUNT.fullmatch(count):
         raise RequestError(f"expected a codec like int8, pq:50 or rq:20 (1 to 9999 codes a row), found {text!r}")
-    encode = {"pq": encode_pq, "rq": encode_rq}[name]
-    return name, partial(encode, codes_a_row=int(count))
+    return name, partial(_WITH_CODES[name], codes_a_row=int(count))

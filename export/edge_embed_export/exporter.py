@@ -76,8 +76,8 @@ _TOKENIZERS_BYTES = 6 * 2**20
 _TOKENIZER_FACTOR = 24
 # What a number takes while it is decoded, the result included, and while it is scanned: codes are scanned by tables of
 # products and never decoded.
-_DECODE_BYTES = {"float32": 5, "float16": 7, "int8": 5, "int4": 14, "pq": 17, "rq": 13}
-_SCAN_BYTES = {"float32": 4, "float16": 6, "int8": 4, "int4": 14, "pq": 0, "rq": 0}
+_DECODE_BYTES = {"float32": 5, "float16": 7, "int8": 5, "int4": 14, "pq": 17, "opq": 21, "rq": 13}
+_SCAN_BYTES = {"float32": 4, "float16": 6, "int8": 4, "int4": 14, "pq": 0, "opq": 0, "rq": 0}
 
 
 @dataclass(frozen=True)

@@ -35,11 +35,11 @@ ITEM_BYTES: Mapping[str, int] = MappingProxyType(
 #: Numbers of a row that share a scale in codec ``int4``.
 INT4_BLOCK = 32
 
-#: What ``pq`` and ``rq`` have in common: m codes a row, and a code for the row's length.
+#: What ``pq``, ``opq`` and ``rq`` have in common: m codes a row, and a code for the row's length.
 _CODES = {"rows": ("uint8", ("n", "m")), "length_codes": ("uint8", ("n",)), "length_levels": ("float32", ("256",))}
 
 #: The tensors of each codec and the axes they span: n rows of d dimensions, in h bytes and g blocks of int4; m codes
-#: of 256 centroids, each of s dimensions.
+#: of 256 centroids, each of s dimensions, w in all.
 CODEC_TENSORS: Mapping[str, Mapping[str, tuple[str, tuple[str, ...]]]] = MappingProxyType(
     {
         "float32": {"rows": ("float32", ("n", "d"))},
@@ -47,6 +47,7 @@ CODEC_TENSORS: Mapping[str, Mapping[str, tuple[str, tuple[str, ...]]]] = Mapping
         "int8": {"rows": ("int8", ("n", "d")), "scales": ("float32", ("n",))},
         "int4": {"rows": ("uint8", ("n", "h")), "scales": ("float16", ("n", "g"))},
         "pq": {**_CODES, "codebooks": ("float32", ("m", "256", "s"))},
+        "opq": {**_CODES, "codebooks": ("float32", ("m", "256", "s")), "rotation": ("float32", ("d", "w"))},
         "rq": {**_CODES, "codebooks": ("float32", ("m", "256", "d"))},
     }
 )
@@ -532,7 +533,7 @@ def _check_tensors(model: Model, fields: Fields) -> None:
     axes |= {"h": -(-d // 2), "g": -(-d // INT4_BLOCK)}
     codes, books = (model.tensors[name].shape if name in model.tensors else () for name in ("rows", "codebooks"))
     if len(codes) == 2 and len(books) == 3:
-        axes |= {"m": codes[1], "s": books[2]}
+        axes |= {"m": codes[1], "s": books[2], "w": codes[1] * books[2]}
     needed = dict(CODEC_TENSORS[model.codec])
     if model.key_index is not None:
         needed |= {name: SHARED_TENSORS[name] for name in ("index_pilots", "index_slots")}
@@ -551,8 +552,8 @@ def _check_tensors(model: Model, fields: Fields) -> None:
             shape = ", ".join(str(axes.get(letter, letter)) for letter in letters)
             fields.fail(f"tensors.{name}", f"{dtype} of shape ({shape})", f"{tensor.dtype} of {tensor.shape}")
     if "codebooks" in CODEC_TENSORS[model.codec]:
-        m, width = axes["m"], axes.get("s", 0) if model.codec == "pq" else d
-        if not m or (model.codec == "pq" and not (m - 1) * width < d <= m * width):
+        m, width = axes["m"], axes["s"]
+        if not m or not width or (model.codec == "pq" and not (m - 1) * width < d <= m * width):
             fields.fail("tensors.codebooks", f"one book or more, whose parts just make {d} dimensions", books)
     if model.key_index is not None and not model.tensors["index_pilots"].size_bytes:
         # Every key hashes into a bucket, so there is one at least.

@@ -315,7 +315,7 @@ def _values() -> Iterator[tuple[str, Attack]]:
         (size, 2**63 - 1, "blobs.golden.bin.size_bytes: expected a whole number from 0 to"),
         (("models",), [], "models: expected at least one model"),
         ((*table, "kind"), "pickle", "models[0].kind: expected one of table"),
-        ((*table, "codec"), "float64", "models[0].codec: expected one of float32, float16, int8, int4, pq, rq"),
+        ((*table, "codec"), "float64", "models[0].codec: expected one of float32, float16, int8, int4, pq, opq, rq"),
         ((*table, "codec"), "float32", "models[0].tensors.rows: expected float32 of shape (64, 16)"),
         ((*table, "row_order"), "random", "models[0].row_order: expected one of"),
         ((*table, "unknown"), "guess", "models[0].unknown: expected one of"),

@@ -34,11 +34,15 @@ def formula(codec: str, tensors: Mapping[str, NDArray[Any]], dimensions: int) ->
         halves = [(rows[:, j // 2] >> (4 * (j % 2))) & 15 for j in range(dimensions)]
         columns = [(half.astype(np.float32) - 8) * scales[:, j // 32] for j, half in enumerate(halves)]
         return np.stack(columns, axis=1).astype(np.float32)
-    if codec in ("pq", "rq"):
+    if codec in ("pq", "opq", "rq"):
         found = [book[column] for book, column in zip(tensors["codebooks"], rows.T, strict=True)]
         lengths = tensors["length_levels"][tensors["length_codes"]][:, np.newaxis]
         if codec == "pq":
             return np.asarray(np.concatenate(found, axis=1)[:, :dimensions] * lengths, np.float32)
+        if codec == "opq":
+            # In float64: what the format promises to be exact in float32 is so here, too.
+            parts = np.concatenate(found, axis=1).astype(np.float64)
+            return np.asarray((parts @ tensors["rotation"].T.astype(np.float64)).astype(np.float32) * lengths)
         total = found[0]
         for part in found[1:]:
             total = total + part

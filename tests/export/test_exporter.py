@@ -81,7 +81,7 @@ def test_a_bundle_has_the_graphs_that_were_asked_for_each_proven_on_its_engine(
 
 
 IMPOSSIBLE: Mapping[str, tuple[Mapping[str, Any], str]] = {
-    "codec": ({"codec": "int3"}, "expected a codec of float32, float16, int8, int4, pq, rq, found 'int3'"),
+    "codec": ({"codec": "int3"}, "expected a codec of float32, float16, int8, int4, pq, opq, rq, found 'int3'"),
     "graph": ({"graphs": ("onnx", "coreml")}, "expected graphs of onnx, tflite, found coreml"),
     "board": ({"board": "pi-99"}, r"expected a board of .*pi-zero-2w.*, found 'pi-99'"),
     "budget": ({"latency_budgets": {"dance": LatencyBudget(1, 2)}}, "expected budgets for lookup, .*, found dance"),
@@ -269,7 +269,7 @@ def test_the_memory_that_a_bundle_requires_is_enough_at_the_peak_of_its_calls(
     tmp_path: Path, bundle: Path, text_bundle: Path, kind: str
 ) -> None:
     if kind in ENCODERS:
-        rows, dimensions = (9000, 200) if kind not in ("pq", "rq") else (9000, 24)
+        rows, dimensions = (9000, 200) if kind not in ("pq", "opq", "rq") else (9000, 24)
         source = _table(np.random.default_rng(0).random((rows, dimensions), np.float32))
         path = _export(tmp_path / "bundle", source, graphs=(), codec=kind).path
     else:

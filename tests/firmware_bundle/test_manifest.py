@@ -128,37 +128,42 @@ def test_an_empty_table_of_no_keys_is_a_table(data: bytes) -> None:
     assert _parse(value).models[0].tensors["rows"].size_bytes == 0
 
 
-#: Of a codec with codebooks: the shapes of codes and books for 64 rows of 16 dimensions, and whether they fit.
-CODES = {
-    "parts that fill the row": ("pq", [64, 4], [4, 256, 4], True),
-    "a last part that is not full": ("pq", [64, 6], [6, 256, 3], True),
-    "a part beyond the row": ("pq", [64, 7], [7, 256, 3], False),
-    "parts that do not reach the end": ("pq", [64, 5], [5, 256, 3], False),
-    "no parts": ("pq", [64, 0], [0, 256, 3], False),
-    "parts of nothing": ("pq", [64, 4], [4, 256, 0], False),
-    "books that are not one a code": ("pq", [64, 4], [5, 256, 4], False),
-    "255 centroids": ("pq", [64, 4], [4, 255, 4], False),
-    "whole rows to add up": ("rq", [64, 3], [3, 256, 16], True),
-    "nothing to add up": ("rq", [64, 0], [0, 256, 16], False),
-    "rows of another width": ("rq", [64, 3], [3, 256, 15], False),
+#: Of a codec with codebooks: the shapes of codes, books and rotation for 64 rows of 16, and whether they fit.
+CODES: dict[str, tuple[str, list[int], list[int], list[int] | None, bool]] = {
+    "parts that fill the row": ("pq", [64, 4], [4, 256, 4], None, True),
+    "a last part that is not full": ("pq", [64, 6], [6, 256, 3], None, True),
+    "a part beyond the row": ("pq", [64, 7], [7, 256, 3], None, False),
+    "parts that do not reach the end": ("pq", [64, 5], [5, 256, 3], None, False),
+    "no parts": ("pq", [64, 0], [0, 256, 3], None, False),
+    "parts of nothing": ("pq", [64, 4], [4, 256, 0], None, False),
+    "books that are not one a code": ("pq", [64, 4], [5, 256, 4], None, False),
+    "255 centroids": ("pq", [64, 4], [4, 255, 4], None, False),
+    "parts to rotate": ("opq", [64, 5], [5, 256, 2], [16, 10], True),
+    "a rotation from fewer parts": ("opq", [64, 5], [5, 256, 2], [16, 8], False),
+    "a rotation to fewer numbers": ("opq", [64, 5], [5, 256, 2], [15, 10], False),
+    "whole rows to add up": ("rq", [64, 3], [3, 256, 16], None, True),
+    "nothing to add up": ("rq", [64, 0], [0, 256, 16], None, False),
+    "rows of another width": ("rq", [64, 3], [3, 256, 15], None, False),
 }
 
 
 @pytest.mark.parametrize("case", CODES)
 def test_codes_and_codebooks_fit_one_another_and_the_row(data: bytes, case: str) -> None:
-    codec, codes, books, fits = CODES[case]
+    codec, codes, books, rotation, fits = CODES[case]
     value = json.loads(data)
     (model,) = value["models"]
     value["blobs"]["books.bin"] = {"size_bytes": 2**30, "sha256": "0" * 64}
     described = {"rows": ("uint8", codes), "codebooks": ("float32", books)}
     described |= {"length_codes": ("uint8", [64]), "length_levels": ("float32", [256])}
+    if rotation is not None:
+        described["rotation"] = ("float32", rotation)
     model["codec"] = codec
     for name, (dtype, shape) in described.items():
         model["tensors"][name] = {"blob": "books.bin", "offset_bytes": 0, "dtype": dtype, "shape": shape}
     if fits:
         assert _parse(value).models[0].codec == codec
     else:
-        with pytest.raises(ManifestError, match=r"models\[0\]\.tensors\.(codebooks|rows): expected"):
+        with pytest.raises(ManifestError, match=r"models\[0\]\.tensors\.(codebooks|rows|rotation): expected"):
             _parse(value)
 
 

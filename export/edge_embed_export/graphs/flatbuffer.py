@@ -87,6 +87,10 @@ class Drawing:
         """MUL two tensors."""
         return self._add("MUL", [a, b], [result], self._schema.MulOptionsT())
 
+    def fully_connected(self, values: int, weights: int, result: int) -> int:
+        """FULLY_CONNECTED: rows times the transposed weights."""
+        return self._add("FULLY_CONNECTED", [values, weights, -1], [result], self._schema.FullyConnectedOptionsT())
+
     def reshape(self, values: int, shape: int, result: int) -> int:
         """RESHAPE to a constant shape."""
         return self._add("RESHAPE", [values, shape], [result], self._schema.ReshapeOptionsT())

@@ -126,6 +126,15 @@ def _pq(drawing: _Drawing, dimensions: int) -> None:
     drawing.node("Mul", [numbers, _lengths(drawing)], "vectors")
 
 
+def _opq(drawing: _Drawing, dimensions: int) -> None:
+    m, count, width = drawing.tensors["codebooks"].shape
+    books = drawing.stored("codebooks", (m * count, width))
+    centroids = drawing.node("Gather", [books, _centroid_places(drawing)], "centroids")
+    parts = _first(drawing, centroids, m * width, m * width)
+    rotated = drawing.node("Gemm", [parts, drawing.stored("rotation")], "rotated", transB=1)
+    drawing.node("Mul", [rotated, _lengths(drawing)], "vectors")
+
+
 def _rq(drawing: _Drawing, dimensions: int) -> None:
     from onnx import helper
 
@@ -168,7 +177,7 @@ def _first(drawing: _Drawing, values: str, width: int, dimensions: int) -> str:
 
 
 _GRAPHS: Mapping[str, Callable[[_Drawing, int], None]] = MappingProxyType(
-    {"float32": _float32, "float16": _float16, "int8": _int8, "int4": _int4, "pq": _pq, "rq": _rq}
+    {"float32": _float32, "float16": _float16, "int8": _int8, "int4": _int4, "pq": _pq, "opq": _opq, "rq": _rq}
 )
 
 

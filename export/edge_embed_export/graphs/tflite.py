@@ -96,6 +96,18 @@ def _pq(drawing: Drawing, weights: Mapping[str, Tensor], ids: int, vectors: int)
     drawing.multiply(numbers, _lengths(drawing, weights, ids), vectors)
 
 
+def _opq(drawing: Drawing, weights: Mapping[str, Tensor], ids: int, vectors: int) -> None:
+    m, count, width = weights["codebooks"].shape
+    dimensions = drawing.width(vectors)
+    books = _stored(drawing, weights, "codebooks", (m * count, width))
+    places = _centroid_places(drawing, weights, ids)
+    centroids = drawing.gather(books, places, drawing.dynamic("centroids", "float32", [m, width]))
+    parts = _first(drawing, centroids, m * width, m * width)
+    rotation = _stored(drawing, weights, "rotation")
+    rotated = drawing.fully_connected(parts, rotation, drawing.dynamic("rotated", "float32", [dimensions]))
+    drawing.multiply(rotated, _lengths(drawing, weights, ids), vectors)
+
+
 def _rq(drawing: Drawing, weights: Mapping[str, Tensor], ids: int, vectors: int) -> None:
     m, count, dimensions = weights["codebooks"].shape
     columns = [_centroid_places(drawing, weights, ids)]
@@ -158,5 +170,5 @@ def _first(drawing: Drawing, values: int, width: int, dimensions: int) -> int:
 
 
 _GRAPHS: Mapping[str, Callable[[Drawing, Mapping[str, Tensor], int, int], None]] = MappingProxyType(
-    {"float32": _float32, "float16": _float16, "int8": _int8, "int4": _int4, "pq": _pq, "rq": _rq}
+    {"float32": _float32, "float16": _float16, "int8": _int8, "int4": _int4, "pq": _pq, "opq": _opq, "rq": _rq}
 )
