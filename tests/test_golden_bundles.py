@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,22 @@ GOLDEN = Path(__file__).parent / "golden" / "format-1"
 IDENTITY = {
     "int8-text": "391f1eac8ce8eee9b4929d9e5272c5b31237713c06b92cf3f6aebcd1f924999a",
     "float32-words": "5ee3da2440bf1503634cf59c3896579447d78da486b5d607951deb2130e2d856",
+    "float16-words": "93e3cda65958c79b269e313346cd0dd87095a0e5e6597b1dd9f1ac7076d72360",
+    "int4-words": "6855ce2ab60e6805cf4fe11613c3e86250c939aa255f0221e4ea295be97536da",
+    "pq-words": "72f282c80c2556d21429957e3fc0e5171107c62e201c954223e6b0b0c0edc544",
+    "opq-words": "3c179a324fe371691323b5a45e76cfa2134d62e244f4fe26c8f47a78a1b3b3a3",
+    "rq-words": "deed6408a99a363d57b549632cc4dad78b3cd8740ecf68564ecdd85b21b4ba59",
 }
 
 #: The vector of 東京, byte for byte.
 TOKYO = {
     "int8-text": "3f0b5abec9582a3fe00cacbf7df9b73e863ca53ff3abe73e2957d8bfaa613bbf",
     "float32-words": "fe7ead3f89f0103b25614abf6c48113e07cb5e3e8b1d2dbf7b55923f6bb5f1bf",
+    "float16-words": "0080ad3f0000113b00604abf0040113e00c05e3e00202dbf0060923f00c0f1bf",
+    "int4-words": "0050b53f00000000005035bf00c0713e00c0713e005035bf0018973f00c0f1bf",
+    "pq-words": "39d9ad3feb3b113b65ca4abffb93113ee53e5f3e93772dbf96a1923f2033f2bf",
+    "opq-words": "a060ad3fbc2ed83a457154bffe62043e40bb883eac5e2abf778b8f3fe0a0efbf",
+    "rq-words": "1784ad3f6bdfbf3a710f4cbf46a01b3e7c636a3ebc052ebfe9fd913fb8caf0bf",
 }
 
 
@@ -75,10 +86,37 @@ def test_a_reader_written_from_the_specification_alone_finds_the_same_vector(nam
     start, end = words("key_offsets", "I", row, 2)
     assert bytes(words("key_bytes", "B", start, end - start)) == key
 
-    dimensions = model["dimensions"]
+    assert np.array(_decoded(model, words, row), "<f4").tobytes().hex() == TOKYO[name]
+
+
+def _decoded(model: Any, words: Callable[[str, str, int, int], tuple[Any, ...]], row: int) -> list[np.float32]:
+    """Return the vector of a row as the specification's table of tensors says it, a number at a time."""
+    d = model["dimensions"]
+    if model["codec"] == "float32":
+        return [np.float32(number) for number in words("rows", "f", row * d, d)]
+    if model["codec"] == "float16":
+        return [np.float32(number) for number in words("rows", "e", row * d, d)]
     if model["codec"] == "int8":
         (scale,) = words("scales", "f", row, 1)
-        vector = [np.float32(code) * np.float32(scale) for code in words("rows", "b", row * dimensions, dimensions)]
-    else:
-        vector = [np.float32(number) for number in words("rows", "f", row * dimensions, dimensions)]
-    assert np.array(vector, "<f4").tobytes().hex() == TOKYO[name]
+        return [np.float32(code) * np.float32(scale) for code in words("rows", "b", row * d, d)]
+    if model["codec"] == "int4":
+        (scale,) = words("scales", "e", row, 1)  # eight dimensions are one block
+        pairs = words("rows", "B", row * d // 2, d // 2)
+        halves = [half for pair in pairs for half in (pair & 15, pair >> 4)]
+        return [np.float32(half - 8) * np.float32(scale) for half in halves]
+    m, count, width = model["tensors"]["codebooks"]["shape"]
+    codes = words("rows", "B", row * m, m)
+    centroids = [words("codebooks", "f", (j * count + code) * width, width) for j, code in enumerate(codes)]
+    (level,) = words("length_codes", "B", row, 1)
+    (length,) = (np.float32(number) for number in words("length_levels", "f", level, 1))
+    if model["codec"] == "rq":
+        total = [np.float32(0)] * d
+        for centroid in centroids:
+            total = [a + np.float32(b) for a, b in zip(total, centroid, strict=True)]
+        return [number * length for number in total]
+    parts = [number for centroid in centroids for number in centroid]
+    if model["codec"] == "pq":
+        return [np.float32(number) * length for number in parts[:d]]
+    rotation = [words("rotation", "f", i * m * width, m * width) for i in range(d)]
+    # Python's floats have 53 bits: sums that are exact in float32, as the specification says, are exact here.
+    return [np.float32(sum(a * b for a, b in zip(line, parts, strict=True))) * length for line in rotation]

@@ -9,7 +9,8 @@ The order is the argument of the bundle's truth:
  4. only then the manifest is written, and the bundle gets its name.
 
 Nothing in a bundle depends on the time or on the machine: the same source, options and packages give the same bytes,
-whatever its CPU and however many of its cores take part (``exact``).
+whatever its CPU and however many of its cores take part (``exact``). The exception are codebooks: faiss trains them by
+distances that carry a CPU's rounding, so they are the same again on the same machine alone.
 """
 
 from __future__ import annotations

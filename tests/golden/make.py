@@ -1,4 +1,4 @@
-"""Made the golden bundles of format version 1, once. They are never made again: a board in the field has its bundle.
+"""Made the golden bundles of format version 1, each once; they are never made again: boards in the field have theirs.
 
 Kept to show where they come from: ``python -m tests.golden.make FOLDER`` writes bundles of the same kind elsewhere.
 """
@@ -8,7 +8,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from tests.making import make_bundle, small_source, small_text_source
+from tests.making import WORDS, make_bundle, small_source, small_text_source
+
+#: More rows than centroids, so that codebooks are trained.
+MANY_WORDS = (*WORDS, *(f"more{i}" for i in range(240)))
 
 SENTENCES = ("word1 word2 word3", "word10 word11 naïve", "東京 word30", "word40")
 
@@ -16,6 +19,9 @@ SENTENCES = ("word1 word2 word3", "word10 word11 naïve", "東京 word30", "word
 def main(folder: Path) -> None:
     make_bundle(folder / "int8-text", source=small_text_source(dimensions=8), collection=SENTENCES)
     make_bundle(folder / "float32-words", source=small_source(dimensions=8), codec="float32", graphs=("onnx",))
+    for codec in ("float16", "int4", "pq:4", "opq:4", "rq:2"):
+        source = small_source(dimensions=8, keys=MANY_WORDS)
+        make_bundle(folder / f"{codec.partition(':')[0]}-words", source=source, codec=codec)
 
 
 if __name__ == "__main__":
