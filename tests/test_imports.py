@@ -34,6 +34,10 @@ WRAPPED = {
     "tokenizers": ["edge_embed/text.py"],
     "onnx": ["export/edge_embed_export/graphs/onnx.py"],
     "faiss": ["export/edge_embed_export/codebooks.py"],
+    "scipy": ["export/edge_embed_export/evaluation/similarity.py"],
+    "sklearn": ["export/edge_embed_export/evaluation/labelled.py"],
+    "ir_measures": ["export/edge_embed_export/evaluation/retrieval.py"],
+    "matplotlib": ["export/edge_embed_export/plots.py"],
     "safetensors": ["export/edge_embed_export/sources/sentence_transformers.py"],
 }
 

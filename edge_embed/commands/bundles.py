@@ -50,7 +50,9 @@ def _inspect(arguments: argparse.Namespace) -> int:
         for operation, budget in budgets.operations.items():
             print(f"          {operation:7} p50 {budget.p50_us:g} us, p99 {budget.p99_us:g} us")
         for name, quality in manifest.quality.items():
-            prices = ", ".join(f"{key} {value}" for key, value in sorted(quality.items()))
+            # Lists of figures, of parts of a table or of evaluations, are for --json.
+            figures = {key: value for key, value in sorted(quality.items()) if not isinstance(value, list | dict)}
+            prices = ", ".join(f"{key} {value}" for key, value in figures.items())
             print(printable(f"quality   {name}: {prices}"))
         print(f"golden    {sum(len(golden.inputs) for golden in manifest.golden)} questions")
         for name, blob in manifest.blobs.items():

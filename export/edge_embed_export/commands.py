@@ -16,9 +16,13 @@ from edge_embed_bundle.bundle import Bundle
 from edge_embed_bundle.manifest import LatencyBudget
 from edge_embed_bundle.slots import is_store
 from edge_embed_bundle.store import Store
+from edge_embed_export.choosing import AUTO, Trial, export_smallest
 from edge_embed_export.codecs import ENCODERS
 from edge_embed_export.demo import run_demo
+from edge_embed_export.evaluation import KINDS, Evaluation, read_evaluation
 from edge_embed_export.exporter import DEFAULT_BOARD, GRAPH_FORMATS, Options, Report, export
+from edge_embed_export.page import Page, check_page, write_page
+from edge_embed_export.pricing import DEFAULT_MAX_LOSS, LossError
 from edge_embed_export.sources import read_source, readers
 
 # What the extra brings: asked for by name, imported where it is wrapped.
@@ -33,7 +37,28 @@ def _configure_export(parser: argparse.ArgumentParser) -> None:
         "--codec",
         default="int8",
         metavar="CODEC",
-        help=f"how vectors are stored: {', '.join(ENCODERS)}; pq:50 and rq:20 with that many codes a row (int8)",
+        help=f"how vectors are stored: {', '.join(ENCODERS)}; pq:50 and rq:20 with that many codes a row (int8); "
+        f"'{AUTO}' tries them and takes the smallest bundle within --max-loss",
+    )
+    parser.add_argument(
+        "--eval",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="questions with known answers, asked of the float32 and of the packed vectors: word or sentence pairs "
+        "with scores, analogies, odd-one-out, labels, or a folder of queries, documents and judgements; may be given "
+        f"several times, and as KIND:FILE ({', '.join(KINDS)}) where the content does not show it",
+    )
+    parser.add_argument(
+        "--max-loss",
+        type=_loss,
+        metavar="LOSS",
+        help="write no bundle, with exit status 1, that loses more than this in any score of --eval or, without "
+        "--eval, in the share of the ten nearest neighbours that change (1 - neighbour overlap@10; "
+        f"int8 changes about .01 of them); default: no limit, with --codec {AUTO} {DEFAULT_MAX_LOSS:g}",
+    )
+    parser.add_argument(
+        "--report", metavar="FILE", type=Path, help="write a page of HTML with tables and plots of what the codec cost"
     )
     parser.add_argument(
         "--graphs", default=",".join(GRAPH_FORMATS), help="comma-separated, or 'none' (onnx,tflite)", metavar="FORMATS"
@@ -71,15 +96,61 @@ def _export(arguments: argparse.Namespace) -> int:
         collection=read_lines(arguments.collection) if arguments.collection else (),
         parent=_identity(arguments.parent) if arguments.parent else None,
         replace=arguments.force,
+        evaluations=tuple(read_evaluation(word) for word in arguments.eval),
+        max_loss=arguments.max_loss,
     )
     progress = SILENT if arguments.json else Progress()
-    report = export(read_source(arguments.source, arguments.format), options, progress)
+    if arguments.report:
+        check_page(arguments.report, arguments.output)
+    source = read_source(arguments.source, arguments.format)
+    trials: tuple[Trial, ...] = ()
+    try:
+        if arguments.codec == AUTO:
+            report, trials = export_smallest(source, options, progress)
+        else:
+            report = export(source, options, progress)
+    except LossError as error:
+        if arguments.report and error.prices:
+            write_page(arguments.report, Page(options.name, source.title, error.prices, None, str(error)))
+        raise
+    if arguments.report:
+        prices = tuple(trial.price for trial in trials if trial.price is not None) or (report.price,)
+        write_page(arguments.report, Page(options.name, source.title, prices, report.price.codec))
     if arguments.json:
-        print(json.dumps(_report_json(report)))
+        print(json.dumps(_report_json(report, trials)))
     else:
-        for line in report_lines(report):
+        for line in (*trial_lines(trials, report.price.codec), *report_lines(report)):
             print(line)
     return 0
+
+
+def _loss(word: str) -> float:
+    try:
+        value = float(word)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a loss from 0 to 1, found {word!r}")
+    return value
+
+
+def trial_lines(trials: tuple[Trial, ...], chosen: str) -> list[str]:
+    """Return the table of what each tried codec cost."""
+    if not trials:
+        return []
+    lines = [f"  {'codec':8} {'bundle':>10} {'overlap@10':>10} {'worst loss':>10}"]
+    for trial in trials:
+        if trial.price is None:
+            lines.append(f"  {trial.codec:8} {'refused: ' + trial.refused}")
+            continue
+        price = trial.price
+        overlap = min(each.neighbour_overlap_at_10 for each in price.quality.values())
+        what, loss = price.worst
+        taken = "  taken" if trial.codec == chosen else "" if trial.within else "  loses too much"
+        lines.append(
+            f"  {trial.codec:8} {format_size(price.size_bytes):>10} {overlap:10.4f} {loss:10.4f}{taken} ({what})"
+        )
+    return lines
 
 
 def read_lines(path: Path) -> tuple[str, ...]:
@@ -113,6 +184,7 @@ def report_lines(report: Report) -> list[str]:
             f"neighbour overlap@10 {price.neighbour_overlap_at_10:.4f}, "
             f"cosine mean {price.mean_cosine:.6f}, worst {price.worst_cosine:.6f}"
         )
+    lines += evaluation_lines(report.price.evaluations)
     for model in manifest.models:
         for graph in model.graphs:
             proven = ", ".join(f"{engine.name} {engine.version}" for engine in graph.proven) or "no engine"
@@ -120,7 +192,17 @@ def report_lines(report: Report) -> list[str]:
     return lines
 
 
-def _report_json(report: Report) -> dict[str, object]:
+def evaluation_lines(evaluations: tuple[Evaluation, ...]) -> list[str]:
+    """Return a line per score: both sides, the loss and its interval, and how many questions were known."""
+    return [
+        f"  {each.name} {score.measure}: float32 {score.float32:.4f}, packed {score.packed:.4f}, "
+        f"loss {score.loss:.4f} ({score.loss_interval}), {each.known} of {each.asked} questions known"
+        for each in evaluations
+        for score in each.scores
+    ]
+
+
+def _report_json(report: Report, trials: tuple[Trial, ...]) -> dict[str, object]:
     manifest = report.manifest
     return {
         "path": str(report.path),
@@ -128,7 +210,10 @@ def _report_json(report: Report) -> dict[str, object]:
         "version": manifest.version,
         "space": manifest.space.id,
         "size_bytes": manifest.size_bytes,
+        "codec": report.price.codec,
         "quality": {name: price.to_json() for name, price in report.quality.items()},
+        "evaluations": [each.to_json() for each in report.price.evaluations],
+        "tried": [trial.to_json() for trial in trials],
     }
 
 

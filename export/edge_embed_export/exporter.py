@@ -54,10 +54,12 @@ from edge_embed_bundle.writer import BlobWriter, BundleWriter
 from edge_embed_devices.budgets import default_budgets
 from edge_embed_devices.profiles import board_named
 from edge_embed_export.codecs import Encoded, decoded_blocks, encoder
+from edge_embed_export.evaluation import Evaluation, Task
 from edge_embed_export.graphs.onnx import check_onnx, onnx_lookup
 from edge_embed_export.graphs.tflite import tflite_header
 from edge_embed_export.key_index import build_index
 from edge_embed_export.matrix import BLOCK_ROWS, Matrix, Places, blocks_of
+from edge_embed_export.pricing import Price, check_loss, evaluated, manifest_quality
 from edge_embed_export.quality import Quality, measure_quality
 from edge_embed_export.questions import answered, spread_rows
 from edge_embed_export.sources import Source, SourceTable
@@ -96,15 +98,22 @@ class Options:
     collection: tuple[str, ...] = ()
     parent: str | None = None
     replace: bool = False
+    evaluations: tuple[Task, ...] = ()
+    max_loss: float | None = None
 
 
 @dataclass(frozen=True)
 class Report:
-    """What came out: the manifest, and the price of each table."""
+    """What came out: the manifest, and what the codec cost."""
 
     path: Path
     manifest: Manifest
-    quality: Mapping[str, Quality]
+    price: Price
+
+    @property
+    def quality(self) -> Mapping[str, Quality]:
+        """The price of each table."""
+        return self.price.quality
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,6 +136,7 @@ def export(source: Source, options: Options, progress: Progress = SILENT) -> Rep
 
     Raises:
         RequestError: an option is impossible for this source.
+        LossError: the codec loses more than ``options.max_loss``.
         BundleError: the target is taken, or a graph does not answer as the kernels do.
         MissingExtraError: a package of the ``export`` extra is not installed.
     """
@@ -142,9 +152,18 @@ def export(source: Source, options: Options, progress: Progress = SILENT) -> Rep
         with Runtime(writer.preview(draft), verify=False) as runtime:
             proven = tuple(_prove(model, runtime, runtime.bundle) for model in models)
             quality = _measure(parts, models, runtime, progress)
+            evaluations = evaluated(source, options.evaluations, runtime)
             golden = _write_golden(writer, runtime)
-        manifest = writer.finish(lambda blobs: _signed_off(_manifest(source, options, proven, blobs), golden, quality))
-    return Report(options.target, manifest, quality)
+        prices: list[Price] = []
+
+        def sign(blobs: Mapping[str, Blob]) -> Manifest:
+            signed = _signed_off(_manifest(source, options, proven, blobs), golden, quality, evaluations)
+            prices.append(Price(options.codec, signed.size_bytes, quality, evaluations))
+            check_loss(prices[0], options.max_loss)
+            return signed
+
+        manifest = writer.finish(sign)
+    return Report(options.target, manifest, prices[0])
 
 
 def _check_options(options: Options) -> None:
@@ -354,13 +373,18 @@ def _manifest(source: Source, options: Options, models: tuple[Model, ...], blobs
     )
 
 
-def _signed_off(draft: Manifest, golden: tuple[Golden, ...], quality: Mapping[str, Quality]) -> Manifest:
+def _signed_off(
+    draft: Manifest,
+    golden: tuple[Golden, ...],
+    quality: Mapping[str, Quality],
+    evaluations: tuple[Evaluation, ...],
+) -> Manifest:
     """Return the manifest with what the bundle answered; a budget that no question measures is no promise."""
     asked = {question.operation for question in golden if question.inputs}
     operations = {name: budget for name, budget in draft.budgets.operations.items() if name in asked}
     return draft._replace(
         golden=golden,
-        quality={name: price.to_json() for name, price in quality.items()},
+        quality=manifest_quality(quality, evaluations, draft.models[0].name),
         budgets=draft.budgets._replace(operations=operations),
     )
 

@@ -1,0 +1,85 @@
+"""``--codec auto``: every codec is tried by a whole export, and the smallest bundle within the loss is made.
+
+Each trial goes into a temporary folder and is gone with it, so its size and its losses are those of the real bundle;
+the chosen codec is then exported to the target, to the same bytes. What is tried depends on the dimensions alone.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from edge_embed.errors import EdgeEmbedError, MissingExtraError, RequestError
+from edge_embed.progress import SILENT, Progress
+from edge_embed_export.exporter import Options, Report, export
+from edge_embed_export.matrix import spool_folder
+from edge_embed_export.pricing import DEFAULT_MAX_LOSS, LossError, Price
+from edge_embed_export.sources import Source
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A codec that was tried: its price, or why there is none; and whether the price is within the loss."""
+
+    codec: str
+    price: Price | None
+    refused: str = ""
+    within: bool = False
+
+    def to_json(self) -> dict[str, object]:
+        """Return the trial as ``--json`` has it."""
+        if self.price is None:
+            return {"codec": self.codec, "refused": self.refused}
+        return {**self.price.to_json(), "within": self.within}
+
+
+def candidates(dimensions: int) -> tuple[str, ...]:
+    """Return the codecs that are tried for rows of some length, from the most bytes a row to the fewest."""
+    half = (f"pq:{dimensions // 2}", f"opq:{dimensions // 2}") if dimensions >= 8 else ()
+    return ("float32", "float16", "int8", "int4", *half, "pq", "opq", "rq")
+
+
+def export_smallest(source: Source, options: Options, progress: Progress = SILENT) -> tuple[Report, tuple[Trial, ...]]:
+    """Write the smallest bundle whose losses stay within ``options.max_loss``, .01 if not given.
+
+    Raises:
+        LossError: none does.
+        RequestError: as :func:`export`.
+    """
+    limit = DEFAULT_MAX_LOSS if options.max_loss is None else options.max_loss
+    names = candidates(source.table.vectors.shape[1])
+    trials = tuple(_tried(source, replace(options, codec=name), limit, progress) for name in names)
+    within = [trial.price for trial in trials if trial.price is not None and trial.within]
+    if not within:
+        raise _none_within(trials, limit)
+    chosen = min(within, key=lambda price: price.size_bytes)
+    return export(source, replace(options, codec=chosen.codec, max_loss=limit), progress), trials
+
+
+def _tried(source: Source, options: Options, limit: float, progress: Progress) -> Trial:
+    with tempfile.TemporaryDirectory(prefix="edge-embed-", dir=spool_folder()) as folder:
+        try:
+            report = export(
+                source, replace(options, target=Path(folder) / "trial", replace=False, max_loss=None), progress
+            )
+        except MissingExtraError:
+            raise
+        except RequestError as error:
+            # A number that float16 cannot hold, a codec whose decoding is beyond the memory budget.
+            return Trial(options.codec, None, str(error))
+        return Trial(options.codec, report.price, within=report.price.worst[1] <= limit)
+
+
+def _none_within(trials: tuple[Trial, ...], limit: float) -> EdgeEmbedError:
+    prices = tuple(trial.price for trial in trials if trial.price is not None)
+    if not prices:
+        return RequestError(f"expected a codec that can store this source, found none: {trials[0].refused}")
+    best = min(prices, key=lambda price: price.worst[1])
+    return LossError(
+        f"expected a codec that loses at most {limit:g}, found {best.worst[1]:.4f} in {best.worst[0]} "
+        f"by the best of them, {best.codec}; the bundle was not written",
+        prices,
+    )
