@@ -1,4 +1,4 @@
-"""What this project promised of its codecs on real tables; ``docs/quality.md`` holds what was found, with intervals.
+"""What this project promised of its codecs on real tables.
 
 Codebooks train for a minute or more each: ``benchmarks/quality.py`` asks all of them, these tests a few.
 """
