@@ -7,6 +7,8 @@ with edge_embed.open("words", memory_budget="64MiB") as runtime:   # a bundle fo
     runtime.lookup(["king", "queen"])      # (n, d) float32
     runtime.encode("a small board")        # text -> (d,) float32
     runtime.search("king", k=10)           # Neighbours(keys, scores, space)
+    runtime.bag([3, 17, 4], model="genre")  # several rows, one vector (d,) float32, as nn.EmbeddingBag
+    runtime.bags({"genre": [3, 17], "user_id": [5]})  # one call for many tables
     runtime.space                          # what these vectors may be compared with
 """
 
@@ -19,6 +21,7 @@ from edge_embed.version import __version__
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from edge_embed.bags import Bag
     from edge_embed.errors import (
         BudgetError,
         BundleError,
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
     from edge_embed.table import Neighbours
 
 __all__ = [
+    "Bag",
     "BudgetError",
     "BundleError",
     "EdgeEmbedError",
@@ -85,7 +89,7 @@ def __getattr__(name: str) -> object:
     """Import a public name at its first use: the command line starts without paying for what it does not use."""
     from importlib import import_module
 
-    places = {"Runtime": "runtime", "Stamped": "space", "Neighbours": "table"}
+    places = {"Bag": "bags", "Runtime": "runtime", "Stamped": "space", "Neighbours": "table"}
     if name not in __all__:
         raise AttributeError(f"module 'edge_embed' has no attribute {name!r}")
     return getattr(import_module(f"edge_embed.{places.get(name, 'errors')}"), name)

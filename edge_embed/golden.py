@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_embed.bags import Bag, error_bound, runs_of
 from edge_embed.codecs import mapped
 from edge_embed.errors import BundleError, RequestError
 from edge_embed.table import Table
 from edge_embed_bundle.bundle import Bundle
-from edge_embed_bundle.manifest import OPERATIONS, Golden, Manifest
+from edge_embed_bundle.manifest import OPERATIONS, BagRecipe, Golden, Manifest, Model
 
 if TYPE_CHECKING:
+    from edge_embed.engines import BagEngine
+    from edge_embed.runtime import Runtime
     from edge_embed.serving import Serving
 
 
@@ -78,10 +81,34 @@ def check_engine(bundle: Bundle, table: Table, engine: str) -> None:
             raise BundleError(f"{bundle.path}: expected the golden answers from {engine}, found {outcome}")
 
 
+def bag_difference(runtime: Runtime, model: Model, engine: BagEngine) -> tuple[float, float]:
+    """Return how far an engine's bags lie from the kernels', at the most, and how far they may (``error_bound``)."""
+    counts = np.array([1, 5, 0, 16, 2, 0])
+    ids = np.linspace(0, model.rows - 1, int(counts.sum())).astype(np.int64)
+    # The padding row stands in the bag of five, and an id that is hashed in the bag of two.
+    if model.bag is not None and model.bag.padding_row is not None:
+        ids[2] = model.bag.padding_row
+    if model.hash is not None:
+        ids[-2:] = model.rows + 3, -1
+    weighted = model.bag is not None and model.bag.mode == "sum"
+    weights = np.linspace(-2, 2, len(ids)).astype(np.float32) if weighted else None
+    offsets = np.cumsum(counts) - counts
+    found = engine.bag(ids, offsets, weights)
+    expected = runtime.bag(ids, offsets, model=model.name, weights=weights)
+    bound = error_bound(2 * runtime.lookup_ids(ids, model=model.name), int(counts.max()))
+    if found.shape != expected.shape or found.dtype != np.float32:
+        return float("inf"), bound
+    return float(np.abs(found - expected).max(initial=0)), bound
+
+
 def _answer(serving: Serving, golden: Golden) -> NDArray[np.float32]:
     table = serving.table(golden.model)
     if golden.operation == "lookup":
         return _lookup(table, golden)
+    if golden.operation == "bag":
+        recipe = table.model.bag or BagRecipe("mean")
+        bags = [[int(row) for row in text.split()] for text in golden.inputs]
+        return table.bag(runs_of(Bag(bags)), recipe.mode, recipe.padding_row, "error")
     if golden.operation == "encode":
         return serving.encoder().encode(golden.inputs)
     k = golden.expected.shape[1]

@@ -17,6 +17,7 @@ import numpy as np
 from edge_embed import memory
 from edge_embed.memory import Memory, Peak
 from edge_embed.runtime import Runtime
+from edge_embed_bundle.manifest import Golden
 
 ROUNDS = 5
 ROUND_SECONDS = 0.15
@@ -53,19 +54,32 @@ def costs(runtime: Runtime, without: Sequence[str] = ()) -> Costs:
 
 def operations_of(runtime: Runtime) -> dict[str, tuple[Callable[[Any], Any], Sequence[Any]]]:
     """Return the operations that the bundle answers, each as a call and inputs to give it in turn."""
-    golden = {question.operation: question for question in runtime.manifest.golden}
+    golden = {question.operation: question for question in reversed(runtime.manifest.golden)}
     calls: dict[str, tuple[Callable[[Any], Any], Sequence[Any]]] = {}
     if "lookup" in golden:
-        calls["lookup"] = (runtime.lookup, _sample_of_keys(runtime) or golden["lookup"].inputs)
+        calls["lookup"] = _lookup_call(runtime, golden["lookup"])
     if "encode" in golden:
         calls["encode"] = (runtime.encode, golden["encode"].inputs)
     if "search" in golden:
-        search = golden["search"]
+        # Of several tables that are searched, the budget is that of the largest one.
+        searches = [question for question in runtime.manifest.golden if question.operation == "search"]
+        search = max(searches, key=lambda question: runtime.table(question.model).model.rows)
         if search.by == "key":
             calls["search"] = (lambda key: runtime.search(key, model=search.model), search.inputs)
         else:
             calls["search"] = (lambda text: runtime.search(text=text, model=search.model), search.inputs)
+    if "bag" in golden:
+        calls["bag"] = (runtime.bags, _requests(runtime))
     return {name: call for name, call in calls.items() if call[1]}
+
+
+def _requests(runtime: Runtime) -> list[dict[str, list[int]]]:
+    """Return requests as a recommender makes them: one bag of every table that pools, from the golden questions."""
+    asked = {question.model: question.inputs for question in runtime.manifest.golden if question.operation == "bag"}
+    bags = {model: [[int(row) for row in text.split()] for text in texts] for model, texts in asked.items() if texts}
+    if not bags:
+        return []
+    return [{model: each[i % len(each)] for model, each in bags.items()} for i in range(max(map(len, bags.values())))]
 
 
 def latency(call: Callable[[Any], Any], inputs: Sequence[Any]) -> Latency:
@@ -84,6 +98,12 @@ def _round(call: Callable[[Any], Any], inputs: Sequence[Any]) -> Latency:
         times_ns.append(time.perf_counter_ns() - start)
     p50, p99 = np.percentile(times_ns, [50, 99]) / 1000
     return Latency(round(float(p50), 2), round(float(p99), 2), len(times_ns))
+
+
+def _lookup_call(runtime: Runtime, golden: Golden) -> tuple[Callable[[Any], Any], Sequence[Any]]:
+    if golden.by == "row":
+        return lambda row: runtime.lookup_ids([row], model=golden.model), [int(row) for row in golden.inputs]
+    return runtime.lookup, _sample_of_keys(runtime) or golden.inputs
 
 
 def _sample_of_keys(runtime: Runtime) -> list[str]:

@@ -13,15 +13,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_embed import memory
-from edge_embed.errors import EdgeEmbedError, RequestError
+from edge_embed.bags import Asked, Bag, flat, runs_of
+from edge_embed.errors import EdgeEmbedError, RequestError, SpaceMismatchError
 from edge_embed.keys import Key
 from edge_embed.memory import Memory, parse_size
 from edge_embed.serving import Serving, check_budget
@@ -29,7 +30,7 @@ from edge_embed.space import Stamped, comparable
 from edge_embed.table import UNKNOWN_POLICIES, Neighbours, Table
 from edge_embed_bundle.bundle import Bundle
 from edge_embed_bundle.errors import BundleError, DigestError, EmptyStoreError
-from edge_embed_bundle.manifest import MANIFEST_NAME, OPERATIONS, Manifest, Space
+from edge_embed_bundle.manifest import BAG_MODES, MANIFEST_NAME, OPERATIONS, BagRecipe, Manifest, Space
 from edge_embed_bundle.slots import SlotWatch, generation_folder, is_store
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class Runtime:
         Args:
             keys: text (UTF-8) or bytes, one or a sequence.
             model: the table's name; the bundle's first one if not given.
-            unknown: ``error`` or ``zeros`` for keys that are not there; the manifest's policy if not given.
+            unknown: ``error``, ``zeros`` or ``hash`` for keys that are not there; the manifest's policy if not given.
 
         Raises:
             UnknownKeyError: a key is not there and the policy is ``error``.
@@ -98,18 +99,58 @@ class Runtime:
         return self._lookup(self._current(), keys, model, unknown)
 
     def lookup_ids(self, ids: Sequence[int] | NDArray[np.integer], *, model: str | None = None) -> Vector:
-        """Return the vectors ``(n, d)`` of row ids ``(n,)``, float32.
+        """Return the vectors ``(n, d)`` of row ids ``(n,)``, float32; ids outside a table that hashes get its rows.
 
         Raises:
             RequestError: an id lies outside the table, or they are no list of whole numbers.
         """
-        given = np.asarray(ids)
-        if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
-            raise RequestError(f"expected row ids as a list of whole numbers, found {given.dtype} {given.shape}")
-        if given.dtype == np.uint64:
-            # The larger half would turn into negative numbers.
-            given = np.minimum(given, np.uint64(np.iinfo(np.int64).max))
-        return self._current().table(model).decode(given.astype(np.int64, copy=False))
+        given = flat(ids)
+        if not isinstance(given, np.ndarray):
+            raise RequestError("expected row ids as a list of whole numbers, found keys")
+        return self._current().table(model).lookup_ids(given)
+
+    def bag(
+        self,
+        ids: Asked,
+        offsets: Sequence[int] | NDArray[np.integer] | None = None,
+        *,
+        model: str | None = None,
+        mode: str | None = None,
+        weights: Sequence[Any] | NDArray[np.floating] | None = None,
+        padding_row: int | None = None,
+        include_last_offset: bool = False,
+        unknown: str | None = None,
+    ) -> Vector:
+        """Return one vector for several rows, as ``nn.EmbeddingBag`` does: ``(d,)`` of one list, else ``(b, d)``.
+
+        Args:
+            ids: row ids, or keys: one list is one bag; a list of lists, or ``(b, k)``, are b bags.
+            offsets: where in a flat ``ids`` each bag begins.
+            model: the table's name; the bundle's first one if not given.
+            mode: ``sum``, ``mean`` or ``max``; the manifest's recipe if not given, else ``mean``.
+            weights: a factor for each id; for ``sum`` alone.
+            padding_row: the row that is left out and not counted; the manifest's if not given, -1 for none.
+            include_last_offset: the last of ``offsets`` is the number of ids, not the beginning of a bag.
+            unknown: ``error``, ``zeros`` (such a key is left out) or ``hash``; the manifest's policy if not given.
+
+        Raises:
+            RequestError: an id lies outside the table, or ids, offsets and weights do not belong together.
+            UnknownKeyError: a key is not there and the policy is ``error``.
+        """
+        bag = Bag(ids, offsets, weights, include_last_offset)
+        return self._bag(self._current().table(model), bag, mode, padding_row, unknown)
+
+    def bags(self, asked: Mapping[str, Bag | Asked]) -> dict[str, Vector]:
+        """Return the pooled vectors of several tables, by their names, from one generation.
+
+        Each table is asked by its own recipe. A value is what :meth:`bag` takes as ``ids``, or a ``Bag`` with offsets
+        or weights.
+        """
+        serving = self._current()
+        return {
+            name: self._bag(serving.table(name), bag if isinstance(bag, Bag) else Bag(bag), None, None, None)
+            for name, bag in asked.items()
+        }
 
     @overload
     def encode(self, text: str) -> Vector: ...
@@ -143,7 +184,9 @@ class Runtime:
             vector = self._lookup(serving, key, None, None)
         elif text is not None:
             vector = self._encode(serving, text)
-        return Stamped(vector, serving.bundle.manifest.space.id)
+        # A text's vector lies in the space of the table that encodes it.
+        table = serving.table() if key is not None else serving.encoding_table()
+        return Stamped(vector, table.space.id)
 
     def search(
         self,
@@ -178,9 +221,14 @@ class Runtime:
             return table.search(table.lookup(key, "error"), k, without_row=table.find(key))
         table = serving.collection() if model is None else serving.table(model)
         if text is not None:
+            if table.space.id != serving.encoding_table().space.id:
+                raise SpaceMismatchError(
+                    f"{table.model.name}: expected a table in the space of the bundle's texts, found one of "
+                    f"{table.space.id[:12]} ({table.space.source})"
+                )
             return table.search(serving.encoder().encode([text])[0], k)
         if vector is not None:
-            return table.search(comparable(vector, serving.bundle.manifest.space), k)
+            return table.search(comparable(vector, table.space), k)
         raise AssertionError("one of the three was given")
 
     @property
@@ -240,14 +288,32 @@ class Runtime:
 
     def _lookup(self, serving: Serving, keys: Key | Sequence[Key], model: str | None, unknown: str | None) -> Vector:
         table = serving.table(model)
-        policy = table.model.unknown if unknown is None else unknown
-        if policy not in UNKNOWN_POLICIES:
-            raise RequestError(f"expected unknown to be one of {', '.join(UNKNOWN_POLICIES)}, found {policy!r}")
+        policy = self._policy(table, unknown)
         if isinstance(keys, str | bytes):
             return table.lookup(keys, policy)
         if not isinstance(keys, Iterable):
             raise RequestError(f"expected a key as str or bytes, or several of them, found {type(keys).__name__}")
         return table.lookup_all(list(keys), policy)
+
+    def _bag(self, table: Table, bag: Bag, mode: str | None, padding_row: int | None, unknown: str | None) -> Vector:
+        recipe = table.model.bag or BagRecipe("mean")
+        mode = recipe.mode if mode is None else mode
+        if mode not in BAG_MODES:
+            raise RequestError(f"expected a mode of {', '.join(BAG_MODES)}, found {mode!r}")
+        if bag.weights is not None and mode != "sum":
+            raise RequestError(f"expected weights with the mode sum alone, found them with {mode}")
+        padding_row = recipe.padding_row if padding_row is None else padding_row
+        if padding_row is not None and not -1 <= padding_row < table.model.rows:
+            raise RequestError(f"expected a padding row below {table.model.rows}, or -1 for none, found {padding_row}")
+        runs = runs_of(bag)
+        pooled = table.bag(runs, mode, None if padding_row == -1 else padding_row, self._policy(table, unknown))
+        return pooled[0] if runs.alone else pooled
+
+    def _policy(self, table: Table, unknown: str | None) -> str:
+        policy = table.model.unknown if unknown is None else unknown
+        if policy not in UNKNOWN_POLICIES:
+            raise RequestError(f"expected unknown to be one of {', '.join(UNKNOWN_POLICIES)}, found {policy!r}")
+        return policy
 
     def _encode(self, serving: Serving, text: str | Sequence[str]) -> Vector:
         vectors = serving.encoder().encode([text] if isinstance(text, str) else list(text))

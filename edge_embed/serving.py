@@ -46,8 +46,16 @@ class Serving:
         return table
 
     def collection(self) -> Table:
-        """Return the table that a text is searched in: the one beside the encoder's own, if there is one."""
-        return next((table for table in self._tables.values() if table.model.text is None), self.table())
+        """Return the table that a text is searched in: one in its space beside the encoder's own, if there is one."""
+        beside = (table for table in self._tables.values() if table.model.text is None)
+        return next((table for table in beside if table.space.id == self.table().space.id), self.table())
+
+    def encoding_table(self) -> Table:
+        """Return the table whose rows a text's tokens are."""
+        for table in self._tables.values():
+            if table.model.text is not None:
+                return table
+        raise RequestError(f"{self.bundle.manifest.name}: expected a bundle that encodes text, found tables alone")
 
     def encoder(self) -> TextEncoder:
         """Return the text encoder, made at its first use: a board that only looks up pays nothing for it."""
@@ -64,10 +72,10 @@ class Serving:
     def _make_encoder(self) -> TextEncoder:
         from edge_embed.text import TextEncoder
 
-        for table in self._tables.values():
-            if table.model.text is not None:
-                return TextEncoder.of(self.bundle, table.model.text, table)
-        raise RequestError(f"{self.bundle.manifest.name}: expected a bundle that encodes text, found tables alone")
+        table = self.encoding_table()
+        if table.model.text is None:
+            raise AssertionError("the encoding table has the recipe")
+        return TextEncoder.of(self.bundle, table.model.text, table)
 
 
 def check_budget(bundle: Bundle, budget_bytes: int, private_bytes_beside: int) -> None:

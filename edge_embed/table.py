@@ -1,21 +1,23 @@
-"""One model of a bundle: vectors by key, keys by likeness."""
+"""One model of a bundle: vectors by key or id, alone or pooled in bags, and keys by likeness."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_embed import kernels
+from edge_embed.bags import Runs
 from edge_embed.codecs import CODECS, Rows, mapped
 from edge_embed.errors import RequestError, UnknownKeyError
 from edge_embed.keys import Key, KeyIndex, KeyNames, to_bytes
 from edge_embed_bundle.bundle import Bundle
-from edge_embed_bundle.manifest import Model
+from edge_embed_bundle.manifest import HashRecipe, Model
 
-UNKNOWN_POLICIES = ("error", "zeros")
+UNKNOWN_POLICIES = ("error", "zeros", "hash")
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +38,7 @@ class Table:
 
     def __init__(self, bundle: Bundle, model: Model) -> None:
         self.model = model
-        self._space = bundle.manifest.space.id
+        self.space = bundle.manifest.space_of(model)
         tensors = {name: mapped(bundle, tensor) for name, tensor in model.tensors.items()}
         self.rows: Rows = CODECS[model.codec](tensors, model.dimensions)
         self._index = (
@@ -53,33 +55,55 @@ class Table:
 
     def lookup(self, key: Key, unknown: str) -> NDArray[np.float32]:
         """Return the vector ``(d,)`` of a key; ``unknown`` says what an unknown one gets."""
-        row = self.find(key)
+        row = self.find(key) if self._index is not None or unknown != "hash" else -1
         if row < 0:
-            self._check_unknown([key], unknown)
-            return np.zeros(self.model.dimensions, np.float32)
+            alone: NDArray[np.float32] = self.lookup_all([key], unknown)[0]
+            return alone
         vector: NDArray[np.float32] = self.rows.decode(np.array([row]))[0]
         return vector
 
     def lookup_all(self, keys: Sequence[Key], unknown: str) -> NDArray[np.float32]:
         """Return the vectors ``(n, d)`` of keys."""
-        ids = self._keys().find_all([to_bytes(key) for key in keys])
-        missing = np.flatnonzero(ids < 0)
+        rows = self._rows_of_keys(keys, unknown)
+        missing = np.flatnonzero(rows < 0)
         if not len(missing):
-            return self.rows.decode(ids)
-        self._check_unknown([keys[i] for i in missing.tolist()], unknown)
-        ids[missing] = 0
-        vectors = self.rows.decode(ids) if self.model.rows else np.zeros((len(keys), self.model.dimensions), np.float32)
+            return self.rows.decode(rows)
+        rows[missing] = 0
+        vectors = (
+            self.rows.decode(rows) if self.model.rows else np.zeros((len(keys), self.model.dimensions), np.float32)
+        )
         vectors[missing] = 0
         return vectors
 
-    def decode(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return the vectors ``(n, d)`` of row ids ``(n,)`` from outside, after checking them."""
-        if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < self.model.rows:
-            raise RequestError(
-                f"{self.model.name}: expected row ids from 0 to {self.model.rows - 1}, "
-                f"found {int(ids.min())} to {int(ids.max())}"
-            )
-        return self.rows.decode(ids)
+    def decode(self, ids: NDArray[Any]) -> NDArray[np.float32]:
+        """Return the vectors ``(n, d)`` of row ids ``(n,)`` from outside, after checking that they are rows."""
+        return self.rows.decode(self._rows_of_ids(ids, "error"))
+
+    def lookup_ids(self, ids: NDArray[Any]) -> NDArray[np.float32]:
+        """Return the vectors ``(n, d)`` of ids ``(n,)``; where the table hashes, one outside it gets a row as well."""
+        return self.rows.decode(self._rows_of_ids(ids, self.model.unknown))
+
+    def bag(self, runs: Runs, mode: str, padding_row: int | None, unknown: str) -> NDArray[np.float32]:
+        """Return the pooled vectors ``(b, d)`` of bags; see ``bags``."""
+        if isinstance(runs.asked, np.ndarray):
+            rows = self._rows_of_ids(runs.asked, unknown)
+            left_out = None if padding_row is None else rows == padding_row
+        else:
+            rows = self._rows_of_keys(runs.asked, unknown)
+            left_out = rows < 0 if padding_row is None else (rows < 0) | (rows == padding_row)
+        counts, weights = runs.counts, runs.weights
+        if left_out is not None and left_out.any():
+            kept = ~left_out
+            bag_of_each = np.repeat(np.arange(len(counts)), counts)
+            counts = np.bincount(bag_of_each[kept], minlength=len(counts))
+            rows = rows[kept]
+            weights = None if weights is None else weights[kept]
+        if not len(rows):
+            return np.zeros((len(counts), self.model.dimensions), np.float32)
+        vectors = self.rows.decode(rows)
+        if weights is not None:
+            vectors = vectors * weights[:, np.newaxis]
+        return kernels.pool(vectors, counts, mode)
 
     def search(self, query: NDArray[np.float32], k: int, without_row: int = -1) -> Neighbours:
         """Return the ``k`` rows whose cosine with ``query`` ``(d,)`` is highest: an exact scan of all rows.
@@ -101,19 +125,58 @@ class Table:
             scores[without_row] = -np.inf
             k = min(k, len(scores) - 1)
         best = kernels.top_k(scores, k)
-        return Neighbours(tuple(self.names[row] for row in best.tolist()), scores[best], self._space)
+        return Neighbours(tuple(self.names[row] for row in best.tolist()), scores[best], self.space.id)
 
     def _keys(self) -> KeyIndex:
         if self._index is None:
             raise RequestError(f"{self.model.name}: expected a table with a key index, found one of row ids alone")
         return self._index
 
-    def _check_unknown(self, keys: Sequence[Key], unknown: str) -> None:
-        if unknown == "error":
-            shown = ", ".join(_shown(key) for key in keys[:3]) + (" ..." if len(keys) > 3 else "")
+    def _rows_of_keys(self, keys: Sequence[Key], unknown: str) -> NDArray[np.int64]:
+        """Return the row ``(n,)`` of each key, -1 for an unknown one that gets zeros."""
+        names = [to_bytes(key) for key in keys]
+        if self._index is None and unknown == "hash":
+            # Nobody named the rows: every key is hashed to its own.
+            rows = np.full(len(names), -1, np.int64)
+        else:
+            rows = self._keys().find_all(names)
+        missing = np.flatnonzero(rows < 0)
+        if not len(missing):
+            return rows
+        if unknown == "hash":
+            recipe = self._hashing()
+            hashes = kernels.hash_keys([names[i] for i in missing.tolist()], recipe.seed)
+            rows[missing] = recipe.first_row + (hashes % np.uint64(recipe.rows)).astype(np.int64)
+        elif unknown == "error":
+            shown = ", ".join(_shown(keys[i]) for i in missing[:3].tolist()) + (" ..." if len(missing) > 3 else "")
             raise UnknownKeyError(
-                f"{self.model.name}: expected keys of the table, found {len(keys)} that it does not have: {shown}"
+                f"{self.model.name}: expected keys of the table, found {len(missing)} that it does not have: {shown}"
             )
+        return rows
+
+    def _rows_of_ids(self, ids: NDArray[Any], unknown: str) -> NDArray[np.int64]:
+        """Return the row ``(n,)`` of each id; one outside the table has none, but where ids are hashed."""
+        if not len(ids) or 0 <= int(ids.min()) <= int(ids.max()) < self.model.rows:
+            return ids.astype(np.int64, copy=False)
+        if unknown != "hash":
+            raise RequestError(
+                f"{self.model.name}: expected row ids from 0 to {self.model.rows - 1}, "
+                f"found {int(ids.min())} to {int(ids.max())}"
+            )
+        recipe = self._hashing()
+        outside = (ids < 0) | (ids >= self.model.rows)
+        rows = np.where(outside, 0, ids).astype(np.int64)
+        # The remainder of the floor, so it is never negative; in the ids' own type, which may be uint64.
+        wide = ids[outside] if ids.dtype == np.uint64 else ids[outside].astype(np.int64)
+        rows[outside] = recipe.first_row + (wide % wide.dtype.type(recipe.rows)).astype(np.int64)
+        return rows
+
+    def _hashing(self) -> HashRecipe:
+        if self.model.hash is None:
+            raise RequestError(
+                f"{self.model.name}: expected a table that hashes what is unknown, found one that does not"
+            )
+        return self.model.hash
 
 
 def _shown(key: Key) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,16 @@ def with_table(source: Source, **changes: Any) -> Source:
     return replace(source, tables=(replace(source.table, **changes), *source.tables[1:]))
 
 
+def tables_source(shapes: Mapping[str, tuple[int, int]], *, seed: int = 0) -> Source:
+    """Return a source of tables of ids, as a recommender has them, each with a shape of its own."""
+    random = np.random.default_rng(seed)
+    tables = []
+    for name, shape in shapes.items():
+        vectors = random.normal(size=shape).astype(np.float32)
+        tables.append(SourceTable(name, None, vectors, hashlib.sha256(vectors.tobytes()).hexdigest()))
+    return Source("tables", tuple(tables))
+
+
 def make_bundle(
     target: Path,
     *,
@@ -82,7 +93,8 @@ def make_bundle(
     codec: str = "int8",
     graphs: tuple[str, ...] = ("onnx", "tflite"),
     collection: tuple[str, ...] = (),
+    **options: Any,
 ) -> Report:
     """Export a bundle to ``target``."""
-    options = Options(target=target, name="small", version=version, codec=codec, graphs=graphs, collection=collection)
-    return export(small_source() if source is None else source, options)
+    options |= {"version": version, "codec": codec, "graphs": graphs, "collection": collection}
+    return export(small_source() if source is None else source, Options(target=target, name="small", **options))

@@ -7,6 +7,7 @@ import edge_embed
 
 def test_every_public_name_is_there_and_nothing_else_is_promised() -> None:
     assert sorted(edge_embed.__all__) == [
+        "Bag",
         "BudgetError",
         "BundleError",
         "EdgeEmbedError",

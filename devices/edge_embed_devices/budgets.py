@@ -25,6 +25,8 @@ def default_budgets(board: Board, operations: tuple[str, ...], scanned_numbers: 
     latency = {
         "lookup": LatencyBudget(1_000.0, 5_000.0),
         "encode": LatencyBudget(10_000.0, 50_000.0),
+        # One bag of each of a few dozen tables.
+        "bag": LatencyBudget(10_000.0, 50_000.0),
         "search": LatencyBudget(search_us, _HEADROOM * search_us),
     }
     memory_bytes = min(MEMORY_PRIVATE_BYTES, board.ram_bytes // 4)

@@ -26,6 +26,7 @@ BOARD_COMMANDS = {
     "inspect": "edge_embed.commands.bundles:INSPECT",
     "verify": "edge_embed.commands.bundles:VERIFY",
     "lookup": "edge_embed.commands.answers:LOOKUP",
+    "bag": "edge_embed.commands.answers:BAG",
     "encode": "edge_embed.commands.answers:ENCODE",
     "search": "edge_embed.commands.answers:SEARCH",
     "install": "edge_embed.commands.stores:INSTALL",

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Sequence
+from typing import Any
 
 import edge_embed
 from edge_embed.commands import Command, printable, spelled
+from edge_embed.errors import RequestError
 from edge_embed.runtime import Runtime, Vector
+from edge_embed_bundle.manifest import BAG_MODES
+
+_ID = re.compile(r"-?[0-9]{1,19}")
 
 
 def _configure_answer(parser: argparse.ArgumentParser) -> None:
@@ -21,11 +27,13 @@ def _open(arguments: argparse.Namespace, engine: str = "kernels") -> Runtime:
     return edge_embed.open(arguments.path, memory_budget=arguments.memory_budget, engine=engine, follow=False)
 
 
-def _print_vectors(arguments: argparse.Namespace, runtime: Runtime, names: Sequence[str], vectors: Vector) -> None:
+def _print_vectors(
+    arguments: argparse.Namespace, runtime: Runtime, names: Sequence[str], vectors: Vector, space: str
+) -> None:
     rows = vectors.tolist()
     if arguments.json:
         answers = [{"input": spelled(name), "vector": row} for name, row in zip(names, rows, strict=True)]
-        print(json.dumps({"generation": runtime.generation, "space": runtime.space.id, "answers": answers}))
+        print(json.dumps({"generation": runtime.generation, "space": space, "answers": answers}))
         return
     for name, row in zip(names, rows, strict=True):
         print(printable(name), *(f"{number:.6g}" for number in row))
@@ -36,15 +44,58 @@ def _configure_lookup(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("keys", metavar="KEY", nargs="+")
     parser.add_argument("--model", metavar="NAME", help="the table to ask; the bundle's first one by default")
     parser.add_argument(
-        "--unknown", choices=("error", "zeros"), help="what an unknown key gets; default: the bundle's word"
+        "--unknown", choices=("error", "zeros", "hash"), help="what an unknown key gets; default: the bundle's word"
     )
     parser.add_argument("--engine", default="kernels", metavar="NAME", help="kernels, onnxruntime or litert")
 
 
 def _lookup(arguments: argparse.Namespace) -> int:
     with _open(arguments, arguments.engine) as runtime:
-        vectors = runtime.lookup(arguments.keys, model=arguments.model, unknown=arguments.unknown)
-        _print_vectors(arguments, runtime, arguments.keys, vectors)
+        asked = _asked(runtime, arguments.model, arguments.keys)
+        if isinstance(asked[0], int):
+            vectors = runtime.lookup_ids(asked, model=arguments.model)
+        else:
+            vectors = runtime.lookup(asked, model=arguments.model, unknown=arguments.unknown)
+        _print_vectors(arguments, runtime, arguments.keys, vectors, runtime.table(arguments.model).space.id)
+    return 0
+
+
+def _asked(runtime: Runtime, model: str | None, words: list[str]) -> list[Any]:
+    """Return words as keys; as row ids where they are numbers and the table has no keys."""
+    if runtime.table(model).model.key_index is None and all(map(_ID.fullmatch, words)):
+        return [int(word) for word in words]
+    return words
+
+
+def _configure_bag(parser: argparse.ArgumentParser) -> None:
+    _configure_answer(parser)
+    parser.add_argument("keys", metavar="KEY", nargs="+", help="keys, or row ids where the table has no keys")
+    parser.add_argument("--model", metavar="NAME", help="the table to ask; the bundle's first one by default")
+    parser.add_argument("--mode", choices=BAG_MODES, help="default: the bundle's word, else mean")
+    parser.add_argument("--weights", metavar="W,W,...", help="a factor for each, with --mode sum")
+    parser.add_argument(
+        "--unknown", choices=("error", "zeros", "hash"), help="what an unknown key gets; default: the bundle's word"
+    )
+
+
+def _bag(arguments: argparse.Namespace) -> int:
+    weights = None
+    if arguments.weights is not None:
+        try:
+            weights = [float(word) for word in arguments.weights.split(",")]
+        except ValueError as error:
+            raise RequestError(f"expected weights like 0.5,2,1, found {arguments.weights!r}") from error
+    with _open(arguments) as runtime:
+        vector = runtime.bag(
+            _asked(runtime, arguments.model, arguments.keys),
+            model=arguments.model,
+            mode=arguments.mode,
+            weights=weights,
+            unknown=arguments.unknown,
+        )
+        _print_vectors(
+            arguments, runtime, [" ".join(arguments.keys)], vector[None], runtime.table(arguments.model).space.id
+        )
     return 0
 
 
@@ -55,7 +106,7 @@ def _configure_encode(parser: argparse.ArgumentParser) -> None:
 
 def _encode(arguments: argparse.Namespace) -> int:
     with _open(arguments) as runtime:
-        _print_vectors(arguments, runtime, arguments.texts, runtime.encode(arguments.texts))
+        _print_vectors(arguments, runtime, arguments.texts, runtime.encode(arguments.texts), runtime.space.id)
     return 0
 
 
@@ -81,6 +132,13 @@ def _search(arguments: argparse.Namespace) -> int:
     return 0
 
 
+BAG = Command(
+    "bag",
+    "one vector for several rows: their sum, mean or maximum",
+    "edge-embed bag /var/lib/recommender --model genre 3 17 4 --mode mean",
+    _configure_bag,
+    _bag,
+)
 LOOKUP = Command("lookup", "vectors of keys", "edge-embed lookup /var/lib/words king queen", _configure_lookup, _lookup)
 ENCODE = Command(
     "encode", "vectors of texts", 'edge-embed encode /var/lib/notes "the board is warm"', _configure_encode, _encode

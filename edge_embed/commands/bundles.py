@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from edge_embed.commands import Command, printable
-from edge_embed.engines import engine_of, open_graph
+from edge_embed.engines import engine_of, open_bag_graph, open_graph
 from edge_embed.errors import BundleError, EdgeEmbedError, MissingExtraError
-from edge_embed.golden import check_asked
+from edge_embed.golden import bag_difference, check_asked
 from edge_embed.memory import format_size
 from edge_embed.progress import Progress
 from edge_embed.runtime import Runtime
@@ -61,11 +61,14 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 
 def _print_model(model: Model) -> None:
-    abilities = ["lookup"] + ["encode"] * (model.text is not None) + ["search"] * ("norms" in model.tensors)
+    pooled = [f"bag ({model.bag.mode})"] if model.bag is not None else []
+    abilities = ["lookup"] + pooled + ["encode"] * (model.text is not None) + ["search"] * ("norms" in model.tensors)
     print(f"model     {model.name}: {model.rows} x {model.dimensions} {model.codec}, {', '.join(abilities)}")
+    if model.space is not None:
+        print(printable(f"          space {model.space.id[:12]}, {model.space.source}"))
     for graph in model.graphs:
         proven = ", ".join(f"{engine.name} {engine.version}" for engine in graph.proven) or "no engine yet"
-        print(printable(f"graph     {graph.blob}: proven on {proven}"))
+        print(printable(f"graph     {graph.operation} {graph.blob}: proven on {proven}"))
 
 
 def _verify(arguments: argparse.Namespace) -> int:
@@ -85,7 +88,9 @@ def _verify(arguments: argparse.Namespace) -> int:
             for operation in OPERATIONS:
                 checks += _golden_checks(runtime, operation)
             for model in runtime.manifest.models:
-                checks += [_graph_check(runtime, model, graph) for graph in model.graphs if model.rows]
+                for graph in model.graphs if model.rows else ():
+                    ask = _graph_check if graph.operation == "lookup" else _bag_graph_check
+                    checks.append(ask(runtime, model, graph))
     except EdgeEmbedError as error:
         checks.append({"check": str(error), "passed": False})
     passed = all(check["passed"] is not False for check in checks)
@@ -126,6 +131,19 @@ def _graph_check(runtime: Runtime, model: Model, graph: Graph) -> dict[str, obje
         return {"check": str(error), "passed": False}
     said = "the kernels' vectors, bit for bit" if same else "other vectors than the kernels"
     return {"check": f"{graph.blob} on {engine_of(graph)} {engine.version}: {said}", "passed": same}
+
+
+def _bag_graph_check(runtime: Runtime, model: Model, graph: Graph) -> dict[str, object]:
+    try:
+        engine = open_bag_graph(graph, runtime.bundle)
+        off, bound = bag_difference(runtime, model, engine)
+    except MissingExtraError as error:
+        return {"check": f"{graph.blob}: {error}", "passed": None}
+    except EdgeEmbedError as error:
+        return {"check": str(error), "passed": False}
+    passed = off <= bound
+    said = f"bags off by {off:.3g}, {'within' if passed else 'NOT within'} {bound:.3g}"
+    return {"check": f"{graph.blob} on {engine_of(graph)} {engine.version}: {said}", "passed": passed}
 
 
 def _finite(value: float) -> float | None:

@@ -6,7 +6,7 @@ negative ones from the end, LiteRT stops with an error of its own), and the gold
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,10 @@ from edge_embed.engines.onnx_files import external_files
 from edge_embed.errors import BundleError, RequestError
 from edge_embed_bundle.bundle import Bundle
 from edge_embed_bundle.manifest import Graph, Model
+
+if TYPE_CHECKING:
+    from edge_embed.engines.onnx import OnnxRuntime
+    from edge_embed.engines.tflite import LiteRt
 
 #: The graph format that each engine runs.
 FORMATS = {"onnxruntime": "onnx", "litert": "tflite"}
@@ -29,6 +33,18 @@ class LookupEngine(Protocol):
 
     def lookup(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the vectors ``(n, d)`` of checked ids ``(n,)``, n of at least 1."""
+
+
+class BagEngine(Protocol):
+    """A graph that pools bags by its table's recipe, loaded into an engine."""
+
+    name: str
+    version: str
+
+    def bag(
+        self, ids: NDArray[np.int64], offsets: NDArray[np.int64], weights: NDArray[np.float32] | None
+    ) -> NDArray[np.float32]:
+        """Return the pooled vectors ``(b, d)`` of checked ids ``(n,)``, n of at least 1; weights where it is a sum."""
 
 
 class EngineRows:
@@ -56,8 +72,8 @@ class EngineRows:
         return self._rows.scores(query)
 
 
-def load_engine(name: str, path: str) -> LookupEngine:
-    """Load a graph file into an engine by name.
+def load_engine(name: str, path: str, *, bags: bool = False) -> OnnxRuntime | LiteRt:
+    """Load a graph file, of lookups or of bags, into an engine by name.
 
     Raises:
         RequestError: there is no such engine.
@@ -67,7 +83,7 @@ def load_engine(name: str, path: str) -> LookupEngine:
     if name == "onnxruntime":
         from edge_embed.engines.onnx import OnnxRuntime
 
-        return OnnxRuntime(path)
+        return OnnxRuntime(path, bags=bags)
     if name == "litert":
         from edge_embed.engines.tflite import LiteRt
 
@@ -86,6 +102,20 @@ def open_graph(graph: Graph, bundle: Bundle, rows: Rows, dimensions: int) -> Eng
     Raises:
         BundleError: the graph reads a file that is no blob of the bundle, or its engine does not accept it.
     """
+    return EngineRows(load_engine(engine_of(graph), _path(graph, bundle)), rows, dimensions)
+
+
+def open_bag_graph(graph: Graph, bundle: Bundle) -> BagEngine:
+    """Return a graph of bags in its engine.
+
+    Raises:
+        BundleError: the graph reads a file that is no blob of the bundle, or its engine does not accept it.
+    """
+    return load_engine(engine_of(graph), _path(graph, bundle), bags=True)
+
+
+def _path(graph: Graph, bundle: Bundle) -> str:
+    """Return where a graph lies, once it is known that it reads no file but those of the bundle."""
     path = bundle.path / graph.blob
     if graph.format == "onnx":
         try:
@@ -94,7 +124,7 @@ def open_graph(graph: Graph, bundle: Bundle, rows: Rows, dimensions: int) -> Eng
             raise BundleError(f"{path}: expected an ONNX graph, found: {error}") from error
         if strangers:
             raise BundleError(f"{path}: expected weights in files of the bundle, found {sorted(strangers)[0]!r}")
-    return EngineRows(load_engine(engine_of(graph), str(path)), rows, dimensions)
+    return str(path)
 
 
 def open_engine(name: str, bundle: Bundle, model: Model, rows: Rows) -> EngineRows:
@@ -102,6 +132,6 @@ def open_engine(name: str, bundle: Bundle, model: Model, rows: Rows) -> EngineRo
     if name not in FORMATS:
         raise RequestError(f"expected an engine of kernels, {', '.join(FORMATS)}, found {name!r}")
     for graph in model.graphs:
-        if graph.format == FORMATS[name]:
+        if graph.format == FORMATS[name] and graph.operation == "lookup":
             return open_graph(graph, bundle, rows, model.dimensions)
     raise RequestError(f"{bundle.path}: expected a {FORMATS[name]} graph for {name}, found none; export with --graphs")

@@ -17,7 +17,7 @@ _PACKAGES = (("ai_edge_litert.interpreter", "ai-edge-litert"), ("tflite_runtime.
 
 
 class LiteRt:
-    """A lookup graph in one interpreter, one thread. The interpreter is no place for two callers at once."""
+    """The graphs of a file in one interpreter, one thread. The interpreter is no place for two callers at once."""
 
     name = "litert"
 
@@ -39,6 +39,7 @@ class LiteRt:
         if names != ["ids", "vectors"]:
             raise BundleError(f"{path}: expected a graph from ids to vectors, found {names}")
         self._count = -1
+        self._bag: Any = None
         self._running = threading.Lock()
 
     def lookup(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -49,6 +50,22 @@ class LiteRt:
             except (ValueError, RuntimeError) as error:
                 self._count = -1
                 raise BundleError(f"{self._path}: expected vectors from {self.version}, found: {error}") from error
+
+    def bag(
+        self, ids: NDArray[np.int64], offsets: NDArray[np.int64], weights: NDArray[np.float32] | None
+    ) -> NDArray[np.float32]:
+        """See :meth:`edge_embed.engines.BagEngine.bag`."""
+        given: dict[str, Any] = {"ids": ids.astype(np.int32), "offsets": offsets.astype(np.int32)}
+        if weights is not None:
+            given["weights"] = weights
+        with self._running:
+            try:
+                if self._bag is None:
+                    self._bag = self._interpreter.get_signature_runner("bag")
+                pooled: NDArray[np.float32] = self._bag(**given)["pooled"]
+            except (ValueError, RuntimeError, KeyError) as error:
+                raise BundleError(f"{self._path}: expected bags from {self.version}, found: {error}") from error
+        return pooled
 
     def _run(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         if len(ids) != self._count:

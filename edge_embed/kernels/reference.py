@@ -1,7 +1,7 @@
 """The kernels in numpy: what each one means. A native kernel is a faster spelling of a function in this module.
 
 Integers agree bit for bit between spellings. ``decode_*`` agrees bit for bit, too: it is one rounding per number.
-Sums of floats (``pool_mean``, ``scores_*``) may differ in the order of additions; 1e-5 relative bounds that.
+Sums of floats (``pool``, ``scores_*``) may differ in the order of additions; 1e-5 relative bounds that.
 
 Arrays from a bundle are mapped and read-only; ids and offsets are checked by the caller once, before they come here.
 """
@@ -20,6 +20,9 @@ SCAN_ROWS = 4096
 
 #: The row of an empty index slot, and the answer for a key that is not there is -1.
 EMPTY_ROW = 0xFFFFFFFF
+
+# So few bags that still have rows are added up one by one.
+_FEW_BAGS = 2
 
 # Below this many keys a loop in Python is faster than a pass of numpy calls for each length of key (x86-64, 2026-11).
 _LOOP_KEYS = 256
@@ -287,15 +290,55 @@ def _places(ids: NDArray[np.int64]) -> NDArray[np.intp]:
     return ids.astype(np.intp, copy=False)
 
 
+def pool(vectors: NDArray[np.float32], counts: NDArray[np.int64], mode: str) -> NDArray[np.float32]:
+    """Return one vector for each run of rows: ``counts[i]`` rows make row ``i`` of ``(len(counts), d)``; none, zeros.
+
+    Rows are added in float32, one after the other from the first of a run to its last; ``mean`` divides the sum by
+    ``float32(counts[i])``, one rounding more.
+
+    Args:
+        vectors: ``(counts.sum(), d)``.
+        counts: ``(b,)``.
+        mode: ``sum``, ``mean`` or ``max`` (the largest of each number).
+    """
+    add = np.maximum if mode == "max" else np.add
+    if len(counts) == 1 and len(vectors) and vectors.shape[1] > 1:
+        # The request of one bag: nothing to place. A single column would be added in pairs.
+        pooled = add.reduce(vectors, axis=0, keepdims=True)
+    else:
+        pooled = _pooled(vectors, counts, add)
+    if mode == "mean":
+        pooled /= np.maximum(counts, 1).astype(np.float32)[:, np.newaxis]
+    return pooled
+
+
+def _pooled(vectors: NDArray[np.float32], counts: NDArray[np.int64], add: np.ufunc) -> NDArray[np.float32]:
+    pooled = np.zeros((len(counts), vectors.shape[1]), np.float32)
+    starts = np.cumsum(counts) - counts
+    # Longest first: those that still have a row at place i are then the first few.
+    order = np.argsort(-counts, kind="stable")
+    lengths, firsts = counts[order], _places(starts[order])
+    going = int(np.count_nonzero(lengths))
+    sums = np.take(vectors, firsts[:going], axis=0)
+    place = 1
+    while going:
+        going = int(np.searchsorted(-lengths[:going], -place))
+        if going <= _FEW_BAGS and going:
+            break
+        if going:
+            add(sums[:going], vectors[firsts[:going] + place], out=sums[:going])
+        place += 1
+    for i in range(going):
+        # A few long runs: a pass over each instead of one over all for every place.
+        run = vectors[firsts[i] + place : firsts[i] + lengths[i]]
+        sums[i] = add.accumulate(np.concatenate([sums[i : i + 1], run]), axis=0)[-1]
+    pooled[order[: len(sums)]] = sums
+    return pooled
+
+
 def pool_mean(vectors: NDArray[np.float32], counts: NDArray[np.int64]) -> NDArray[np.float32]:
     """Return the mean of each run of rows: ``counts[i]`` rows make row ``i`` of ``(len(counts), d)``; none, zeros."""
-    pooled = np.zeros((len(counts), vectors.shape[1]), np.float32)
-    filled = counts > 0
-    starts = (np.cumsum(counts) - counts)[filled]
-    if len(starts):
-        pooled[filled] = np.add.reduceat(vectors, _places(starts), axis=0)
-        pooled[filled] /= counts[filled, np.newaxis].astype(np.float32)
-    return pooled
+    return pool(vectors, counts, "mean")
 
 
 def scores_float32(rows: NDArray[np.float32], query: NDArray[np.float32]) -> NDArray[np.float32]:

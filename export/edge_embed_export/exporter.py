@@ -16,15 +16,16 @@ distances that carry a CPU's rounding, so they are the same again on the same ma
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_embed.engines import engine_of, open_graph
+from edge_embed.engines import engine_of, open_bag_graph, open_graph
 from edge_embed.errors import BundleError, MissingExtraError, RequestError
+from edge_embed.golden import bag_difference
 from edge_embed.kernels.reference import SCAN_ROWS
 from edge_embed.memory import format_size
 from edge_embed.progress import SILENT, Progress
@@ -33,14 +34,17 @@ from edge_embed.text import BATCH_TOKENS, HuggingFaceTokenizer, TextEncoder
 from edge_embed_bundle.bundle import Bundle
 from edge_embed_bundle.manifest import (
     DIMENSIONS_CEILING,
+    HASH_ALGORITHM,
     INDEX_ALGORITHM,
     NAME,
     VERSION,
+    BagRecipe,
     Blob,
     Budgets,
     Engine,
     Golden,
     Graph,
+    HashRecipe,
     KeyIndex,
     LatencyBudget,
     Manifest,
@@ -55,18 +59,19 @@ from edge_embed_devices.budgets import default_budgets
 from edge_embed_devices.profiles import board_named
 from edge_embed_export.codecs import Encoded, decoded_blocks, encoder
 from edge_embed_export.evaluation import Evaluation, Task
-from edge_embed_export.graphs.onnx import check_onnx, onnx_lookup
-from edge_embed_export.graphs.tflite import tflite_header
+from edge_embed_export.graphs.onnx import check_onnx, onnx_bag, onnx_lookup
+from edge_embed_export.graphs.tflite import Pooling, tflite_header
 from edge_embed_export.key_index import build_index
 from edge_embed_export.matrix import BLOCK_ROWS, Matrix, Places, blocks_of
 from edge_embed_export.pricing import Price, check_loss, evaluated, manifest_quality
 from edge_embed_export.quality import Quality, measure_quality
-from edge_embed_export.questions import answered, spread_rows
+from edge_embed_export.questions import answered, searchable, spread_rows
 from edge_embed_export.sources import Source, SourceTable
 
 GRAPH_FORMATS = ("onnx", "tflite")
 DEFAULT_BOARD = "pi-zero-2w"
 COLLECTION = "collection"
+ALL_TABLES = "*"
 GOLDEN_BLOB = "golden.bin"
 TOKENIZER_BLOB = "tokenizer.json"
 
@@ -75,12 +80,23 @@ _PROOF_ROWS = 16
 # Private memory of a runtime beyond numpy, measured on x86-64 with CPython 3.11 and rounded up: its modules and maps;
 # the tokenizers package with its threads; what a tokenizer takes per byte of its definition.
 _RUNTIME_BYTES = 4 * 2**20
+# Each further table: its maps, its arrays and its part of the manifest.
+_TABLE_BYTES = 48 * 2**10
 _TOKENIZERS_BYTES = 6 * 2**20
 _TOKENIZER_FACTOR = 24
 # What a number takes while it is decoded, the result included, and while it is scanned: codes are scanned by tables of
 # products and never decoded.
 _DECODE_BYTES = {"float32": 5, "float16": 7, "int8": 5, "int4": 14, "pq": 17, "opq": 21, "rq": 13}
 _SCAN_BYTES = {"float32": 4, "float16": 6, "int8": 4, "int4": 14, "pq": 0, "opq": 0, "rq": 0}
+
+
+@dataclass(frozen=True)
+class Hashing:
+    """That unknown ids and keys of a table get one of its rows: all of them, or some from ``first_row`` on."""
+
+    first_row: int = 0
+    rows: int | None = None
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -91,6 +107,10 @@ class Options:
     name: str
     version: str = "1.0.0"
     codec: str = "int8"
+    #: Of single tables, by their names; ``ALL_TABLES`` in ``bags`` and ``hashes`` stands for those that have none.
+    codecs: Mapping[str, str] = field(default_factory=dict)
+    bags: Mapping[str, BagRecipe] = field(default_factory=dict)
+    hashes: Mapping[str, Hashing] = field(default_factory=dict)
     graphs: tuple[str, ...] = GRAPH_FORMATS
     board: str = DEFAULT_BOARD
     memory_budget_bytes: int | None = None
@@ -129,6 +149,9 @@ class _Part:
     index: KeyIndex | None
     text: TextRecipe | None
     graphs: tuple[str, ...]
+    space: Space | None = None
+    bag: BagRecipe | None = None
+    hash: HashRecipe | None = None
 
 
 def export(source: Source, options: Options, progress: Progress = SILENT) -> Report:
@@ -141,7 +164,7 @@ def export(source: Source, options: Options, progress: Progress = SILENT) -> Rep
         MissingExtraError: a package of the ``export`` extra is not installed.
     """
     _check_options(options)
-    _check_tables(source)
+    _check_tables(source, options)
     with BundleWriter(options.target, replace=options.replace) as writer:
         parts = _parts(source, options, progress)
         models = tuple(_write_part(writer, part, progress) for part in parts)
@@ -167,7 +190,8 @@ def export(source: Source, options: Options, progress: Progress = SILENT) -> Rep
 
 
 def _check_options(options: Options) -> None:
-    encoder(options.codec)
+    for codec in (options.codec, *options.codecs.values()):
+        encoder(codec)
     if not NAME.fullmatch(options.name):
         raise RequestError(
             f"name: expected letters, digits, dots, dashes, underscores, found {options.name!r}; pass --name"
@@ -180,9 +204,16 @@ def _check_options(options: Options) -> None:
     board_named(options.board)
 
 
-def _check_tables(source: Source) -> None:
+def _check_tables(source: Source, options: Options) -> None:
     """Refuse names that are none, and what no cosine can be taken of: NaN, infinity, numbers of too large squares."""
     names = [table.name for table in source.tables]
+    if options.collection and COLLECTION in names:
+        raise RequestError(f"{source.title}: expected tables of other names than {COLLECTION} beside a collection")
+    strangers = {*options.codecs, *options.bags, *options.hashes} - {*names, ALL_TABLES}
+    if strangers:
+        raise RequestError(
+            f"{source.title}: expected options for the tables {', '.join(names)}, found {', '.join(sorted(strangers))}"
+        )
     if not names or len(set(names)) != len(names) or not all(map(NAME.fullmatch, names)):
         raise RequestError(f"{source.title}: expected tables, each with a name of its own, found {names}")
     for table in source.tables:
@@ -206,18 +237,51 @@ def _check_tables(source: Source) -> None:
 
 def _parts(source: Source, options: Options, progress: Progress) -> list[_Part]:
     """Return the source's tables and, where one is asked for, the collection's."""
-    parts = [_part(table, source.title, options.codec, options.graphs) for table in source.tables]
+    parts = []
+    for table in source.tables:
+        part = _part(table, source.title, options.codecs.get(table.name, options.codec), options.graphs)
+        bag = options.bags.get(table.name, options.bags.get(ALL_TABLES))
+        hashing = options.hashes.get(table.name, options.hashes.get(ALL_TABLES))
+        space = None if table.space_id == source.table.space_id else _space(table, f"{source.title}: {table.name}")
+        hashed = None if hashing is None else _hash_recipe(table, hashing, source.title)
+        if bag is not None and bag.padding_row is not None and bag.padding_row >= len(table.vectors):
+            raise RequestError(
+                f"{table.name} of {source.title}: expected a padding row below {len(table.vectors)}, "
+                f"found {bag.padding_row}"
+            )
+        parts.append(replace(part, space=space, bag=bag, hash=hashed))
     if options.collection:
         parts.append(_part(_collection(source, options.collection, progress), source.title, options.codec, ()))
     return parts
+
+
+def _space(table: SourceTable, title: str) -> Space:
+    # A file's name may hold bytes that are no UTF-8; JSON may not.
+    said = title.encode("utf-8", "backslashreplace").decode()
+    return Space(table.space_id, table.vectors.shape[1], "cosine", said)
+
+
+def _hash_recipe(table: SourceTable, hashing: Hashing, title: str) -> HashRecipe:
+    rows = len(table.vectors)
+    count = rows - hashing.first_row if hashing.rows is None else hashing.rows
+    if count < 1 or hashing.first_row + count > rows:
+        raise RequestError(
+            f"{table.name} of {title}: expected rows for hashed ids within 0 to {rows - 1}, "
+            f"found {count} from {hashing.first_row} on"
+        )
+    return HashRecipe(HASH_ALGORITHM, hashing.seed, hashing.first_row, count)
 
 
 def _part(table: SourceTable, title: str, codec: str, graphs: tuple[str, ...]) -> _Part:
     codec, encode = encoder(codec)
     try:
         codes = encode(table.vectors)
-        shared: dict[str, Matrix] = {"norms": _norms(codec, codes, table.vectors)}
-        index = None if table.keys is None else _indexed(table.keys, shared)
+        shared: dict[str, Matrix] = {}
+        index = None
+        if table.keys is not None:
+            # A search answers with keys: a table without them is not scanned, and needs no norms.
+            shared["norms"] = _norms(codec, codes, table.vectors)
+            index = _indexed(table.keys, shared)
     except RequestError as error:
         raise RequestError(f"{table.name} of {title}: {error}") from error
     return _Part(table.name, codec, table.vectors, codes, shared, table.row_order, index, _recipe(table), graphs)
@@ -291,19 +355,25 @@ def _collection(source: Source, lines: Sequence[str], progress: Progress) -> Sou
 def _write_part(writer: BundleWriter, part: _Part, progress: Progress) -> Model:
     """Write a table's blobs and graphs and return its model; what its graphs are proven on is still open."""
     tensors: dict[str, Tensor] = {}
+    rows, dimensions = part.vectors.shape
     total = sum(array.nbytes for array in (*part.codes.values(), *part.shared.values()))
     with progress.task(f"writing {part.name}", total) as advance:
         if "tflite" in part.graphs:
             # The one copy of the table stands behind the TFLite graph; runtime and ONNX graph point into it.
             writer.blob(f"{part.name}.tflite", partial(_write_tflite, part, tensors, advance))
-            writer.blob(f"{part.name}.bin", partial(_write_sections, part.shared, tensors, advance))
+            if part.shared:
+                writer.blob(f"{part.name}.bin", partial(_write_sections, part.shared, tensors, advance))
         else:
             writer.blob(f"{part.name}.bin", partial(_write_sections, {**part.codes, **part.shared}, tensors, advance))
     if "onnx" in part.graphs:
-        graph = onnx_lookup(part.codec, tensors, part.vectors.shape[1])
+        graph = onnx_lookup(part.codec, tensors, dimensions)
         writer.blob(f"{part.name}.onnx", partial(_write_bytes, graph))
-    rows, dimensions = part.vectors.shape
-    return Model(
+    graphs = [Graph(name, "lookup", f"{part.name}.{name}") for name in part.graphs]
+    if part.bag is not None:
+        # A TFLite file holds both graphs, since its table lies in it; of ONNX each is a file over one table.
+        blobs = {"onnx": f"{part.name}.bag.onnx", "tflite": f"{part.name}.tflite"}
+        graphs += [Graph(name, "bag", blobs[name]) for name in part.graphs]
+    model = Model(
         name=part.name,
         kind="table",
         codec=part.codec,
@@ -313,8 +383,15 @@ def _write_part(writer: BundleWriter, part: _Part, progress: Progress) -> Model:
         row_order=part.row_order,
         key_index=part.index,
         text=part.text,
-        graphs=tuple(Graph(name, "lookup", f"{part.name}.{name}") for name in part.graphs),
+        unknown="error" if part.hash is None else "hash",
+        graphs=tuple(graphs),
+        space=part.space,
+        bag=part.bag,
+        hash=part.hash,
     )
+    if part.bag is not None and "onnx" in part.graphs:
+        writer.blob(f"{part.name}.bag.onnx", partial(_write_bytes, onnx_bag(model, tensors)))
+    return model
 
 
 def _write_bytes(data: bytes, blob: BlobWriter) -> None:
@@ -341,7 +418,9 @@ def _chunks(array: Matrix, advance: Callable[[int], None]) -> Iterator[memoryvie
 def _write_tflite(part: _Part, tensors: dict[str, Tensor], advance: Callable[[int], None], blob: BlobWriter) -> None:
     """Write the graph and, behind it, the table where the graph's offsets say."""
     weights = {name: (array.dtype.name, array.shape) for name, array in part.codes.items()}
-    header, places = tflite_header(part.codec, weights, part.vectors.shape[1], blob.name)
+    rows, dimensions = part.vectors.shape
+    pooling = None if part.bag is None else Pooling(part.bag, part.hash, rows)
+    header, places = tflite_header(part.codec, weights, dimensions, blob.name, pooling)
     blob.write(header)
     _write_sections(part.codes, tensors, advance, blob)
     if any(tensors[name] != place for name, place in places.items()):
@@ -353,19 +432,17 @@ def _manifest(source: Source, options: Options, models: tuple[Model, ...], blobs
     codecs = {f"codec-{model.codec}" for model in models}
     text = {"text-mean" for model in models if model.text is not None}
     keys = {"key-index-1" for model in models if model.key_index is not None}
+    bags = {"bag-1" for model in models if model.bag is not None}
+    spaces = {"model-space" for model in models if model.space is not None}
+    hashes = {"unknown-hash" for model in models if model.hash is not None}
+    features = tuple(sorted({*codecs, *text, *keys, *bags, *spaces, *hashes}))
     return Manifest(
         name=options.name,
         version=options.version,
-        # A file's name may hold bytes that are no UTF-8; JSON may not.
-        space=Space(
-            source.table.space_id,
-            source.table.vectors.shape[1],
-            "cosine",
-            source.title.encode("utf-8", "backslashreplace").decode(),
-        ),
+        space=_space(source.table, source.title),
         models=models,
         blobs=blobs,
-        requirements=Requirements(tuple(sorted({*codecs, *text, *keys})), _private_bytes(source, models)),
+        requirements=Requirements(features, _private_bytes(source, models)),
         budgets=_budgets(source, options, models),
         quality={},
         golden=(),
@@ -395,19 +472,30 @@ def _private_bytes(source: Source, models: tuple[Model, ...]) -> int:
     tokenizer = 0 if definition is None else _TOKENIZERS_BYTES + _TOKENIZER_FACTOR * len(definition)
     # A scan holds a block of rows as float32, and scores with their quotients and order; see kernels and table.
     scan = max(
-        _SCAN_BYTES[model.codec] * model.dimensions * min(SCAN_ROWS, model.rows) + 32 * model.rows for model in models
+        (
+            _SCAN_BYTES[model.codec] * model.dimensions * min(SCAN_ROWS, model.rows) + 32 * model.rows
+            for model in models
+            if searchable(model)
+        ),
+        default=0,
     )
     batch = max(
         _DECODE_BYTES[model.codec] * BATCH_TOKENS * model.dimensions if model.text is not None else 0
         for model in models
     )
-    return _RUNTIME_BYTES + tokenizer + scan + batch
+    return _RUNTIME_BYTES + _TABLE_BYTES * (len(models) - 1) + tokenizer + scan + batch
 
 
 def _budgets(source: Source, options: Options, models: tuple[Model, ...]) -> Budgets:
-    operations = ("lookup", "encode", "search") if models[0].text is not None else ("lookup", "search")
-    scanned = models[-1]
-    budgets = default_budgets(board_named(options.board), operations, scanned.rows * scanned.dimensions)
+    there = {
+        "lookup": True,
+        "encode": models[0].text is not None,
+        "search": any(map(searchable, models)),
+        "bag": any(model.bag is not None for model in models),
+    }
+    operations = tuple(name for name, answered in there.items() if answered)
+    scanned = max((model.rows * model.dimensions for model in models if searchable(model)), default=0)
+    budgets = default_budgets(board_named(options.board), operations, scanned)
     strangers = set(options.latency_budgets) - set(operations)
     if strangers:
         raise RequestError(f"expected budgets for {', '.join(operations)}, found {', '.join(sorted(strangers))}")
@@ -438,6 +526,9 @@ def _prove(model: Model, runtime: Runtime, bundle: Bundle) -> Model:
         if graph.format == "onnx":
             check_onnx(path)
         name = engine_of(graph)
+        if graph.operation == "bag":
+            graphs.append(_proven_bag(model, graph, runtime, bundle))
+            continue
         try:
             engine = open_graph(graph, bundle, runtime.table(model.name).rows, model.dimensions)
         except MissingExtraError:
@@ -450,6 +541,21 @@ def _prove(model: Model, runtime: Runtime, bundle: Bundle) -> Model:
             )
         graphs.append(graph._replace(proven=(Engine(name, engine.version),)))
     return model._replace(graphs=tuple(graphs))
+
+
+def _proven_bag(model: Model, graph: Graph, runtime: Runtime, bundle: Bundle) -> Graph:
+    """Run a graph of bags beside the kernels, which may add in another order: within ``error_bound``."""
+    try:
+        engine = open_bag_graph(graph, bundle)
+    except MissingExtraError:
+        return graph
+    off, bound = bag_difference(runtime, model, engine) if model.rows else (0.0, 0.0)
+    if off > bound:
+        raise BundleError(
+            f"{graph.blob}: expected the kernels' bags from {engine.name} {engine.version} within {bound:.3g}, "
+            f"found them off by {off:.3g}; the bundle was not written"
+        )
+    return graph._replace(proven=(Engine(engine.name, engine.version),))
 
 
 def _measure(

@@ -15,9 +15,11 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_embed.bags import error_bound
 from edge_embed.errors import BundleError
 from edge_embed.runtime import Runtime
 from edge_embed.table import Table
+from edge_embed_bundle.manifest import Manifest, Model
 from edge_embed_export.exact import directions, exact_product
 
 #: Pooling sums float32 in an order that a kernel may choose; scores add the rounding of a scan.
@@ -50,26 +52,58 @@ def answered(runtime: Runtime) -> list[Question]:
     """
     models = runtime.manifest.models
     questions = [_lookup(runtime, model.name) for model in models]
-    first, last = models[0], models[-1]
-    texts: tuple[str, ...] = ()
+    questions += [_bag(runtime, model) for model in models if model.bag is not None and model.rows]
+    first, beside = models[0], _beside(runtime.manifest)
     if first.text is not None:
         texts = _texts(runtime)
         questions.append(Question("encode", first.name, "text", texts, runtime.encode(texts), TEXT_TOLERANCE))
-    if last is not first:
-        k = min(NEIGHBOURS, last.rows)
-        found = [runtime.search(text=text, model=last.name, k=k).scores for text in texts]
-        scores = _exact_scores(runtime.table(last.name), runtime.encode(texts), k)
-        questions.append(_search(last.name, "text", texts, found, scores))
-    elif last.rows > 1:
-        table = runtime.table(last.name)
-        # A key is not its own neighbour.
-        k = min(NEIGHBOURS, last.rows - 1)
-        keys = _keys(table)
-        found = [runtime.search(key, model=last.name, k=k).scores for key in keys]
-        own = np.array([table.find(key) for key in keys], np.int64)
-        scores = _exact_scores(table, table.decode(own), k, without=own)
-        questions.append(_search(last.name, "key", keys, found, scores))
-    return questions
+        if beside is not None:
+            k = min(NEIGHBOURS, beside.rows)
+            found = [runtime.search(text=text, model=beside.name, k=k).scores for text in texts]
+            scores = _exact_scores(runtime.table(beside.name), runtime.encode(texts), k)
+            questions.append(_search(beside.name, "text", texts, found, scores))
+            return questions
+    return questions + [_search_by_keys(runtime, model) for model in models if searchable(model) and model.rows > 1]
+
+
+def searchable(model: Model) -> bool:
+    """Tell whether a table can be searched: its keys are the answer."""
+    return "norms" in model.tensors and "key_offsets" in model.tensors
+
+
+def _beside(manifest: Manifest) -> Model | None:
+    """Return the table that a text is searched in, if it is another than the encoder's own."""
+    space = manifest.space_of(manifest.models[0]).id
+    return next(
+        (
+            model
+            for model in manifest.models[1:]
+            if model.text is None and manifest.space_of(model).id == space and searchable(model)
+        ),
+        None,
+    )
+
+
+def _search_by_keys(runtime: Runtime, model: Model) -> Question:
+    table = runtime.table(model.name)
+    # A key is not its own neighbour.
+    k = min(NEIGHBOURS, model.rows - 1)
+    keys = _keys(table)
+    found = [runtime.search(key, model=model.name, k=k).scores for key in keys]
+    own = np.array([table.find(key) for key in keys], np.int64)
+    scores = _exact_scores(table, table.decode(own), k, without=own)
+    return _search(model.name, "key", keys, found, scores)
+
+
+def _bag(runtime: Runtime, model: Model) -> Question:
+    """Ask for bags of one row to sixteen, of rows that stand twice and that pad, and for an empty one."""
+    rows: list[int] = spread_rows(model.rows, QUESTIONS).tolist()
+    padding = [] if model.bag is None or model.bag.padding_row is None else [model.bag.padding_row]
+    bags = [rows, rows[-1:], [*rows[:2], *padding, *rows[:1]], []]
+    vectors = runtime.lookup_ids(rows, model=model.name)
+    answer = runtime.bag([*bags[:-1], []], model=model.name)
+    inputs = tuple(" ".join(map(str, bag)) for bag in bags)
+    return Question("bag", model.name, "row", inputs, answer, error_bound(vectors, len(rows)))
 
 
 def spread_rows(rows: int, count: int) -> NDArray[np.int64]:
@@ -120,7 +154,7 @@ def _keys(table: Table) -> tuple[str, ...]:
     """Return keys from all over the table; those whose vector is zeros say little, but must be right as well."""
     names = table.names
     if names is None:
-        raise AssertionError("the exporter writes keys")
+        return ()
     keys = [names[row] for row in spread_rows(len(names), QUESTIONS).tolist()]
     # JSON holds no bytes that are not UTF-8.
     return tuple(key for key in keys if key.isprintable() and key.encode("utf-8", "ignore").decode() == key)
@@ -128,6 +162,7 @@ def _keys(table: Table) -> tuple[str, ...]:
 
 def _texts(runtime: Runtime) -> tuple[str, ...]:
     """Return texts that the bundle can be asked: lines of its collection, or words of its table in pairs."""
-    models = runtime.manifest.models
-    keys = _keys(runtime.table(models[-1].name))
-    return keys if len(models) > 1 else tuple(" ".join(pair) for pair in pairwise(keys))
+    beside = _beside(runtime.manifest)
+    if beside is not None:
+        return _keys(runtime.table(beside.name))
+    return tuple(" ".join(pair) for pair in pairwise(_keys(runtime.table())))

@@ -64,9 +64,13 @@ SHARED_TENSORS: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
 )
 
 #: What this reader knows; a bundle lists what a reader must know.
-FEATURES = frozenset({*(f"codec-{codec}" for codec in CODEC_TENSORS), "key-index-1", "text-mean"})
+FEATURES = frozenset(
+    {*(f"codec-{codec}" for codec in CODEC_TENSORS), "key-index-1", "text-mean", "bag-1", "model-space", "unknown-hash"}
+)
 
-OPERATIONS = ("lookup", "encode", "search")
+OPERATIONS = ("lookup", "encode", "search", "bag")
+BAG_MODES = ("sum", "mean", "max")
+HASH_ALGORITHM = "xxh64-modulo"
 INDEX_ALGORITHM = "xxh64-pilot"
 
 # One plain name in one flat folder: no separator, no leading dot, so no path can climb out.
@@ -74,6 +78,7 @@ _FILE_NAME = re.compile(r"(?!(?:manifest\.json|slot\.[01])$)[A-Za-z0-9][A-Za-z0-
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 VERSION = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9}){1,3}([-+][0-9A-Za-z.-]{1,40})?")
 _ROW = re.compile(r"[0-9]{1,10}")
+_BAG = re.compile(r"([0-9]{1,10}( [0-9]{1,10})*)?")
 DIMENSIONS_CEILING = 65_536
 _ROWS_CEILING = 2**32 - 2
 _TOKENS_CEILING = 1_000_000
@@ -154,7 +159,11 @@ class Engine(NamedTuple):
 
 
 class Graph(NamedTuple):
-    """A portable graph over the model's table: ``lookup`` takes ids ``(n,)`` to vectors ``(n, d)``."""
+    """A portable graph over the model's table.
+
+    ``lookup`` takes ids ``(n,)`` to vectors ``(n, d)``; ``bag`` takes ids, offsets ``(b,)`` and, where the recipe says
+    ``sum``, weights ``(n,)`` to pooled vectors ``(b, d)``.
+    """
 
     format: str
     operation: str
@@ -167,7 +176,7 @@ class Graph(NamedTuple):
         """Read one entry of ``graphs``."""
         return cls(
             fields.text("format", among=("onnx", "tflite")),
-            fields.text("operation", among=("lookup",)),
+            fields.text("operation", among=("lookup", "bag")),
             fields.text("blob", pattern=_FILE_NAME),
             fields.listed("proven", Engine.read),
             fields.rest(),
@@ -237,57 +246,56 @@ class TextRecipe(NamedTuple):
         }
 
 
-class Model(NamedTuple):
-    """One table of ``rows`` vectors of ``dimensions``, and what can be asked of it."""
+class BagRecipe(NamedTuple):
+    """How the rows of a bag become one vector where the caller does not say: the mode, and the row that is left out."""
 
-    name: str
-    kind: str
-    codec: str
-    rows: int
-    dimensions: int
-    tensors: Mapping[str, Tensor]
-    row_order: str = "source"
-    unknown: str = "error"
-    key_index: KeyIndex | None = None
-    text: TextRecipe | None = None
-    graphs: tuple[Graph, ...] = ()
+    mode: str
+    padding_row: int | None = None
     extra: Mapping[str, Any] = NOTHING
 
     @classmethod
-    def read(cls, fields: Fields) -> Model:
-        """Read one entry of ``models``."""
-        model = cls(
-            fields.text("name", pattern=NAME),
-            fields.text("kind", among=("table",)),
-            fields.text("codec", among=tuple(CODEC_TENSORS)),
-            fields.count("rows", ceiling=_ROWS_CEILING),
-            fields.count("dimensions", ceiling=DIMENSIONS_CEILING),
-            fields.named("tensors", Tensor.read, pattern=NAME),
-            fields.text("row_order", among=("source", "frequency", "cluster")),
-            fields.text("unknown", among=("error", "zeros")),
-            fields.nested("key_index", KeyIndex.read) if fields.has("key_index") else None,
-            fields.nested("text", TextRecipe.read) if fields.has("text") else None,
-            fields.listed("graphs", Graph.read),
+    def read(cls, fields: Fields) -> BagRecipe:
+        """Read ``bag``; whether the table has the row is checked with the model."""
+        return cls(
+            fields.text("mode", among=BAG_MODES),
+            fields.count("padding_row", ceiling=_ROWS_CEILING) if fields.has("padding_row") else None,
             fields.rest(),
         )
-        _check_tensors(model, fields)
-        return model
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object."""
-        optional = {"key_index": self.key_index, "text": self.text}
+        padding = {} if self.padding_row is None else {"padding_row": self.padding_row}
+        return {**self.extra, **padding, "mode": self.mode}
+
+
+class HashRecipe(NamedTuple):
+    """Which row an unknown key or id gets: one of ``rows`` rows from ``first_row`` on, by a hash and its remainder."""
+
+    algorithm: str
+    seed: int
+    first_row: int
+    rows: int
+    extra: Mapping[str, Any] = NOTHING
+
+    @classmethod
+    def read(cls, fields: Fields) -> HashRecipe:
+        """Read ``hash``; whether the table has the rows is checked with the model."""
+        return cls(
+            fields.text("algorithm", among=(HASH_ALGORITHM,)),
+            fields.count("seed"),
+            fields.count("first_row", ceiling=_ROWS_CEILING),
+            fields.count("rows", floor=1, ceiling=_ROWS_CEILING),
+            fields.rest(),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object."""
         return {
             **self.extra,
-            **{name: value.to_json() for name, value in optional.items() if value is not None},
-            "name": self.name,
-            "kind": self.kind,
-            "codec": self.codec,
+            "algorithm": self.algorithm,
+            "seed": self.seed,
+            "first_row": self.first_row,
             "rows": self.rows,
-            "dimensions": self.dimensions,
-            "tensors": {name: tensor.to_json() for name, tensor in self.tensors.items()},
-            "row_order": self.row_order,
-            "unknown": self.unknown,
-            "graphs": [graph.to_json() for graph in self.graphs],
         }
 
 
@@ -319,6 +327,74 @@ class Space(NamedTuple):
             "dimensions": self.dimensions,
             "similarity": self.similarity,
             "source": self.source,
+        }
+
+
+class Model(NamedTuple):
+    """One table of ``rows`` vectors of ``dimensions``, and what can be asked of it."""
+
+    name: str
+    kind: str
+    codec: str
+    rows: int
+    dimensions: int
+    tensors: Mapping[str, Tensor]
+    row_order: str = "source"
+    unknown: str = "error"
+    key_index: KeyIndex | None = None
+    text: TextRecipe | None = None
+    graphs: tuple[Graph, ...] = ()
+    #: Its own space; the bundle's where it has none.
+    space: Space | None = None
+    bag: BagRecipe | None = None
+    hash: HashRecipe | None = None
+    extra: Mapping[str, Any] = NOTHING
+
+    @classmethod
+    def read(cls, fields: Fields) -> Model:
+        """Read one entry of ``models``."""
+        model = cls(
+            fields.text("name", pattern=NAME),
+            fields.text("kind", among=("table",)),
+            fields.text("codec", among=tuple(CODEC_TENSORS)),
+            fields.count("rows", ceiling=_ROWS_CEILING),
+            fields.count("dimensions", ceiling=DIMENSIONS_CEILING),
+            fields.named("tensors", Tensor.read, pattern=NAME),
+            fields.text("row_order", among=("source", "frequency", "cluster")),
+            fields.text("unknown", among=("error", "zeros", "hash")),
+            fields.nested("key_index", KeyIndex.read) if fields.has("key_index") else None,
+            fields.nested("text", TextRecipe.read) if fields.has("text") else None,
+            fields.listed("graphs", Graph.read),
+            fields.nested("space", Space.read) if fields.has("space") else None,
+            fields.nested("bag", BagRecipe.read) if fields.has("bag") else None,
+            fields.nested("hash", HashRecipe.read) if fields.has("hash") else None,
+            fields.rest(),
+        )
+        _check_tensors(model, fields)
+        _check_recipes(model, fields)
+        return model
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object."""
+        optional = {
+            "key_index": self.key_index,
+            "text": self.text,
+            "space": self.space,
+            "bag": self.bag,
+            "hash": self.hash,
+        }
+        return {
+            **self.extra,
+            **{name: value.to_json() for name, value in optional.items() if value is not None},
+            "name": self.name,
+            "kind": self.kind,
+            "codec": self.codec,
+            "rows": self.rows,
+            "dimensions": self.dimensions,
+            "tensors": {name: tensor.to_json() for name, tensor in self.tensors.items()},
+            "row_order": self.row_order,
+            "unknown": self.unknown,
+            "graphs": [graph.to_json() for graph in self.graphs],
         }
 
 
@@ -393,8 +469,9 @@ class Golden(NamedTuple):
     """Questions and the answers that every board must give.
 
     ``lookup`` expects vectors ``(n, d)`` for keys (``by`` ``row``: for row ids), ``encode`` vectors ``(n, d)`` for
-    texts, ``search`` the scores ``(n, k)`` of the best neighbours for keys or texts (``by``) in ``model``; all
-    float32. ``tolerance`` bounds the absolute difference of every number; a lookup is right to the last bit.
+    texts, ``bag`` pooled vectors ``(n, d)`` for bags by the model's recipe (row ids with spaces between), ``search``
+    the scores ``(n, k)`` of the best neighbours for keys or texts (``by``) in ``model``; all float32. ``tolerance``
+    bounds the absolute difference of every number; a lookup is right to the last bit.
     """
 
     operation: str
@@ -419,9 +496,11 @@ class Golden(NamedTuple):
         )
         if golden.operation == "lookup" and golden.tolerance != 0:
             fields.fail("tolerance", "0 for a lookup, whose answers are exact", golden.tolerance)
-        rows_are_asked = golden.operation == "lookup" and all(_ROW.fullmatch(row) for row in golden.inputs)
-        if golden.by == "row" and not rows_are_asked:
-            fields.fail("inputs", "row ids in decimal digits, for a lookup", list(golden.inputs))
+        spelled = {"lookup": _ROW, "bag": _BAG}.get(golden.operation)
+        if golden.by == "row" and (spelled is None or not all(map(spelled.fullmatch, golden.inputs))):
+            fields.fail("inputs", "row ids in decimal digits, for a lookup or a bag", list(golden.inputs))
+        if golden.operation == "bag" and golden.by != "row":
+            fields.fail("by", "row, for a bag", golden.by)
         tensor = golden.expected
         if tensor.dtype != "float32" or len(tensor.shape) != 2 or tensor.shape[0] != len(golden.inputs):
             fields.fail("expected", f"float32 of shape ({len(golden.inputs)}, ...)", tensor.to_json())
@@ -454,6 +533,10 @@ class Manifest(NamedTuple):
     golden: tuple[Golden, ...]
     parent: str | None = None
     extra: Mapping[str, Any] = NOTHING
+
+    def space_of(self, model: Model) -> Space:
+        """Return what a model's vectors may be compared with: its own space, or the bundle's."""
+        return self.space if model.space is None else model.space
 
     def model(self, name: str) -> Model | None:
         """Return the model of that name, if the bundle has it."""
@@ -560,16 +643,29 @@ def _check_tensors(model: Model, fields: Fields) -> None:
         fields.fail("tensors.index_pilots", "one pilot or more", "none")
 
 
+def _check_recipes(model: Model, fields: Fields) -> None:
+    """What a bag leaves out and where unknown ids go are rows of the table."""
+    if model.bag is not None and model.bag.padding_row is not None and model.bag.padding_row >= model.rows:
+        fields.fail("bag.padding_row", f"a row of the table's {model.rows}", model.bag.padding_row)
+    if model.hash is not None and model.hash.first_row + model.hash.rows > model.rows:
+        end = model.hash.first_row + model.hash.rows
+        fields.fail("hash", f"rows among the table's {model.rows}", f"an end at row {end}")
+    if (model.unknown == "hash") != (model.hash is not None):
+        found = NOTHING_THERE if model.hash is None else f"one beside {model.unknown}"
+        fields.fail("hash", "a recipe where unknown is hash, and none elsewhere", found)
+    if model.bag is None and any(graph.operation == "bag" for graph in model.graphs):
+        fields.fail("bag", "the recipe of the bag graphs", NOTHING_THERE)
+
+
 def _check_references(manifest: Manifest, fields: Fields) -> None:
     """Every name that is used is one that exists, and every tensor lies inside its blob."""
     names = [model.name for model in manifest.models]
     if not names or len(set(names)) != len(names):
         fields.fail("models", "at least one model, each with a name of its own", names)
     for model in manifest.models:
-        if model.dimensions != manifest.space.dimensions:
-            fields.fail(
-                f"models.{model.name}", f"the {manifest.space.dimensions} dimensions of the space", model.dimensions
-            )
+        dimensions = manifest.space_of(model).dimensions
+        if model.dimensions != dimensions:
+            fields.fail(f"models.{model.name}", f"the {dimensions} dimensions of the space", model.dimensions)
         for name, tensor in model.tensors.items():
             _check_tensor_place(manifest, tensor, f"models.{model.name}.tensors.{name}", fields)
         blobs = [graph.blob for graph in model.graphs]
@@ -581,6 +677,9 @@ def _check_references(manifest: Manifest, fields: Fields) -> None:
     for i, golden in enumerate(manifest.golden):
         if golden.model not in names:
             fields.fail(f"golden[{i}].model", "a model of this bundle", golden.model)
+        asked = manifest.models[names.index(golden.model)]
+        if golden.operation == "bag" and asked.bag is None:
+            fields.fail(f"golden[{i}].model", "a model with a recipe for bags", golden.model)
         _check_tensor_place(manifest, golden.expected, f"golden[{i}].expected", fields)
 
 

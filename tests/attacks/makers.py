@@ -294,6 +294,8 @@ def _values() -> Iterator[tuple[str, Attack]]:
     rows: Place = (*tensors, "rows")
     expected: Place = ("golden", 0, "expected")
     stranger = {"blob": "golden.bin", "offset_bytes": 0, "dtype": "int8", "shape": [0, 2**48, 2**48, 2**48]}
+    hashed = {"algorithm": "xxh64-modulo", "seed": 0, "first_row": 0, "rows": 64}
+    space = {"id": "0" * 64, "dimensions": 16, "similarity": "cosine", "source": "another"}
     cases: tuple[tuple[Place, Any, str], ...] = (
         (("version",), "one", "version: expected text like"),
         (("version",), "1.0.0\n", "version: expected text like"),
@@ -317,6 +319,20 @@ def _values() -> Iterator[tuple[str, Attack]]:
         ((*table, "kind"), "pickle", "models[0].kind: expected one of table"),
         ((*table, "codec"), "float64", "models[0].codec: expected one of float32, float16, int8, int4, pq, opq, rq"),
         ((*table, "codec"), "float32", "models[0].tensors.rows: expected float32 of shape (64, 16)"),
+        ((*table, "unknown"), "hash", "models[0].hash: expected a recipe where unknown is hash, and none elsewhere"),
+        ((*table, "hash"), hashed, "models[0].hash: expected a recipe where unknown is hash, and none elsewhere"),
+        ((*table, "hash"), _first({"rows": 65}, hashed), "models[0].hash: expected rows among the table's 64"),
+        ((*table, "hash"), _first({"first_row": 60}, hashed), "models[0].hash: expected rows among the table's 64"),
+        ((*table, "hash"), _first({"rows": 0}, hashed), "models[0].hash.rows: expected a whole number from 1"),
+        ((*table, "hash"), _first({"algorithm": "md5"}, hashed), "hash.algorithm: expected one of xxh64-modulo"),
+        ((*table, "hash"), _first({"seed": -1}, hashed), "models[0].hash.seed: expected a whole number"),
+        ((*table, "bag"), {"mode": "min"}, "models[0].bag.mode: expected one of sum, mean, max"),
+        ((*table, "bag"), {"mode": "sum", "padding_row": 64}, "models[0].bag.padding_row: expected a row of the"),
+        ((*table, "bag"), {"mode": "sum", "padding_row": -1}, "models[0].bag.padding_row: expected a whole number"),
+        ((*table, "bag"), [], "models[0].bag: expected an object, found []"),
+        ((*table, "graphs", 0, "operation"), "bag", "models[0].bag: expected the recipe of the bag graphs"),
+        ((*table, "space"), _first({"dimensions": 15}, space), "models.table: expected the 15 dimensions of the space"),
+        ((*table, "space"), _first({"id": "0"}, space), "models[0].space.id: expected text like"),
         ((*table, "row_order"), "random", "models[0].row_order: expected one of"),
         ((*table, "unknown"), "guess", "models[0].unknown: expected one of"),
         ((*table, "rows"), 63, "models[0].tensors.rows: expected int8 of shape (63, 16)"),
@@ -330,7 +346,7 @@ def _values() -> Iterator[tuple[str, Attack]]:
         ((*table, "text", "max_tokens"), 1_000_001, "text.max_tokens: expected a whole number from 1 to 1000000"),
         ((*table, "text", "max_tokens"), 0, "text.max_tokens: expected a whole number from 1 to 1000000"),
         ((*table, "graphs", 0, "format"), "pickle", "graphs[0].format: expected one of onnx, tflite"),
-        ((*table, "graphs", 0, "operation"), "system", "graphs[0].operation: expected one of lookup"),
+        ((*table, "graphs", 0, "operation"), "system", "graphs[0].operation: expected one of lookup, bag"),
         ((*table, "graphs", 0, "blob"), "other.onnx", "models.table: expected a file of this bundle"),
         (tensors, {}, "models[0].tensors: expected the tensor rows, found nothing there"),
         (rows, ABSENT, "models[0].tensors: expected the tensor rows, found nothing there"),
@@ -367,7 +383,7 @@ def _values() -> Iterator[tuple[str, Attack]]:
         ((*tensors, "key_bytes", "shape"), [2**48], "tensors.key_bytes: expected a tensor inside"),
         ((*tensors, "index_slots", "shape"), [2**47, 2], "tensors.index_slots: expected a tensor inside"),
         ((*tensors, "stranger"), stranger, "tensors.stranger: expected other axes of at most 2147483647 bytes"),
-        (("golden", 0, "operation"), "eval", "golden[0].operation: expected one of lookup, encode, search"),
+        (("golden", 0, "operation"), "eval", "golden[0].operation: expected one of lookup, encode, search, bag"),
         (("golden", 0, "by"), "vector", "golden[0].by: expected one of key, text"),
         (("golden", 0, "model"), "other", "golden[0].model: expected a model of this bundle, found 'other'"),
         (("golden", 0, "inputs"), ["word1"], "golden[0].expected: expected float32 of shape (1, ...)"),
@@ -393,6 +409,11 @@ def _values() -> Iterator[tuple[str, Attack]]:
         says = "requirements.features: expected features that this reader knows"
         making = put(["codec-int8", feature], "requirements", "features")
         yield f"feature {feature[:20]!r}", Attack(making, UnsupportedFormatError, says)
+
+
+def _first(change: dict[str, Any], value: dict[str, Any]) -> dict[str, Any]:
+    """Return a value with a change, which stands first: an attack is named by how its value begins."""
+    return {**change, **{name: kept for name, kept in value.items() if name not in change}}
 
 
 def dotted(place: Place) -> str:

@@ -161,7 +161,7 @@ REFUSED: Mapping[str, tuple[list[str], int, tuple[str, ...]]] = {
     "a folder without a bundle": (["check", "{tmp}"], 2, ("manifest.json: expected a plain file, found",)),
     "a store that is none": (["status", "{tmp}"], 2, ("expected a store, found none",)),
     "nothing to roll back to": (["rollback", "{store}"], 2, ("expected", "found none")),
-    "an unknown command": (["dance"], 2, ("expected a command of boards,", "found 'dance'")),
+    "an unknown command": (["dance"], 2, ("expected a command of bag, boards,", "found 'dance'")),
     "an unknown board": (["check", "{bundle}", "--board", "pi-99"], 2, ("expected a board of", "found 'pi-99'")),
     "an unknown engine": (["lookup", "{bundle}", "word1", "--engine", "abacus"], 2, ("kernels", "found 'abacus'")),
     "no neighbours": (["search", "{bundle}", "--key", "word1", "-k", "0"], 2, ("k of at least 1, found 0",)),

@@ -23,10 +23,13 @@ from edge_embed_bundle.manifest import (
     ITEM_BYTES,
     MANIFEST_NAME,
     SECTION_BYTES,
+    BagRecipe,
+    HashRecipe,
     Manifest,
     Tensor,
 )
-from tests.making import make_bundle, small_text_source
+from edge_embed_export.exporter import Hashing
+from tests.making import make_bundle, small_text_source, tables_source
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +115,47 @@ def test_a_newer_format_and_an_unknown_feature_tell_the_operator_to_update(data:
         value = json.loads(data)
         _set(value, place, new)
         with pytest.raises(UnsupportedFormatError, match="update edge-embed on this board"):
+            _parse(value)
+
+
+def test_a_bundle_of_bags_with_a_space_for_each_table_is_written_byte_for_byte(tmp_path: Path) -> None:
+    made = make_bundle(
+        tmp_path / "tables",
+        source=tables_source({"a": (8, 4), "b": (9, 5)}),
+        bags={"a": BagRecipe("sum", 3), "b": BagRecipe("max")},
+        hashes={"b": Hashing(2)},
+    )
+    assert {"bag-1", "model-space", "unknown-hash"} <= set(made.manifest.requirements.features) <= FEATURES
+    again = Manifest.parse(made.manifest.to_bytes(), source=MANIFEST_NAME)
+    assert again == made.manifest
+    first, second = again.models
+    assert first.bag == BagRecipe("sum", 3) and first.hash is None and first.unknown == "error"
+    assert second.hash == HashRecipe("xxh64-modulo", 0, 2, 7) and second.unknown == "hash"
+    assert again.space_of(first) is again.space and again.space_of(second) is second.space is not None
+
+
+GOLDEN_BAGS = {
+    "ids with spaces between": ({"by": "row", "inputs": ["3 17 4", ""]}, True),
+    "by key": ({"by": "key", "inputs": ["a", "b"]}, False),
+    "two spaces": ({"by": "row", "inputs": ["3  4", ""]}, False),
+    "a negative id": ({"by": "row", "inputs": ["-3", ""]}, False),
+    "of a table without a recipe": ({"by": "row", "inputs": ["3", ""], "model": "b"}, False),
+}
+
+
+@pytest.mark.parametrize("case", GOLDEN_BAGS)
+def test_golden_bags_are_row_ids_with_spaces_between(tmp_path: Path, case: str) -> None:
+    changes, fits = GOLDEN_BAGS[case]
+    source = tables_source({"a": (30, 4), "b": (9, 4)})
+    made = make_bundle(tmp_path / "tables", source=source, graphs=(), bags={"a": BagRecipe("sum")})
+    value = json.loads(made.manifest.to_bytes())
+    bag = next(golden for golden in value["golden"] if golden["operation"] == "bag")
+    bag |= changes
+    bag["expected"]["shape"] = [2, 4]
+    if fits:
+        assert _parse(value).golden
+    else:
+        with pytest.raises(ManifestError, match=r"golden\[\d\]\.(by|inputs|model): expected"):
             _parse(value)
 
 

@@ -18,11 +18,12 @@ from edge_embed_bundle.manifest import Tensor
 _TYPES = {"int8": "INT8", "uint8": "UINT8", "int16": "INT16", "int32": "INT32"} | {
     "float16": "FLOAT16",
     "float32": "FLOAT32",
+    "bool": "BOOL",
 }
 
 
 class Drawing:
-    """One subgraph. Every method that adds an operator returns the index of the operator's result."""
+    """Subgraphs, one after the other. Every method that adds an operator returns the index of the operator's result."""
 
     def __init__(self) -> None:
         try:
@@ -35,6 +36,8 @@ class Drawing:
         self._tensors: list[Any] = []
         self._codes: list[tuple[str, int]] = []
         self._operators: list[Any] = []
+        self._subgraphs: list[Any] = []
+        self._signatures: list[Any] = []
 
     def dynamic(self, name: str, dtype: str, shape: Sequence[int]) -> int:
         """Add a tensor of a batch, whose first axis is as long as the ids are."""
@@ -106,19 +109,48 @@ class Drawing:
         self._add("SPLIT", [axis, values], results, options)
         return results
 
-    def packed(self, inputs: int, outputs: int) -> bytes:
-        """Return the bytes of the model from one tensor to another."""
+    def operator(self, name: str, inputs: list[int], result: int, options: str = "", **values: Any) -> int:
+        """Add an operator by its name; ``options`` names its table of options, whose fields ``values`` are."""
+        made = getattr(self._schema, f"{options}T")() if options else None
+        for field, value in values.items():
+            setattr(made, field, value)
+        return self._add(name, inputs, [result], made)
+
+    def finish(self, name: str, inputs: list[int], output: int, *, signed: bool = False) -> None:
+        """End a subgraph, from some tensors to one; the next begins empty, over the same buffers.
+
+        Subgraph 0 is what an interpreter runs; another is asked for by the signature of its name.
+        """
+        schema = self._schema
+        graph = schema.SubGraphT()
+        graph.name = name
+        graph.tensors, graph.operators = self._tensors, self._operators
+        graph.inputs, graph.outputs = inputs, [output]
+        if signed:
+            signature = schema.SignatureDefT()
+            signature.signatureKey, signature.subgraphIndex = name, len(self._subgraphs)
+            signature.inputs = [self._named(tensor) for tensor in inputs]
+            signature.outputs = [self._named(output)]
+            self._signatures.append(signature)
+        self._subgraphs.append(graph)
+        self._tensors, self._operators = [], []
+
+    def _named(self, tensor: int) -> Any:
+        named = self._schema.TensorMapT()
+        named.name, named.tensorIndex = self._tensors[tensor].name, tensor
+        return named
+
+    def packed(self) -> bytes:
+        """Return the bytes of the model."""
         import flatbuffers
 
         schema = self._schema
-        graph = schema.SubGraphT()
-        graph.name = "lookup"
-        graph.tensors, graph.operators = self._tensors, self._operators
-        graph.inputs, graph.outputs = [inputs], [outputs]
         model = schema.ModelT()
         model.version = 3
         model.description = "edge-embed lookup"
-        model.buffers, model.subgraphs = self._buffers, [graph]
+        model.buffers, model.subgraphs = self._buffers, self._subgraphs
+        if self._signatures:
+            model.signatureDefs = self._signatures
         model.operatorCodes = [_operator_code(schema, name, version) for name, version in self._codes]
         builder = flatbuffers.Builder(1024)
         builder.Finish(model.Pack(builder), b"TFL3")
@@ -137,9 +169,10 @@ class Drawing:
         operator = self._schema.OperatorT()
         operator.opcodeIndex = self._codes.index((name, version))
         operator.inputs, operator.outputs = inputs, outputs
-        kind = type(options).__name__.removesuffix("T")
-        operator.builtinOptionsType = getattr(self._schema.BuiltinOptions, kind, 0)
-        operator.builtinOptions = options
+        if options is not None:
+            kind = type(options).__name__.removesuffix("T")
+            operator.builtinOptionsType = getattr(self._schema.BuiltinOptions, kind, 0)
+            operator.builtinOptions = options
         self._operators.append(operator)
         return outputs[0]
 

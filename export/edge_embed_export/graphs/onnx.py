@@ -1,4 +1,4 @@
-"""The lookup graph in ONNX: Gather the stored rows, then decode the gathered ones.
+"""The graphs in ONNX: ``lookup`` gathers the stored rows, then decodes the gathered ones; ``bag`` pools them, too.
 
 The table is external data in a blob of the bundle, so ONNX Runtime maps it. Decoding the whole table first (a
 DequantizeLinear before the Gather) would make it private and slow.
@@ -15,13 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_embed.errors import MissingExtraError
-from edge_embed_bundle.manifest import INT4_BLOCK, Tensor
+from edge_embed_bundle.manifest import INT4_BLOCK, BagRecipe, HashRecipe, Model, Tensor
 from edge_embed_export.codecs import pairs_of_bytes
 
 _TYPES = {"int8": "INT8", "uint8": "UINT8", "float16": "FLOAT16", "float32": "FLOAT"}
 _OPSET = 17
 # The oldest file version with that opset: older engines than ours may read it, too.
 _IR_VERSION = 8
+# The first with ScatterElements by the maximum.
+_BAG_OPSET = 18
 
 
 def onnx_lookup(codec: str, tensors: Mapping[str, Tensor], dimensions: int) -> bytes:
@@ -32,14 +34,41 @@ def onnx_lookup(codec: str, tensors: Mapping[str, Tensor], dimensions: int) -> b
         raise MissingExtraError.of("onnx", "export", "writing an ONNX graph") from error
     drawing = _Drawing(tensors)
     _GRAPHS[codec](drawing, dimensions)
-    graph = helper.make_graph(
-        drawing.nodes,
-        "lookup",
-        [helper.make_tensor_value_info("ids", TensorProto.INT64, ["n"])],
-        [helper.make_tensor_value_info("vectors", TensorProto.FLOAT, ["n", dimensions])],
-        drawing.weights,
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION)
+    ids = helper.make_tensor_value_info("ids", TensorProto.INT64, ["n"])
+    vectors = helper.make_tensor_value_info("vectors", TensorProto.FLOAT, ["n", dimensions])
+    return _packed(drawing, "lookup", [ids], vectors)
+
+
+def onnx_bag(model: Model, tensors: Mapping[str, Tensor]) -> bytes:
+    """Return the graph file that pools a table's bags by its recipe: ids, offsets and, for a sum, weights.
+
+    Rows are scattered into the row of their bag one after the other, as the kernels add them; what is left out goes to
+    a row behind the last bag, which is cut off. Ids that a table hashes are hashed in the graph.
+    """
+    try:
+        from onnx import TensorProto, helper
+    except ImportError as error:
+        raise MissingExtraError.of("onnx", "export", "writing an ONNX graph") from error
+    if model.bag is None:
+        raise ValueError("a bag graph follows the recipe of its model")
+    drawing = _Drawing(tensors, _BAG_OPSET)
+    if model.hash is not None:
+        drawing.rows = _hashed(drawing, model.hash, model.rows)
+    _GRAPHS[model.codec](drawing, model.dimensions)
+    pooled = _pooled(drawing, model.bag, model.dimensions)
+    inputs = [helper.make_tensor_value_info("ids", TensorProto.INT64, ["n"])]
+    inputs.append(helper.make_tensor_value_info("offsets", TensorProto.INT64, ["b"]))
+    if model.bag.mode == "sum":
+        inputs.append(helper.make_tensor_value_info("weights", TensorProto.FLOAT, ["n"]))
+    output = helper.make_tensor_value_info(pooled, TensorProto.FLOAT, ["b", model.dimensions])
+    return _packed(drawing, "bag", inputs, output)
+
+
+def _packed(drawing: _Drawing, name: str, inputs: list[Any], output: Any) -> bytes:
+    from onnx import helper
+
+    graph = helper.make_graph(drawing.nodes, name, inputs, [output], drawing.weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", drawing.opset)], ir_version=_IR_VERSION)
     model.producer_name = "edge-embed"
     data: bytes = model.SerializeToString(deterministic=True)
     return data
@@ -48,10 +77,13 @@ def onnx_lookup(codec: str, tensors: Mapping[str, Tensor], dimensions: int) -> b
 class _Drawing:
     """Nodes and weights in the making; every method that adds a node returns the name of its result."""
 
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor], opset: int = _OPSET) -> None:
+        self.opset = opset
         self.nodes: list[Any] = []
         self.weights: list[Any] = []
         self.tensors = tensors
+        #: What names the rows to gather: the input itself, or what it was hashed to.
+        self.rows = "ids"
 
     def stored(self, name: str, shape: tuple[int, ...] = ()) -> str:
         """Add a tensor of the table, under another shape of as many numbers where one is given."""
@@ -92,27 +124,27 @@ class _Drawing:
 
 
 def _float32(drawing: _Drawing, _: int) -> None:
-    drawing.node("Gather", [drawing.stored("rows"), "ids"], "vectors")
+    drawing.node("Gather", [drawing.stored("rows"), drawing.rows], "vectors")
 
 
 def _float16(drawing: _Drawing, _: int) -> None:
-    drawing.cast(drawing.node("Gather", [drawing.stored("rows"), "ids"], "halves"), "FLOAT", "vectors")
+    drawing.cast(drawing.node("Gather", [drawing.stored("rows"), drawing.rows], "halves"), "FLOAT", "vectors")
 
 
 def _int8(drawing: _Drawing, _: int) -> None:
-    codes = drawing.node("Gather", [drawing.stored("rows"), "ids"], "codes")
+    codes = drawing.node("Gather", [drawing.stored("rows"), drawing.rows], "codes")
     numbers = drawing.cast(codes, "FLOAT", "numbers")
     # As a column, a scale multiplies its row by broadcasting; the bytes are the same.
     scales = drawing.stored("scales", (drawing.tensors["rows"].shape[0], 1))
-    drawing.node("Mul", [numbers, drawing.node("Gather", [scales, "ids"], "factors")], "vectors")
+    drawing.node("Mul", [numbers, drawing.node("Gather", [scales, drawing.rows], "factors")], "vectors")
 
 
 def _int4(drawing: _Drawing, dimensions: int) -> None:
-    codes = drawing.node("Gather", [drawing.stored("rows"), "ids"], "codes")
+    codes = drawing.node("Gather", [drawing.stored("rows"), drawing.rows], "codes")
     places = drawing.cast(codes, "INT32", "places")
     pairs = drawing.node("Gather", [drawing.constant("pairs_of_bytes", pairs_of_bytes()), places], "pairs")
     numbers = _first(drawing, pairs, 2 * drawing.tensors["rows"].shape[1], dimensions)
-    halves = drawing.node("Gather", [drawing.stored("scales"), "ids"], "halves")
+    halves = drawing.node("Gather", [drawing.stored("scales"), drawing.rows], "halves")
     scales = drawing.cast(halves, "FLOAT", "scales_of_blocks")
     block_of_each = drawing.constant("block_of_each", np.arange(dimensions, dtype=np.int64) // INT4_BLOCK)
     drawing.node("Mul", [numbers, drawing.node("Gather", [scales, block_of_each], "factors", axis=1)], "vectors")
@@ -142,7 +174,9 @@ def _rq(drawing: _Drawing, dimensions: int) -> None:
     columns = [_centroid_places(drawing)]
     if m > 1:
         parts = [f"place{i}" for i in range(m)]
-        drawing.nodes.append(helper.make_node("Split", columns, parts, axis=1))
+        # From opset 18 on the number is said twice.
+        number = {"num_outputs": m} if drawing.opset >= _BAG_OPSET else {}
+        drawing.nodes.append(helper.make_node("Split", columns, parts, axis=1, **number))
         columns = parts
     books = drawing.stored("codebooks", (m * count, dimensions))
     total = ""
@@ -155,14 +189,16 @@ def _rq(drawing: _Drawing, dimensions: int) -> None:
 def _centroid_places(drawing: _Drawing) -> str:
     """Return where each code of the rows stands in all codebooks one after the other, ``(n, m)``."""
     m, count = drawing.tensors["codebooks"].shape[:2]
-    codes = drawing.node("Gather", [drawing.stored("rows"), "ids"], "codes")
+    codes = drawing.node("Gather", [drawing.stored("rows"), drawing.rows], "codes")
     starts = drawing.constant("starts", count * np.arange(m, dtype=np.int32))
     return drawing.node("Add", [drawing.cast(codes, "INT32", "numbers_of_codes"), starts], "places")
 
 
 def _lengths(drawing: _Drawing) -> str:
     codes = drawing.stored("length_codes", (drawing.tensors["rows"].shape[0], 1))
-    places = drawing.cast(drawing.node("Gather", [codes, "ids"], "length_codes_of_rows"), "INT32", "length_places")
+    places = drawing.cast(
+        drawing.node("Gather", [codes, drawing.rows], "length_codes_of_rows"), "INT32", "length_places"
+    )
     return drawing.node("Gather", [drawing.stored("length_levels"), places], "lengths")
 
 
@@ -174,6 +210,65 @@ def _first(drawing: _Drawing, values: str, width: int, dimensions: int) -> str:
         return rows
     limits = [drawing.constant(name, np.array([at])) for name, at in (("begin", 0), ("end", dimensions), ("axis", 1))]
     return drawing.node("Slice", [rows, *limits], "first_numbers")
+
+
+def _hashed(drawing: _Drawing, recipe: HashRecipe, rows: int) -> str:
+    """Return the rows of ids: their own where the table has it, else one by the remainder of the floor."""
+    count = drawing.constant("hashed_rows", np.array([recipe.rows]))
+    remainder = drawing.node("Mod", ["ids", count], "remainder")
+    if recipe.rows == rows:
+        # Every row is one of them, and a row's own remainder is the row.
+        return remainder
+    first = drawing.constant("first_row", np.array([recipe.first_row]))
+    zero, end = drawing.constant("first_id", np.array([0])), drawing.constant("end_of_ids", np.array([rows]))
+    below, above = drawing.node("Less", ["ids", zero], "below"), drawing.node("GreaterOrEqual", ["ids", end], "above")
+    outside = drawing.node("Or", [below, above], "outside")
+    return drawing.node("Where", [outside, drawing.node("Add", [remainder, first], "hashed"), "ids"], "rows_of_ids")
+
+
+def _pooled(drawing: _Drawing, recipe: BagRecipe, dimensions: int) -> str:
+    one, zero = drawing.constant("one", np.array([1])), drawing.constant("zero", np.array([0]))
+    width = drawing.constant("width", np.array([dimensions]))
+    n, b = drawing.node("Shape", ["ids"], "n"), drawing.node("Shape", ["offsets"], "b")
+    bags = drawing.node("Add", [b, one], "bags")
+    # A bag begins at each offset: the bag of an id is how many have begun, less one.
+    blank = drawing.node("Expand", [zero, drawing.node("Add", [n, one], "place_count")], "blank")
+    begins = [blank, "offsets", drawing.node("Expand", [one, b], "ones")]
+    begun = drawing.node("CumSum", [drawing.node("ScatterElements", begins, "begins", reduction="add"), zero], "begun")
+    bag = drawing.node("Sub", [drawing.node("Slice", [begun, zero, n], "begun_at_ids"), one], "bag_of_each")
+    if recipe.padding_row is not None:
+        padding = drawing.constant("padding_row", np.array([recipe.padding_row]))
+        left_out = drawing.node("Equal", [drawing.rows, padding], "left_out")
+        bag = drawing.node("Where", [left_out, b, bag], "bag_of_each_kept")
+    vectors = "vectors"
+    if recipe.mode == "sum":
+        vectors = drawing.node(
+            "Mul", [vectors, drawing.node("Unsqueeze", ["weights", one], "factors_of_ids")], "weighted"
+        )
+    columns = drawing.node("Unsqueeze", [bag, one], "bag_column")
+    places = drawing.node("Expand", [columns, drawing.node("Concat", [n, width], "shape_of_ids", axis=0)], "bag_places")
+    lowest = np.finfo(np.float32).min if recipe.mode == "max" else 0
+    start = drawing.constant("start", np.array([lowest], np.float32))
+    shape = drawing.node("Concat", [bags, width], "shape_of_bags", axis=0)
+    reduction = "max" if recipe.mode == "max" else "add"
+    scattered = [drawing.node("Expand", [start, shape], "starts_of_bags"), places, vectors]
+    pooled = drawing.node("ScatterElements", scattered, "reduced", axis=0, reduction=reduction)
+    if recipe.mode != "sum":
+        nothing = drawing.constant("nothing", np.array([0], np.float32))
+        each = drawing.constant("each", np.array([1], np.float32))
+        counting = [
+            drawing.node("Expand", [nothing, bags], "no_counts"),
+            bag,
+            drawing.node("Expand", [each, n], "each_id"),
+        ]
+        counted = drawing.node("ScatterElements", counting, "counted", axis=0, reduction="add")
+        counts = drawing.node("Unsqueeze", [counted, one], "counts")
+        if recipe.mode == "mean":
+            pooled = drawing.node("Div", [pooled, drawing.node("Max", [counts, each], "divisors")], "means")
+        else:
+            empty = drawing.node("Equal", [counts, nothing], "empty")
+            pooled = drawing.node("Where", [empty, nothing, pooled], "largest")
+    return drawing.node("Slice", [pooled, zero, b], "pooled")
 
 
 _GRAPHS: Mapping[str, Callable[[_Drawing, int], None]] = MappingProxyType(

@@ -1,4 +1,4 @@
-"""The lookup graph in TFLite: GATHER the codes, then decode what was gathered. No TensorFlow is needed.
+"""The graphs in TFLite: GATHER the codes, then decode what was gathered. No TensorFlow is needed.
 
 A ``.tflite`` is a graph of a few kilobytes followed by the table's sections on their 64 KiB boundaries, where the
 runtime and the ONNX graph map the same bytes (``flatbuffer``).
@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 
-from edge_embed_bundle.manifest import INT4_BLOCK, Tensor
+from edge_embed_bundle.manifest import INT4_BLOCK, BagRecipe, HashRecipe, Tensor
 from edge_embed_bundle.writer import aligned
 from edge_embed_export.codecs import pairs_of_bytes
 from edge_embed_export.graphs.flatbuffer import Drawing
@@ -23,8 +24,21 @@ from edge_embed_export.graphs.flatbuffer import Drawing
 #: dtype and shape of each tensor of a codec.
 Described = Mapping[str, tuple[str, tuple[int, ...]]]
 
+# TensorType.INT32 of schema.fbs.
+_INT32 = 2
 
-def tflite_header(codec: str, weights: Described, dimensions: int, blob: str) -> tuple[bytes, dict[str, Tensor]]:
+
+class Pooling(NamedTuple):
+    """What a bag graph follows: the recipes of its table, and the table's rows."""
+
+    bag: BagRecipe
+    hash: HashRecipe | None
+    rows: int
+
+
+def tflite_header(
+    codec: str, weights: Described, dimensions: int, blob: str, pooling: Pooling | None = None
+) -> tuple[bytes, dict[str, Tensor]]:
     """Return the graph's bytes and the places of the weights behind it.
 
     Args:
@@ -32,27 +46,147 @@ def tflite_header(codec: str, weights: Described, dimensions: int, blob: str) ->
         weights: dtype and shape of each of the codec's tensors, in the order they will be written.
         dimensions: of a vector.
         blob: the name of the file.
+        pooling: the recipes of a subgraph ``bag`` beside the one of lookups, which has its name for a signature.
     """
     # The offsets are fixed-width fields, so the header is as long with the right ones as with any others.
     guess = {name: Tensor(blob, 1, dtype, shape) for name, (dtype, shape) in weights.items()}
-    length = len(_drawn(codec, guess, dimensions))
+    length = len(_drawn(codec, guess, dimensions, pooling))
     places = {}
     offset = aligned(length)
     for name, (dtype, shape) in weights.items():
         places[name] = Tensor(blob, offset, dtype, shape)
         offset = aligned(offset + places[name].size_bytes)
-    header = _drawn(codec, places, dimensions)
+    header = _drawn(codec, places, dimensions, pooling)
     if len(header) != length:
         raise AssertionError("a flatbuffer's length depends on its offsets")
     return header, places
 
 
-def _drawn(codec: str, weights: Mapping[str, Tensor], dimensions: int) -> bytes:
+def _drawn(codec: str, weights: Mapping[str, Tensor], dimensions: int, pooling: Pooling | None) -> bytes:
     drawing = Drawing()
     ids = drawing.dynamic("ids", "int32", [])
     vectors = drawing.dynamic("vectors", "float32", [dimensions])
     _GRAPHS[codec](drawing, weights, ids, vectors)
-    return drawing.packed(ids, vectors)
+    drawing.finish("lookup", [ids], vectors)
+    if pooling is not None:
+        _draw_bag(drawing, codec, weights, dimensions, pooling)
+    return drawing.packed()
+
+
+def _draw_bag(drawing: Drawing, codec: str, weights: Mapping[str, Tensor], dimensions: int, pooling: Pooling) -> None:
+    """Draw what pools a table's bags by its recipe: ids, offsets and, for a sum, weights.
+
+    UNSORTED_SEGMENT_SUM adds rows one after the other, as the kernels do; what is left out goes to a segment behind the
+    last bag, which is cut off. Ids that a table hashes are hashed in the graph.
+    """
+    recipe = pooling.bag
+    ids, offsets = drawing.dynamic("ids", "int32", []), drawing.dynamic("offsets", "int32", [])
+    inputs = [ids, offsets]
+    rows = ids if pooling.hash is None else _hashed(drawing, pooling.hash, pooling.rows, ids)
+    vectors = drawing.dynamic("vectors", "float32", [dimensions])
+    _GRAPHS[codec](drawing, weights, rows, vectors)
+    one = drawing.constant("one", np.array([1], np.int32))
+    column = drawing.constant("column", np.array([-1, 1], np.int32))
+    n, b = (
+        drawing.operator("SHAPE", [each], drawing.dynamic(name, "int32", []), "ShapeOptions", outType=_INT32)
+        for each, name in ((ids, "n"), (offsets, "b"))
+    )
+    # A bag begins at each offset: the bag of an id is how many have begun, less one.
+    ones = drawing.operator(
+        "FILL",
+        [b, drawing.constant("each", np.array(1, np.int32))],
+        drawing.dynamic("ones", "int32", []),
+        "FillOptions",
+    )
+    places = drawing.reshape(offsets, column, drawing.dynamic("offset_column", "int32", [1]))
+    length = drawing.add(n, one, drawing.dynamic("places", "int32", []))
+    begins = drawing.operator(
+        "SCATTER_ND", [places, ones, length], drawing.dynamic("begins", "int32", []), "ScatterNdOptions"
+    )
+    axis = drawing.constant("cumsum_axis", np.array(0, np.int32))
+    begun = drawing.operator("CUMSUM", [begins, axis], drawing.dynamic("begun", "int32", []), "CumsumOptions")
+    at_ids = drawing.take_first(
+        begun, drawing.constant("start", np.array([0], np.int32)), n, drawing.dynamic("begun_at_ids", "int32", [])
+    )
+    bag = drawing.operator("SUB", [at_ids, one], drawing.dynamic("bag_of_each", "int32", []), "SubOptions")
+    if recipe.padding_row is not None:
+        padding = drawing.constant("padding_row", np.array([recipe.padding_row], np.int32))
+        left_out = drawing.operator("EQUAL", [rows, padding], drawing.dynamic("left_out", "bool", []), "EqualOptions")
+        bag = drawing.operator(
+            "SELECT_V2", [left_out, b, bag], drawing.dynamic("bag_of_each_kept", "int32", []), "SelectV2Options"
+        )
+    bags = drawing.add(b, one, drawing.dynamic("bags", "int32", []))
+    if recipe.mode == "sum":
+        factors = drawing.dynamic("weights", "float32", [])
+        inputs.append(factors)
+        factors = drawing.reshape(factors, column, drawing.dynamic("weight_column", "float32", [1]))
+        vectors = drawing.multiply(vectors, factors, drawing.dynamic("weighted", "float32", [dimensions]))
+    name = "MAX" if recipe.mode == "max" else "SUM"
+    pooled = drawing.operator(
+        f"UNSORTED_SEGMENT_{name}",
+        [vectors, bag, bags],
+        drawing.dynamic("reduced", "float32", [dimensions]),
+        f"UnsortedSegment{name.title()}Options",
+    )
+    if recipe.mode != "sum":
+        each = drawing.operator(
+            "FILL",
+            [n, drawing.constant("number", np.array(1, np.float32))],
+            drawing.dynamic("each_id", "float32", []),
+            "FillOptions",
+        )
+        each = drawing.reshape(each, column, drawing.dynamic("id_column", "float32", [1]))
+        counts = drawing.operator(
+            "UNSORTED_SEGMENT_SUM",
+            [each, bag, bags],
+            drawing.dynamic("counts", "float32", [1]),
+            "UnsortedSegmentSumOptions",
+        )
+        first = drawing.constant("first_count", np.array([[1]], np.float32))
+        if recipe.mode == "mean":
+            divisors = drawing.operator(
+                "MAXIMUM", [counts, first], drawing.dynamic("divisors", "float32", [1]), "MaximumMinimumOptions"
+            )
+            pooled = drawing.operator(
+                "DIV", [pooled, divisors], drawing.dynamic("means", "float32", [dimensions]), "DivOptions"
+            )
+        else:
+            empty = drawing.operator("LESS", [counts, first], drawing.dynamic("empty", "bool", [1]), "LessOptions")
+            nothing = drawing.constant("nothing", np.array([[0]], np.float32))
+            pooled = drawing.operator(
+                "SELECT_V2",
+                [empty, nothing, pooled],
+                drawing.dynamic("largest", "float32", [dimensions]),
+                "SelectV2Options",
+            )
+    width = drawing.constant("width", np.array([dimensions], np.int32))
+    size = drawing.operator(
+        "CONCATENATION", [b, width], drawing.dynamic("size_of_bags", "int32", []), "ConcatenationOptions", axis=0
+    )
+    begin = drawing.constant("begin_of_bags", np.array([0, 0], np.int32))
+    output = drawing.take_first(pooled, begin, size, drawing.dynamic("pooled", "float32", [dimensions]))
+    drawing.finish("bag", inputs, output, signed=True)
+
+
+def _hashed(drawing: Drawing, recipe: HashRecipe, rows: int, ids: int) -> int:
+    """Return the rows of ids: their own where the table has it, else one by the remainder of the floor."""
+    count = drawing.constant("hashed_rows", np.array([recipe.rows], np.int32))
+    remainder = drawing.operator(
+        "FLOOR_MOD", [ids, count], drawing.dynamic("remainder", "int32", []), "FloorModOptions"
+    )
+    if recipe.rows == rows:
+        # Every row is one of them, and a row's own remainder is the row.
+        return remainder
+    first, zero, end = (
+        drawing.constant(name, np.array([value], np.int32))
+        for name, value in (("first_row", recipe.first_row), ("first_id", 0), ("end_of_ids", rows))
+    )
+    hashed = drawing.add(remainder, first, drawing.dynamic("hashed", "int32", []))
+    below = drawing.operator("LESS", [ids, zero], drawing.dynamic("below", "bool", []), "LessOptions")
+    above = drawing.operator("GREATER_EQUAL", [ids, end], drawing.dynamic("above", "bool", []), "GreaterEqualOptions")
+    outside = drawing.operator("LOGICAL_OR", [below, above], drawing.dynamic("outside", "bool", []), "LogicalOrOptions")
+    result = drawing.dynamic("rows_of_ids", "int32", [])
+    return drawing.operator("SELECT_V2", [outside, hashed, ids], result, "SelectV2Options")
 
 
 def _float32(drawing: Drawing, weights: Mapping[str, Tensor], ids: int, vectors: int) -> None:
