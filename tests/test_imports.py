@@ -38,7 +38,11 @@ WRAPPED = {
     "sklearn": ["export/edge_embed_export/evaluation/labelled.py"],
     "ir_measures": ["export/edge_embed_export/evaluation/retrieval.py"],
     "matplotlib": ["export/edge_embed_export/plots.py"],
-    "safetensors": ["export/edge_embed_export/sources/sentence_transformers.py"],
+    "safetensors": [
+        "export/edge_embed_export/sources/sentence_transformers.py",
+        "export/edge_embed_export/sources/tensors.py",
+    ],
+    "torch": ["export/edge_embed_export/sources/tensors.py"],
 }
 
 

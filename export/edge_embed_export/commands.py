@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -13,17 +14,20 @@ from edge_embed.errors import RequestError
 from edge_embed.memory import format_size, parse_size
 from edge_embed.progress import SILENT, Progress
 from edge_embed_bundle.bundle import Bundle
-from edge_embed_bundle.manifest import LatencyBudget
+from edge_embed_bundle.manifest import BAG_MODES, BagRecipe, LatencyBudget
 from edge_embed_bundle.slots import is_store
 from edge_embed_bundle.store import Store
 from edge_embed_export.choosing import AUTO, Trial, export_smallest
 from edge_embed_export.codecs import ENCODERS
 from edge_embed_export.demo import run_demo
 from edge_embed_export.evaluation import KINDS, Evaluation, read_evaluation
-from edge_embed_export.exporter import DEFAULT_BOARD, GRAPH_FORMATS, Options, Report, export
+from edge_embed_export.exporter import ALL_TABLES, DEFAULT_BOARD, GRAPH_FORMATS, Hashing, Options, Report, export
 from edge_embed_export.page import Page, check_page, write_page
 from edge_embed_export.pricing import DEFAULT_MAX_LOSS, LossError
 from edge_embed_export.sources import read_source, readers
+from edge_embed_export.sources.tensors import with_keys
+
+_DIGITS = re.compile(r"[0-9]{1,10}")
 
 # What the extra brings: asked for by name, imported where it is wrapped.
 _PACKAGES = ("onnx", "flatbuffers", "safetensors", "tokenizers")
@@ -35,10 +39,12 @@ def _configure_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=tuple(readers()), help="default: what the content shows")
     parser.add_argument(
         "--codec",
-        default="int8",
-        metavar="CODEC",
+        action="append",
+        default=[],
+        metavar="[TABLE=]CODEC",
         help=f"how vectors are stored: {', '.join(ENCODERS)}; pq:50 and rq:20 with that many codes a row (int8); "
-        f"'{AUTO}' tries them and takes the smallest bundle within --max-loss",
+        f"again with TABLE=CODEC for single tables; '{AUTO}' alone tries them and takes the smallest bundle within "
+        "--max-loss",
     )
     parser.add_argument(
         "--eval",
@@ -59,6 +65,29 @@ def _configure_export(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--report", metavar="FILE", type=Path, help="write a page of HTML with tables and plots of what the codec cost"
+    )
+    parser.add_argument(
+        "--table",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="the tensors of a file that are tables, as *.weight; may be given several times",
+    )
+    parser.add_argument("--keys", action="append", default=[], metavar="[TABLE=]FILE", help="a key a line, of each row")
+    parser.add_argument(
+        "--bag",
+        action="append",
+        default=[],
+        metavar="[TABLE=]MODE",
+        help=f"tables that are asked for bags: {', '.join(BAG_MODES)}; mean:0 leaves out row 0, which pads",
+    )
+    parser.add_argument(
+        "--hash",
+        action="append",
+        default=[],
+        metavar="TABLE[=FIRST:ROWS]",
+        help="unknown ids and keys get one of all rows of TABLE (or of ROWS from FIRST on) by their remainder; "
+        f"TABLE {ALL_TABLES} for all",
     )
     parser.add_argument(
         "--graphs", default=",".join(GRAPH_FORMATS), help="comma-separated, or 'none' (onnx,tflite)", metavar="FORMATS"
@@ -84,11 +113,15 @@ def _configure_export(parser: argparse.ArgumentParser) -> None:
 
 def _export(arguments: argparse.Namespace) -> int:
     memory_bytes, latency = _budgets(arguments.budget)
+    codecs = _by_table(arguments.codec)
     options = Options(
         target=arguments.output,
         name=arguments.name or arguments.output.resolve().name,
         version=arguments.version,
-        codec=arguments.codec,
+        codec=codecs.pop(ALL_TABLES, "int8"),
+        codecs=codecs,
+        bags={table: _bag(text) for table, text in _by_table(arguments.bag).items()},
+        hashes=dict(map(_hashing, arguments.hash)),
         graphs=() if arguments.graphs == "none" else tuple(dict.fromkeys(arguments.graphs.split(","))),
         board=arguments.board,
         memory_budget_bytes=memory_bytes,
@@ -102,10 +135,15 @@ def _export(arguments: argparse.Namespace) -> int:
     progress = SILENT if arguments.json else Progress()
     if arguments.report:
         check_page(arguments.report, arguments.output)
-    source = read_source(arguments.source, arguments.format)
+    source = read_source(arguments.source, arguments.format, arguments.table)
+    if arguments.keys:
+        files = _by_table(arguments.keys)
+        if ALL_TABLES in files:
+            files[source.table.name] = files.pop(ALL_TABLES)
+        source = with_keys(source, {table: _read_keys(Path(file)) for table, file in files.items()})
     trials: tuple[Trial, ...] = ()
     try:
-        if arguments.codec == AUTO:
+        if options.codec == AUTO:
             report, trials = export_smallest(source, options, progress)
         else:
             report = export(source, options, progress)
@@ -119,7 +157,8 @@ def _export(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(_report_json(report, trials)))
     else:
-        for line in (*trial_lines(trials, report.price.codec), *report_lines(report)):
+        notes = (f"  note: {note}" for note in source.notes)
+        for line in (*trial_lines(trials, report.price.codec), *report_lines(report), *notes):
             print(line)
     return 0
 
@@ -151,6 +190,38 @@ def trial_lines(trials: tuple[Trial, ...], chosen: str) -> list[str]:
             f"  {trial.codec:8} {format_size(price.size_bytes):>10} {overlap:10.4f} {loss:10.4f}{taken} ({what})"
         )
     return lines
+
+
+def _by_table(words: list[str]) -> dict[str, str]:
+    """Return what ``TABLE=WORD`` says by its table; a word alone is for all."""
+    split = [word.rpartition("=") for word in words]
+    return {table if equals else ALL_TABLES: word for table, equals, word in split}
+
+
+def _bag(text: str) -> BagRecipe:
+    mode, colon, row = text.partition(":")
+    if mode not in BAG_MODES or (colon and not _DIGITS.fullmatch(row)):
+        raise RequestError(f"expected bags like mean, or mean:0 where row 0 pads, found {text!r}")
+    return BagRecipe(mode, int(row) if colon else None)
+
+
+def _hashing(text: str) -> tuple[str, Hashing]:
+    table, equals, rows = text.partition("=")
+    first, colon, count = rows.partition(":")
+    if not equals:
+        return table, Hashing()
+    if not colon or not _DIGITS.fullmatch(first) or not _DIGITS.fullmatch(count):
+        raise RequestError(f"expected hashing like user_id or user_id=1:1000 (rows 1 to 1000), found {text!r}")
+    return table, Hashing(int(first), int(count))
+
+
+def _read_keys(path: Path) -> list[bytes]:
+    """Return the keys of a file, one a line."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise RequestError(f"{path}: expected a file of keys, found: {error.strerror}") from error
+    return [line.removesuffix(b"\r") for line in data.removesuffix(b"\n").split(b"\n")]
 
 
 def read_lines(path: Path) -> tuple[str, ...]:
@@ -188,7 +259,7 @@ def report_lines(report: Report) -> list[str]:
     for model in manifest.models:
         for graph in model.graphs:
             proven = ", ".join(f"{engine.name} {engine.version}" for engine in graph.proven) or "no engine"
-            lines.append(f"  {graph.blob}: proven on {proven}")
+            lines.append(f"  {graph.operation} {graph.blob}: proven on {proven}")
     return lines
 
 

@@ -95,17 +95,27 @@ _HEAD_BYTES = 4096
 def readers() -> dict[str, Reader]:
     """Return every reader by the name of its format."""
     from edge_embed_export.sources.sentence_transformers import read_static_from_transformer
+    from edge_embed_export.sources.tensors import read_safetensors, read_torch
     from edge_embed_export.sources.word2vec import read_word2vec_binary, read_word2vec_text
 
     return {
         "word2vec-binary": read_word2vec_binary,
         "word2vec-text": read_word2vec_text,
         "transformer-tokens": read_static_from_transformer,
+        "safetensors": read_safetensors,
+        "torch": read_torch,
     }
 
 
-def read_source(path: Path, format: str | None = None) -> Source:
-    """Read a source, in the named format or in the one that its content shows.
+def choosing_readers() -> dict[str, Callable[[Path, Sequence[str]], Source]]:
+    """Return the readers of files with many tensors, which take patterns of those that are tables."""
+    from edge_embed_export.sources.tensors import read_safetensors, read_torch
+
+    return {"safetensors": read_safetensors, "torch": read_torch}
+
+
+def read_source(path: Path, format: str | None = None, tables: Sequence[str] = ()) -> Source:
+    """Read a source, in the named format or in the one that its content shows; ``tables`` choose among many tensors.
 
     Raises:
         RequestError: the source is absent, damaged or of no known format.
@@ -119,12 +129,19 @@ def read_source(path: Path, format: str | None = None) -> Source:
     if format not in known:
         raise RequestError(f"expected a format of {', '.join(known)}, found {format!r}")
     try:
+        if tables:
+            choosing = choosing_readers()
+            if format not in choosing:
+                raise RequestError(f"{path}: expected a format of {', '.join(choosing)} for --table, found {format}")
+            return choosing[format](path, tables)
         return known[format](path)
     except OSError as error:
         raise RequestError(f"{path}: expected a model to export, found: {error}") from error
 
 
 def _detected(path: Path) -> str:
+    from edge_embed_export.sources.tensors import is_safetensors, is_torch
+
     if path.is_dir():
         if (path / "tokenizer.json").is_file() and (path / "model.safetensors").is_file():
             return "transformer-tokens"
@@ -134,6 +151,10 @@ def _detected(path: Path) -> str:
             head = file.read(_HEAD_BYTES)
     except OSError as error:
         raise RequestError(f"{path}: expected a model to export, found: {error.strerror}") from error
+    if is_safetensors(path, head):
+        return "safetensors"
+    if is_torch(path, head):
+        return "torch"
     first, _, rest = head.partition(b"\n")
     if len(first.split()) != 2 or not all(field.isdigit() for field in first.split()):
         raise RequestError(
