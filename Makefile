@@ -37,6 +37,7 @@ lint: $(TEST_ENV)/ready
 bench: $(BENCH_ENV)/ready
 	$(BENCH_ENV)/bin/python benchmarks/startup.py --write
 	$(BENCH_ENV)/bin/python benchmarks/lookup.py --write
+	$(BENCH_ENV)/bin/python benchmarks/bags.py --write
 
 clean:
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
