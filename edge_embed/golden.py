@@ -112,8 +112,13 @@ def _answer(serving: Serving, golden: Golden) -> NDArray[np.float32]:
     if golden.operation == "encode":
         return serving.encoder().encode(golden.inputs)
     k = golden.expected.shape[1]
+    if golden.operation == "classify":
+        return _probabilities(serving, golden, k)
     if golden.by == "key":
-        found = [table.search(table.lookup(key, "error"), k, without_row=table.find(key)) for key in golden.inputs]
+        found = [
+            table.search(table.lookup(key, table.policy_of_questions), k, without_row=table.find(key))
+            for key in golden.inputs
+        ]
     else:
         found = [table.search(vector, k) for vector in serving.encoder().encode(golden.inputs)]
     if any(len(neighbours) != k for neighbours in found):
@@ -124,7 +129,14 @@ def _answer(serving: Serving, golden: Golden) -> NDArray[np.float32]:
 def _lookup(table: Table, golden: Golden) -> NDArray[np.float32]:
     if golden.by == "row":
         return table.decode(np.array([int(row) for row in golden.inputs], np.int64))
-    return table.lookup_all(golden.inputs, "error")
+    return table.lookup_all(golden.inputs, table.policy_of_questions)
+
+
+def _probabilities(serving: Serving, golden: Golden, k: int) -> NDArray[np.float32]:
+    found = serving.classifier().classify(golden.inputs, k, 0.0)
+    if any(len(labels) != k for labels in found):
+        raise RequestError(f"{golden.model}: expected {k} labels for each golden text, found fewer")
+    return np.stack([labels.probabilities for labels in found]) if found else np.empty((0, k), np.float32)
 
 
 def _compared(bundle: Bundle, golden: Golden, answer: NDArray[np.float32]) -> Outcome:

@@ -60,6 +60,8 @@ def operations_of(runtime: Runtime) -> dict[str, tuple[Callable[[Any], Any], Seq
         calls["lookup"] = _lookup_call(runtime, golden["lookup"])
     if "encode" in golden:
         calls["encode"] = (runtime.encode, golden["encode"].inputs)
+    if "classify" in golden:
+        calls["classify"] = (runtime.classify, golden["classify"].inputs)
     if "search" in golden:
         # Of several tables that are searched, the budget is that of the largest one.
         searches = [question for question in runtime.manifest.golden if question.operation == "search"]

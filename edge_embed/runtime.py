@@ -34,6 +34,7 @@ from edge_embed_bundle.manifest import BAG_MODES, MANIFEST_NAME, OPERATIONS, Bag
 from edge_embed_bundle.slots import SlotWatch, generation_folder, is_store
 
 if TYPE_CHECKING:
+    from edge_embed.classifier import Classification
     from edge_embed.golden import Outcome
 
 Vector = NDArray[np.float32]
@@ -91,7 +92,8 @@ class Runtime:
         Args:
             keys: text (UTF-8) or bytes, one or a sequence.
             model: the table's name; the bundle's first one if not given.
-            unknown: ``error``, ``zeros`` or ``hash`` for keys that are not there; the manifest's policy if not given.
+            unknown: ``error``, ``zeros``, ``hash`` or ``subwords`` (a word made of its parts) for keys that are not
+                there; the manifest's policy if not given.
 
         Raises:
             UnknownKeyError: a key is not there and the policy is ``error``.
@@ -170,6 +172,34 @@ class Runtime:
         return self._encode(self._current(), text)
 
     @overload
+    def classify(  # type: ignore[overload-overlap]  # a str is a sequence of str to mypy, too
+        self, text: str, *, k: int = 1, threshold: float = 0.0
+    ) -> Classification: ...
+
+    @overload
+    def classify(self, text: Sequence[str], *, k: int = 1, threshold: float = 0.0) -> list[Classification]: ...
+
+    def classify(
+        self, text: str | Sequence[str], *, k: int = 1, threshold: float = 0.0
+    ) -> Classification | list[Classification]:
+        """Return the likeliest labels of a text, or of each of a list of texts, with their probabilities.
+
+        Args:
+            text: one or a sequence.
+            k: how many labels, at most all.
+            threshold: labels that are less probable are left out.
+
+        Raises:
+            RequestError: the bundle classifies no text, or a text is not Unicode.
+        """
+        if not isinstance(k, int | np.integer) or k < 1:
+            raise RequestError(f"expected k of at least 1, found {k!r}")
+        classifier = self._current().classifier()
+        if isinstance(text, str):
+            return classifier.classify([text], int(k), threshold)[0]
+        return classifier.classify(list(text), int(k), threshold)
+
+    @overload
     def stamped(self, *, key: Key) -> Stamped: ...
 
     @overload
@@ -218,7 +248,7 @@ class Runtime:
         serving = self._current()
         if key is not None:
             table = serving.table(model)
-            return table.search(table.lookup(key, "error"), k, without_row=table.find(key))
+            return table.search(table.lookup(key, table.policy_of_questions), k, without_row=table.find(key))
         table = serving.collection() if model is None else serving.table(model)
         if text is not None:
             if table.space.id != serving.encoding_table().space.id:

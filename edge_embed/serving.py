@@ -15,7 +15,8 @@ from edge_embed.table import Table
 from edge_embed_bundle.bundle import Bundle
 
 if TYPE_CHECKING:
-    from edge_embed.text import TextEncoder
+    from edge_embed.classifier import Classifier
+    from edge_embed.text import Encoder
 
 
 class Serving:
@@ -25,6 +26,9 @@ class Serving:
         self.bundle = bundle
         models = bundle.manifest.models
         self._tables = {model.name: Table(bundle, model) for model in models}
+        for table in self._tables.values():
+            if table.model.subwords is not None:
+                self._give_subwords(table)
         if engine != "kernels":
             from edge_embed.engines import open_engine
             from edge_embed.golden import check_engine
@@ -33,7 +37,8 @@ class Serving:
             first.rows = open_engine(engine, bundle, models[0], first.rows)
             # An engine is trusted by evidence: it gives the golden vectors here, on this board, or it does not serve.
             check_engine(bundle, first, engine)
-        self._encoder: TextEncoder | None = None
+        self._encoder: Encoder | None = None
+        self._classifier: Classifier | None = None
         self._making_encoder = threading.Lock()
 
     def table(self, name: str | None = None) -> Table:
@@ -47,7 +52,10 @@ class Serving:
 
     def collection(self) -> Table:
         """Return the table that a text is searched in: one in its space beside the encoder's own, if there is one."""
-        beside = (table for table in self._tables.values() if table.model.text is None)
+        helpers = self.bundle.manifest.helpers
+        beside = (
+            table for table in self._tables.values() if table.model.text is None and table.model.name not in helpers
+        )
         return next((table for table in beside if table.space.id == self.table().space.id), self.table())
 
     def encoding_table(self) -> Table:
@@ -57,7 +65,7 @@ class Serving:
                 return table
         raise RequestError(f"{self.bundle.manifest.name}: expected a bundle that encodes text, found tables alone")
 
-    def encoder(self) -> TextEncoder:
+    def encoder(self) -> Encoder:
         """Return the text encoder, made at its first use: a board that only looks up pays nothing for it."""
         with self._making_encoder:
             if self._encoder is None:
@@ -69,12 +77,48 @@ class Serving:
         if other._encoder is not None and any(table.model.text for table in self._tables.values()):
             self.encoder()
 
-    def _make_encoder(self) -> TextEncoder:
+    def classifier(self) -> Classifier:
+        """Return the classifier of texts, made at its first use."""
+        with self._making_encoder:
+            if self._classifier is None:
+                self._classifier = self._make_classifier()
+            return self._classifier
+
+    def _give_subwords(self, table: Table) -> None:
+        from edge_embed.subwords import Subwords
+
+        recipe = table.model.subwords
+        if recipe is None:
+            raise AssertionError("a table is given subwords where its model has a recipe")
+        buckets = None if recipe.table is None else self._tables[recipe.table]
+        table.subwords = Subwords(
+            recipe,
+            # By the table: an engine may take the place of its rows.
+            lambda ids: table.rows.decode(ids),
+            None if buckets is None else buckets.rows.decode,
+            None if buckets is None else buckets.bucket_ids,
+            table.model.dimensions,
+        )
+
+    def _make_classifier(self) -> Classifier:
+        from edge_embed.classifier import Classifier
+
+        for table in self._tables.values():
+            if table.model.classify is not None:
+                return Classifier(table, self._tables[table.model.classify.labels], table.model.classify.output)
+        raise RequestError(f"{self.bundle.manifest.name}: expected a bundle that classifies text, found none that does")
+
+    def _make_encoder(self) -> Encoder:
         from edge_embed.text import TextEncoder
 
         table = self.encoding_table()
         if table.model.text is None:
             raise AssertionError("the encoding table has the recipe")
+        if table.model.text.tokenizer == "fasttext":
+            from edge_embed.sentences import SentenceEncoder
+
+            labels = None if table.model.classify is None else self._tables[table.model.classify.labels]
+            return SentenceEncoder(table, labels, table.model.text.max_tokens)
         return TextEncoder.of(self.bundle, table.model.text, table)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,10 @@ from edge_embed.keys import Key, KeyIndex, KeyNames, to_bytes
 from edge_embed_bundle.bundle import Bundle
 from edge_embed_bundle.manifest import HashRecipe, Model
 
-UNKNOWN_POLICIES = ("error", "zeros", "hash")
+if TYPE_CHECKING:
+    from edge_embed.subwords import Subwords
+
+UNKNOWN_POLICIES = ("error", "zeros", "hash", "subwords")
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,14 +51,25 @@ class Table:
         )
         self.names = KeyNames(tensors["key_offsets"], tensors["key_bytes"].data) if "key_offsets" in tensors else None
         self._norms = tensors.get("norms")
+        self.bucket_ids: NDArray[np.uint32] | None = tensors.get("bucket_ids")
+        self.tree: NDArray[np.uint32] | None = tensors.get("tree")
+        #: How words are made of parts, where the model has a recipe for that.
+        self.subwords: Subwords | None = None
 
     def find(self, key: Key) -> int:
         """Return the row of a key, or -1."""
         return self._keys().find(to_bytes(key))
 
+    @property
+    def policy_of_questions(self) -> str:
+        """What an unknown key gets where zeros would be no answer: its subwords' vector, or an error."""
+        return "subwords" if self.model.unknown == "subwords" else "error"
+
     def lookup(self, key: Key, unknown: str) -> NDArray[np.float32]:
         """Return the vector ``(d,)`` of a key; ``unknown`` says what an unknown one gets."""
         row = self.find(key) if self._index is not None or unknown != "hash" else -1
+        if row >= 0 and self.subwords is not None and self.subwords.composes_known_words:
+            return self.subwords.vector(to_bytes(key), row)
         if row < 0:
             alone: NDArray[np.float32] = self.lookup_all([key], unknown)[0]
             return alone
@@ -65,6 +79,8 @@ class Table:
     def lookup_all(self, keys: Sequence[Key], unknown: str) -> NDArray[np.float32]:
         """Return the vectors ``(n, d)`` of keys."""
         rows = self._rows_of_keys(keys, unknown)
+        if self.subwords is not None and self.subwords.composes_known_words:
+            return self._composed([to_bytes(key) for key in keys], rows, unknown)
         missing = np.flatnonzero(rows < 0)
         if not len(missing):
             return self.rows.decode(rows)
@@ -73,6 +89,16 @@ class Table:
             self.rows.decode(rows) if self.model.rows else np.zeros((len(keys), self.model.dimensions), np.float32)
         )
         vectors[missing] = 0
+        if self.subwords is not None and unknown == "subwords":
+            for place in missing.tolist():
+                vectors[place] = self.subwords.vector(to_bytes(keys[place]), -1)
+        return vectors
+
+    def _composed(self, keys: Sequence[bytes], ids: NDArray[np.int64], unknown: str) -> NDArray[np.float32]:
+        vectors = np.zeros((len(keys), self.model.dimensions), np.float32)
+        for place, (key, row) in enumerate(zip(keys, ids.tolist(), strict=True)):
+            if self.subwords is not None and (row >= 0 or unknown == "subwords"):
+                vectors[place] = self.subwords.vector(key, row)
         return vectors
 
     def decode(self, ids: NDArray[Any]) -> NDArray[np.float32]:
@@ -89,7 +115,8 @@ class Table:
             rows = self._rows_of_ids(runs.asked, unknown)
             left_out = None if padding_row is None else rows == padding_row
         else:
-            rows = self._rows_of_keys(runs.asked, unknown)
+            # What a bag pools are rows, and a word made of subwords has none.
+            rows = self._rows_of_keys(runs.asked, "error" if unknown == "subwords" else unknown)
             left_out = rows < 0 if padding_row is None else (rows < 0) | (rows == padding_row)
         counts, weights = runs.counts, runs.weights
         if left_out is not None and left_out.any():
@@ -133,7 +160,9 @@ class Table:
         return self._index
 
     def _rows_of_keys(self, keys: Sequence[Key], unknown: str) -> NDArray[np.int64]:
-        """Return the row ``(n,)`` of each key, -1 for an unknown one that gets zeros."""
+        """Return the row ``(n,)`` of each key, -1 for an unknown one that gets zeros or the vector of its subwords."""
+        if unknown == "subwords" and self.subwords is None:
+            raise RequestError(f"{self.model.name}: expected a model with subwords for unknown keys, found one without")
         names = [to_bytes(key) for key in keys]
         if self._index is None and unknown == "hash":
             # Nobody named the rows: every key is hashed to its own.

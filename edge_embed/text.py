@@ -29,6 +29,17 @@ class Tokenizer(Protocol):
         """Return the row ids of each text's tokens, at most the recipe's ``max_tokens`` of them."""
 
 
+class Encoder(Protocol):
+    """From texts to vectors."""
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Return the vectors ``(n, d)`` of texts.
+
+        Raises:
+            RequestError: a text is no ``str``, or holds a lone surrogate.
+        """
+
+
 class HuggingFaceTokenizer:
     """A ``tokenizer.json``, run by the package ``tokenizers``; token ids are row ids."""
 
@@ -110,7 +121,7 @@ class TextEncoder:
             RequestError: a text is no ``str``, or holds a lone surrogate.
         """
         for i, text in enumerate(texts):
-            _check(text, i)
+            check_text(text, i)
         vectors = np.empty((len(texts), self._dimensions), np.float32)
         for start in range(0, len(texts), BATCH_TEXTS):
             batch = texts[start : start + BATCH_TEXTS]
@@ -149,7 +160,12 @@ def _tokenizer(bundle: Bundle, recipe: TextRecipe, table: Table) -> Tokenizer:
     return HuggingFaceTokenizer(definition, recipe.max_tokens, str(bundle.path / recipe.tokenizer_blob))
 
 
-def _check(text: str, place: int) -> None:
+def check_text(text: str, place: int) -> None:
+    """Refuse what is no text of Unicode.
+
+    Raises:
+        RequestError: the text at that place is no ``str``, or holds a lone surrogate.
+    """
     if not isinstance(text, str):
         raise RequestError(f"text {place}: expected str, found {type(text).__name__}")
     try:

@@ -27,6 +27,7 @@ def default_budgets(board: Board, operations: tuple[str, ...], scanned_numbers: 
         "encode": LatencyBudget(10_000.0, 50_000.0),
         # One bag of each of a few dozen tables.
         "bag": LatencyBudget(10_000.0, 50_000.0),
+        "classify": LatencyBudget(10_000.0, 50_000.0),
         "search": LatencyBudget(search_us, _HEADROOM * search_us),
     }
     memory_bytes = min(MEMORY_PRIVATE_BYTES, board.ram_bytes // 4)

@@ -29,6 +29,7 @@ BOARD_COMMANDS = {
     "bag": "edge_embed.commands.answers:BAG",
     "encode": "edge_embed.commands.answers:ENCODE",
     "search": "edge_embed.commands.answers:SEARCH",
+    "classify": "edge_embed.commands.answers:CLASSIFY",
     "install": "edge_embed.commands.stores:INSTALL",
     "status": "edge_embed.commands.stores:STATUS",
     "rollback": "edge_embed.commands.stores:ROLLBACK",

@@ -1,4 +1,4 @@
-"""``lookup``, ``encode`` and ``search``: what an application asks, from the shell."""
+"""``lookup``, ``encode``, ``search`` and ``classify``: what an application asks, from the shell."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ def _configure_lookup(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("keys", metavar="KEY", nargs="+")
     parser.add_argument("--model", metavar="NAME", help="the table to ask; the bundle's first one by default")
     parser.add_argument(
-        "--unknown", choices=("error", "zeros", "hash"), help="what an unknown key gets; default: the bundle's word"
+        "--unknown",
+        choices=("error", "zeros", "hash", "subwords"),
+        help="what an unknown key gets; default: the bundle's word",
     )
     parser.add_argument("--engine", default="kernels", metavar="NAME", help="kernels, onnxruntime or litert")
 
@@ -139,6 +141,35 @@ BAG = Command(
     _configure_bag,
     _bag,
 )
+
+
+def _configure_classify(parser: argparse.ArgumentParser) -> None:
+    _configure_answer(parser)
+    parser.add_argument("texts", metavar="TEXT", nargs="+")
+    parser.add_argument("-k", type=int, default=1, help="how many labels (1)")
+    parser.add_argument("--threshold", type=float, default=0.0, help="leave out what is less probable (0)")
+
+
+def _classify(arguments: argparse.Namespace) -> int:
+    with _open(arguments) as runtime:
+        found = runtime.classify(arguments.texts, k=arguments.k, threshold=arguments.threshold)
+        if arguments.json:
+            answers = [
+                {
+                    "input": spelled(text),
+                    "labels": [spelled(name) for name in of.labels],
+                    "probabilities": of.probabilities.tolist(),
+                }
+                for text, of in zip(arguments.texts, found, strict=True)
+            ]
+            print(json.dumps({"generation": runtime.generation, "answers": answers}))
+            return 0
+        for text, of in zip(arguments.texts, found, strict=True):
+            named = zip(of.labels, of.probabilities.tolist(), strict=True)
+            print(printable(text), *(f"{printable(name)} {probability:.4f}" for name, probability in named), sep="  ")
+    return 0
+
+
 LOOKUP = Command("lookup", "vectors of keys", "edge-embed lookup /var/lib/words king queen", _configure_lookup, _lookup)
 ENCODE = Command(
     "encode", "vectors of texts", 'edge-embed encode /var/lib/notes "the board is warm"', _configure_encode, _encode
@@ -149,4 +180,11 @@ SEARCH = Command(
     'edge-embed search /var/lib/notes --text "the board is warm" -k 3',
     _configure_search,
     _search,
+)
+CLASSIFY = Command(
+    "classify",
+    "labels of texts, with their probabilities",
+    'edge-embed classify /var/lib/topics "how do I boil an egg" -k 3',
+    _configure_classify,
+    _classify,
 )

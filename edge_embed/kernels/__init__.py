@@ -5,6 +5,7 @@
 
 from edge_embed.kernels.reference import (
     EMPTY_ROW,
+    add_in_order,
     decode_float16,
     decode_float32,
     decode_int4,
@@ -27,6 +28,7 @@ from edge_embed.kernels.reference import (
 
 __all__ = [
     "EMPTY_ROW",
+    "add_in_order",
     "decode_float16",
     "decode_float32",
     "decode_int4",

@@ -341,6 +341,12 @@ def pool_mean(vectors: NDArray[np.float32], counts: NDArray[np.int64]) -> NDArra
     return pool(vectors, counts, "mean")
 
 
+def add_in_order(total: NDArray[np.float32], vectors: NDArray[np.float32]) -> None:
+    """Add rows ``(n, d)`` to ``total`` ``(d,)`` in place, one after the other: no other order gives the same bits."""
+    for vector in vectors:
+        total += vector
+
+
 def scores_float32(rows: NDArray[np.float32], query: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return the dot product ``(n,)`` of every row with the query ``(d,)``."""
     return _scanned(rows, query)

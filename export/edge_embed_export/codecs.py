@@ -22,6 +22,7 @@ from edge_embed_bundle.manifest import CODEC_TENSORS, INT4_BLOCK
 from edge_embed_export.codebooks import CENTROIDS, FITTED_BOOKS, TRAINING_ROWS, Fit, PqBook, RqBook, train_rotation
 from edge_embed_export.exact import directions
 from edge_embed_export.matrix import Matrix, Spool, blocks_of
+from edge_embed_export.quantized import PqMatrix
 
 #: Tensors by their names in SPEC.md.
 Encoded = Mapping[str, Matrix]
@@ -163,6 +164,9 @@ def encode_pq(vectors: Matrix, codes_a_row: int | None = None) -> Encoded:
     Raises:
         MissingExtraError: faiss, which trains the codebooks, is not installed.
     """
+    if isinstance(vectors, PqMatrix):
+        # It came as codes of this codec: they are the table, whatever number of them the user asked for.
+        return vectors.tensors
     d = vectors.shape[1]
     m, width = _parts(d, codes_a_row)
 

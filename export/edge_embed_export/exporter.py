@@ -41,6 +41,7 @@ from edge_embed_bundle.manifest import (
     BagRecipe,
     Blob,
     Budgets,
+    ClassifyRecipe,
     Engine,
     Golden,
     Graph,
@@ -51,6 +52,7 @@ from edge_embed_bundle.manifest import (
     Model,
     Requirements,
     Space,
+    SubwordRecipe,
     Tensor,
     TextRecipe,
 )
@@ -62,7 +64,7 @@ from edge_embed_export.evaluation import Evaluation, Task
 from edge_embed_export.graphs.onnx import check_onnx, onnx_bag, onnx_lookup
 from edge_embed_export.graphs.tflite import Pooling, tflite_header
 from edge_embed_export.key_index import build_index
-from edge_embed_export.matrix import BLOCK_ROWS, Matrix, Places, blocks_of
+from edge_embed_export.matrix import BLOCK_ROWS, Matrix, Places, Selection, blocks_of
 from edge_embed_export.pricing import Price, check_loss, evaluated, manifest_quality
 from edge_embed_export.quality import Quality, measure_quality
 from edge_embed_export.questions import answered, searchable, spread_rows
@@ -76,6 +78,10 @@ GOLDEN_BLOB = "golden.bin"
 TOKENIZER_BLOB = "tokenizer.json"
 
 _PROOF_ROWS = 16
+# Labels are few, and a rounding of theirs is a rounding of every answer.
+_LABELS_CODEC = "float32"
+# Nobody looks for neighbours in a table of parts: of a large one a share says what its rows cost.
+_HELPER_ROWS = 20_000
 
 # Private memory of a runtime beyond numpy, measured on x86-64 with CPython 3.11 and rounded up: its modules and maps;
 # the tokenizers package with its threads; what a tokenizer takes per byte of its definition.
@@ -152,6 +158,8 @@ class _Part:
     space: Space | None = None
     bag: BagRecipe | None = None
     hash: HashRecipe | None = None
+    subwords: SubwordRecipe | None = None
+    classify: ClassifyRecipe | None = None
 
 
 def export(source: Source, options: Options, progress: Progress = SILENT) -> Report:
@@ -240,6 +248,10 @@ def _parts(source: Source, options: Options, progress: Progress) -> list[_Part]:
     parts = []
     for table in source.tables:
         part = _part(table, source.title, options.codecs.get(table.name, options.codec), options.graphs)
+        if table.is_helper:
+            # Its rows are in the space of the table that reads them, and nobody else asks it.
+            parts.append(part)
+            continue
         bag = options.bags.get(table.name, options.bags.get(ALL_TABLES))
         hashing = options.hashes.get(table.name, options.hashes.get(ALL_TABLES))
         space = None if table.space_id == source.table.space_id else _space(table, f"{source.title}: {table.name}")
@@ -273,18 +285,34 @@ def _hash_recipe(table: SourceTable, hashing: Hashing, title: str) -> HashRecipe
 
 
 def _part(table: SourceTable, title: str, codec: str, graphs: tuple[str, ...]) -> _Part:
-    codec, encode = encoder(codec)
+    codec, encode = encoder(_LABELS_CODEC if table.is_helper and table.keys is not None else codec)
     try:
         codes = encode(table.vectors)
-        shared: dict[str, Matrix] = {}
-        index = None
-        if table.keys is not None:
-            # A search answers with keys: a table without them is not scanned, and needs no norms.
+        shared: dict[str, Matrix] = dict(table.tensors)
+        if _is_searched(table):
             shared["norms"] = _norms(codec, codes, table.vectors)
-            index = _indexed(table.keys, shared)
+        index = None if table.keys is None else _indexed(table.keys, shared)
     except RequestError as error:
         raise RequestError(f"{table.name} of {title}: {error}") from error
-    return _Part(table.name, codec, table.vectors, codes, shared, table.row_order, index, _recipe(table), graphs)
+    return _Part(
+        table.name,
+        codec,
+        table.vectors,
+        codes,
+        shared,
+        table.row_order,
+        index,
+        _recipe(table),
+        () if table.is_helper else graphs,
+        subwords=table.subwords,
+        classify=table.classify,
+    )
+
+
+def _is_searched(table: SourceTable) -> bool:
+    """Whether a search may answer with a row's key: it has one, and the row is what it stands for, not a part."""
+    parts = table.subwords is not None and table.subwords.rows == "parts" and table.subwords.maxn > 0
+    return table.keys is not None and not table.is_helper and not parts
 
 
 def _norms(codec: str, codes: Encoded, vectors: Matrix) -> NDArray[np.float32]:
@@ -318,6 +346,9 @@ def _recipe(table: SourceTable) -> TextRecipe | None:
     text = table.text
     if text is None:
         return None
+    if table.subwords is not None:
+        pooling = "mean-of-directions" if table.subwords.rows == "words" else "mean"
+        return TextRecipe("fasttext", None, pooling, normalize=False, max_tokens=text.max_tokens)
     return TextRecipe(
         tokenizer="whitespace" if text.tokenizer is None else "huggingface",
         tokenizer_blob=None if text.tokenizer is None else TOKENIZER_BLOB,
@@ -383,15 +414,24 @@ def _write_part(writer: BundleWriter, part: _Part, progress: Progress) -> Model:
         row_order=part.row_order,
         key_index=part.index,
         text=part.text,
-        unknown="error" if part.hash is None else "hash",
+        unknown=_policy(part),
         graphs=tuple(graphs),
         space=part.space,
         bag=part.bag,
         hash=part.hash,
+        subwords=part.subwords,
+        classify=part.classify,
     )
     if part.bag is not None and "onnx" in part.graphs:
         writer.blob(f"{part.name}.bag.onnx", partial(_write_bytes, onnx_bag(model, tensors)))
     return model
+
+
+def _policy(part: _Part) -> str:
+    """Return what an unknown key gets."""
+    if part.hash is not None:
+        return "hash"
+    return "error" if part.subwords is None else "subwords"
 
 
 def _write_bytes(data: bytes, blob: BlobWriter) -> None:
@@ -430,12 +470,14 @@ def _write_tflite(part: _Part, tensors: dict[str, Tensor], advance: Callable[[in
 def _manifest(source: Source, options: Options, models: tuple[Model, ...], blobs: Mapping[str, Blob]) -> Manifest:
     """Return the manifest without what is only known when the bundle has answered."""
     codecs = {f"codec-{model.codec}" for model in models}
-    text = {"text-mean" for model in models if model.text is not None}
+    text = {"text-mean" for model in models if model.text is not None and model.subwords is None}
+    words = {"subwords-fasttext" for model in models if model.subwords is not None}
+    words |= {"classify-fasttext" for model in models if model.classify is not None}
     keys = {"key-index-1" for model in models if model.key_index is not None}
     bags = {"bag-1" for model in models if model.bag is not None}
     spaces = {"model-space" for model in models if model.space is not None}
     hashes = {"unknown-hash" for model in models if model.hash is not None}
-    features = tuple(sorted({*codecs, *text, *keys, *bags, *spaces, *hashes}))
+    features = tuple(sorted({*codecs, *text, *words, *keys, *bags, *spaces, *hashes}))
     return Manifest(
         name=options.name,
         version=options.version,
@@ -490,6 +532,7 @@ def _budgets(source: Source, options: Options, models: tuple[Model, ...]) -> Bud
     there = {
         "lookup": True,
         "encode": models[0].text is not None,
+        "classify": models[0].classify is not None,
         "search": any(map(searchable, models)),
         "bag": any(model.bag is not None for model in models),
     }
@@ -565,7 +608,12 @@ def _measure(
     for part, model in zip(parts, models, strict=True):
         decoded = Decoded(runtime, model)
         bytes_after = sum(model.tensors[name].size_bytes for name in part.codes)
-        prices[model.name] = measure_quality(part.vectors, decoded, bytes_after, progress)
+        if part.graphs or "norms" in part.shared or len(part.vectors) <= _HELPER_ROWS:
+            prices[model.name] = measure_quality(part.vectors, decoded, bytes_after, progress)
+            continue
+        some = spread_rows(len(part.vectors), _HELPER_ROWS)
+        price = measure_quality(Selection(part.vectors, some), Selection(decoded, some), bytes_after, progress)
+        prices[model.name] = replace(price, bytes_before=part.vectors.nbytes)
     return prices
 
 

@@ -52,11 +52,16 @@ def answered(runtime: Runtime) -> list[Question]:
     """
     models = runtime.manifest.models
     questions = [_lookup(runtime, model.name) for model in models]
-    questions += [_bag(runtime, model) for model in models if model.bag is not None and model.rows]
     first, beside = models[0], _beside(runtime.manifest)
+    if first.unknown == "subwords":
+        strangers = _strangers(runtime.table())
+        questions.append(Question("lookup", first.name, "key", strangers, runtime.lookup(strangers), 0.0))
+    questions += [_bag(runtime, model) for model in models if model.bag is not None and model.rows]
     if first.text is not None:
         texts = _texts(runtime)
         questions.append(Question("encode", first.name, "text", texts, runtime.encode(texts), TEXT_TOLERANCE))
+        if first.classify is not None:
+            questions.append(_classified(runtime, first.name, texts))
         if beside is not None:
             k = min(NEIGHBOURS, beside.rows)
             found = [runtime.search(text=text, model=beside.name, k=k).scores for text in texts]
@@ -78,7 +83,10 @@ def _beside(manifest: Manifest) -> Model | None:
         (
             model
             for model in manifest.models[1:]
-            if model.text is None and manifest.space_of(model).id == space and searchable(model)
+            if model.text is None
+            and model.name not in manifest.helpers
+            and manifest.space_of(model).id == space
+            and searchable(model)
         ),
         None,
     )
@@ -114,11 +122,25 @@ def spread_rows(rows: int, count: int) -> NDArray[np.int64]:
 def _lookup(runtime: Runtime, model: str) -> Question:
     table = runtime.table(model)
     keys = _keys(table)
-    if keys:
+    if keys or not table.model.rows:
         return Question("lookup", model, "key", keys, runtime.lookup(keys, model=model), 0.0)
     # JSON holds no key that is not UTF-8; the rows can be asked all the same.
     rows = range(min(QUESTIONS, table.model.rows))
     return Question("lookup", model, "row", tuple(map(str, rows)), runtime.lookup_ids(rows, model=model), 0.0)
+
+
+def _strangers(table: Table) -> tuple[str, ...]:
+    """Return words that the table does not know: two of its own, run together."""
+    return tuple(word for word in map("".join, pairwise(_keys(table))) if word and table.find(word) < 0)
+
+
+def _classified(runtime: Runtime, model: str, texts: tuple[str, ...]) -> Question:
+    # A text without parts has no label.
+    texts = tuple(text for text in texts if len(runtime.classify(text)))
+    k = min(NEIGHBOURS, min((len(runtime.classify(text, k=NEIGHBOURS)) for text in texts), default=0))
+    found = [of.probabilities for of in runtime.classify(texts, k=k)]
+    answer = np.stack(found) if found else np.empty((0, k), np.float32)
+    return Question("classify", model, "text", texts, answer, TEXT_TOLERANCE)
 
 
 def _search(

@@ -60,15 +60,18 @@ SHARED_TENSORS: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
         "index_slots": ("uint32", ("slots", "2")),
         "key_offsets": ("uint32", ("n+1",)),
         "key_bytes": ("uint8", ("t",)),
+        "bucket_ids": ("uint32", ("n",)),
+        "tree": ("uint32", ("n-1", "2")),
     }
 )
 
 #: What this reader knows; a bundle lists what a reader must know.
 FEATURES = frozenset(
     {*(f"codec-{codec}" for codec in CODEC_TENSORS), "key-index-1", "text-mean", "bag-1", "model-space", "unknown-hash"}
+    | {"subwords-fasttext", "classify-fasttext"}
 )
 
-OPERATIONS = ("lookup", "encode", "search", "bag")
+OPERATIONS = ("lookup", "encode", "search", "bag", "classify")
 BAG_MODES = ("sum", "mean", "max")
 HASH_ALGORITHM = "xxh64-modulo"
 INDEX_ALGORITHM = "xxh64-pilot"
@@ -82,6 +85,8 @@ _BAG = re.compile(r"([0-9]{1,10}( [0-9]{1,10})*)?")
 DIMENSIONS_CEILING = 65_536
 _ROWS_CEILING = 2**32 - 2
 _TOKENS_CEILING = 1_000_000
+# A word of so many letters has more parts than one of them is worth.
+_NGRAM_CEILING = 1_000
 # numpy multiplies the other axes of an empty array, too, and refuses what a board's word cannot count.
 _EMPTY_CEILING_BYTES = 2**31 - 1
 
@@ -223,11 +228,11 @@ class TextRecipe(NamedTuple):
     @classmethod
     def read(cls, fields: Fields) -> TextRecipe:
         """Read ``text``."""
-        tokenizer = fields.text("tokenizer", among=("huggingface", "whitespace"))
+        tokenizer = fields.text("tokenizer", among=("huggingface", "whitespace", "fasttext"))
         return cls(
             tokenizer,
             fields.text("tokenizer_blob", pattern=_FILE_NAME) if tokenizer == "huggingface" else None,
-            fields.text("pooling", among=("mean",)),
+            fields.text("pooling", among=("mean", "mean-of-directions") if tokenizer == "fasttext" else ("mean",)),
             fields.flag("normalize"),
             fields.count("max_tokens", floor=1, ceiling=_TOKENS_CEILING),
             fields.rest(),
@@ -330,6 +335,66 @@ class Space(NamedTuple):
         }
 
 
+class SubwordRecipe(NamedTuple):
+    """How words are made of parts: the rows of their n-grams, which stand in the model ``table`` by their buckets.
+
+    ``rows`` says what a row of this model's own table is: a word's whole vector (``words``), or one part of it.
+    """
+
+    algorithm: str
+    rows: str
+    table: str | None
+    buckets: int
+    minn: int
+    maxn: int
+    word_ngrams: int
+    extra: Mapping[str, Any] = NOTHING
+
+    @classmethod
+    def read(cls, fields: Fields) -> SubwordRecipe:
+        """Read ``subwords``."""
+        algorithm = fields.text("algorithm", among=("fasttext",))
+        rows = fields.text("rows", among=("words", "parts"))
+        table = fields.text("table", pattern=NAME) if fields.has("table") else None
+        buckets = fields.count("buckets", floor=0 if table is None else 1, ceiling=_ROWS_CEILING)
+        maxn = fields.count("maxn", ceiling=_NGRAM_CEILING)
+        minn = fields.count("minn", ceiling=_NGRAM_CEILING)
+        word_ngrams = fields.count("word_ngrams", floor=1, ceiling=_NGRAM_CEILING)
+        return cls(algorithm, rows, table, buckets, minn, maxn, word_ngrams, fields.rest())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object."""
+        table = {} if self.table is None else {"table": self.table}
+        return {
+            **self.extra,
+            **table,
+            "algorithm": self.algorithm,
+            "rows": self.rows,
+            "buckets": self.buckets,
+            "minn": self.minn,
+            "maxn": self.maxn,
+            "word_ngrams": self.word_ngrams,
+        }
+
+
+class ClassifyRecipe(NamedTuple):
+    """How a text gets labels: the keys of the model ``labels``, whose rows the text's vector is compared with."""
+
+    labels: str
+    output: str
+    extra: Mapping[str, Any] = NOTHING
+
+    @classmethod
+    def read(cls, fields: Fields) -> ClassifyRecipe:
+        """Read ``classify``."""
+        labels = fields.text("labels", pattern=NAME)
+        return cls(labels, fields.text("output", among=("softmax", "sigmoid", "tree")), fields.rest())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object."""
+        return {**self.extra, "labels": self.labels, "output": self.output}
+
+
 class Model(NamedTuple):
     """One table of ``rows`` vectors of ``dimensions``, and what can be asked of it."""
 
@@ -348,6 +413,8 @@ class Model(NamedTuple):
     space: Space | None = None
     bag: BagRecipe | None = None
     hash: HashRecipe | None = None
+    subwords: SubwordRecipe | None = None
+    classify: ClassifyRecipe | None = None
     extra: Mapping[str, Any] = NOTHING
 
     @classmethod
@@ -361,13 +428,15 @@ class Model(NamedTuple):
             fields.count("dimensions", ceiling=DIMENSIONS_CEILING),
             fields.named("tensors", Tensor.read, pattern=NAME),
             fields.text("row_order", among=("source", "frequency", "cluster")),
-            fields.text("unknown", among=("error", "zeros", "hash")),
+            fields.text("unknown", among=("error", "zeros", "hash", "subwords")),
             fields.nested("key_index", KeyIndex.read) if fields.has("key_index") else None,
             fields.nested("text", TextRecipe.read) if fields.has("text") else None,
             fields.listed("graphs", Graph.read),
             fields.nested("space", Space.read) if fields.has("space") else None,
             fields.nested("bag", BagRecipe.read) if fields.has("bag") else None,
             fields.nested("hash", HashRecipe.read) if fields.has("hash") else None,
+            fields.nested("subwords", SubwordRecipe.read) if fields.has("subwords") else None,
+            fields.nested("classify", ClassifyRecipe.read) if fields.has("classify") else None,
             fields.rest(),
         )
         _check_tensors(model, fields)
@@ -382,6 +451,8 @@ class Model(NamedTuple):
             "space": self.space,
             "bag": self.bag,
             "hash": self.hash,
+            "subwords": self.subwords,
+            "classify": self.classify,
         }
         return {
             **self.extra,
@@ -470,8 +541,9 @@ class Golden(NamedTuple):
 
     ``lookup`` expects vectors ``(n, d)`` for keys (``by`` ``row``: for row ids), ``encode`` vectors ``(n, d)`` for
     texts, ``bag`` pooled vectors ``(n, d)`` for bags by the model's recipe (row ids with spaces between), ``search``
-    the scores ``(n, k)`` of the best neighbours for keys or texts (``by``) in ``model``; all float32. ``tolerance``
-    bounds the absolute difference of every number; a lookup is right to the last bit.
+    the scores ``(n, k)`` of the best neighbours for keys or texts (``by``) in ``model``, ``classify`` the probabilities
+    ``(n, k)`` of the likeliest labels of texts; all float32. ``tolerance`` bounds the absolute difference of every
+    number; a lookup is right to the last bit.
     """
 
     operation: str
@@ -533,6 +605,13 @@ class Manifest(NamedTuple):
     golden: tuple[Golden, ...]
     parent: str | None = None
     extra: Mapping[str, Any] = NOTHING
+
+    @property
+    def helpers(self) -> frozenset[str]:
+        """The models that only another one reads: its subwords and its labels."""
+        named = {model.subwords.table for model in self.models if model.subwords is not None}
+        labels = {model.classify.labels for model in self.models if model.classify is not None}
+        return frozenset(name for name in named | labels if name is not None)
 
     def space_of(self, model: Model) -> Space:
         """Return what a model's vectors may be compared with: its own space, or the bundle's."""
@@ -612,7 +691,7 @@ class Manifest(NamedTuple):
 def _check_tensors(model: Model, fields: Fields) -> None:
     """Every tensor that a codec or the index needs is there, in its dtype and shape."""
     d = model.dimensions
-    axes = {"n": model.rows, "d": d, "n+1": model.rows + 1, "2": 2, "256": 256}
+    axes = {"n": model.rows, "d": d, "n+1": model.rows + 1, "n-1": model.rows - 1, "2": 2, "256": 256}
     axes |= {"h": -(-d // 2), "g": -(-d // INT4_BLOCK)}
     codes, books = (model.tensors[name].shape if name in model.tensors else () for name in ("rows", "codebooks"))
     if len(codes) == 2 and len(books) == 3:
@@ -622,8 +701,7 @@ def _check_tensors(model: Model, fields: Fields) -> None:
         needed |= {name: SHARED_TENSORS[name] for name in ("index_pilots", "index_slots")}
     if "key_offsets" in model.tensors or "key_bytes" in model.tensors:
         needed |= {name: SHARED_TENSORS[name] for name in ("key_offsets", "key_bytes")}
-    if "norms" in model.tensors:
-        needed["norms"] = SHARED_TENSORS["norms"]
+    needed |= {name: SHARED_TENSORS[name] for name in ("norms", "bucket_ids", "tree") if name in model.tensors}
     for name, (dtype, letters) in needed.items():
         tensor = model.tensors.get(name)
         if tensor is None:
@@ -644,7 +722,7 @@ def _check_tensors(model: Model, fields: Fields) -> None:
 
 
 def _check_recipes(model: Model, fields: Fields) -> None:
-    """What a bag leaves out and where unknown ids go are rows of the table."""
+    """What a bag leaves out and where unknown ids go are rows of the table; what a recipe needs of another is there."""
     if model.bag is not None and model.bag.padding_row is not None and model.bag.padding_row >= model.rows:
         fields.fail("bag.padding_row", f"a row of the table's {model.rows}", model.bag.padding_row)
     if model.hash is not None and model.hash.first_row + model.hash.rows > model.rows:
@@ -655,6 +733,40 @@ def _check_recipes(model: Model, fields: Fields) -> None:
         fields.fail("hash", "a recipe where unknown is hash, and none elsewhere", found)
     if model.bag is None and any(graph.operation == "bag" for graph in model.graphs):
         fields.fail("bag", "the recipe of the bag graphs", NOTHING_THERE)
+    if model.unknown == "subwords" and model.subwords is None:
+        fields.fail("unknown", "subwords where there is a recipe for them", model.unknown)
+    if model.subwords is not None and model.key_index is None:
+        fields.fail("subwords", "a model with a key index", NOTHING_THERE)
+    if model.text is not None and model.text.tokenizer == "fasttext":
+        if model.subwords is None:
+            fields.fail("text.tokenizer", "fasttext where there is a recipe for subwords", model.text.tokenizer)
+        pooling = {"words": "mean-of-directions", "parts": "mean"}[model.subwords.rows]
+        if model.text.pooling != pooling:
+            fields.fail("text.pooling", f"{pooling} of {model.subwords.rows}", model.text.pooling)
+    if model.classify is not None and (model.text is None or model.text.pooling != "mean"):
+        fields.fail("classify", "a model whose texts are the mean of their words' parts", NOTHING_THERE)
+    if model.classify is not None and model.subwords is None:
+        fields.fail("classify", "a model with a recipe for subwords", NOTHING_THERE)
+
+
+def _check_helpers(manifest: Manifest, model: Model, fields: Fields) -> None:
+    """The models that a recipe names are there, and made for it."""
+    where = f"models.{model.name}"
+    if model.subwords is not None and model.subwords.table is not None:
+        table = manifest.model(model.subwords.table)
+        if table is None or table.subwords is not None or table.dimensions != model.dimensions:
+            name = model.subwords.table
+            fields.fail(f"{where}.subwords.table", "another model of this bundle, as wide, made of no others", name)
+        if "bucket_ids" not in table.tensors and table.rows != model.subwords.buckets:
+            fields.fail(f"{where}.subwords.buckets", f"the {table.rows} rows of {table.name}", model.subwords.buckets)
+    if model.classify is not None:
+        labels = manifest.model(model.classify.labels)
+        if labels is None or labels.subwords is not None or labels.dimensions != model.dimensions:
+            fields.fail(f"{where}.classify.labels", "another model of this bundle, as wide", model.classify.labels)
+        if not labels.rows or labels.key_index is None or "key_offsets" not in labels.tensors:
+            fields.fail(f"{where}.classify.labels", "a model with keys, one or more", labels.name)
+        if model.classify.output == "tree" and "tree" not in labels.tensors:
+            fields.fail(f"{where}.classify.output", "tree where the labels have that tensor", model.classify.output)
 
 
 def _check_references(manifest: Manifest, fields: Fields) -> None:
@@ -674,6 +786,7 @@ def _check_references(manifest: Manifest, fields: Fields) -> None:
         for blob in blobs:
             if blob not in manifest.blobs:
                 fields.fail(f"models.{model.name}", "a file of this bundle", blob)
+        _check_helpers(manifest, model, fields)
     for i, golden in enumerate(manifest.golden):
         if golden.model not in names:
             fields.fail(f"golden[{i}].model", "a model of this bundle", golden.model)

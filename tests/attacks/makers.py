@@ -296,6 +296,12 @@ def _values() -> Iterator[tuple[str, Attack]]:
     stranger = {"blob": "golden.bin", "offset_bytes": 0, "dtype": "int8", "shape": [0, 2**48, 2**48, 2**48]}
     hashed = {"algorithm": "xxh64-modulo", "seed": 0, "first_row": 0, "rows": 64}
     space = {"id": "0" * 64, "dimensions": 16, "similarity": "cosine", "source": "another"}
+
+    def subwords(spoilt: dict[str, Any]) -> dict[str, Any]:
+        good = {"algorithm": "fasttext", "rows": "words", "buckets": 9, "minn": 1, "maxn": 2, "word_ngrams": 1}
+        # What is spoilt comes first, and names the attack.
+        return {**spoilt, **{name: value for name, value in good.items() if name not in spoilt}}
+
     cases: tuple[tuple[Place, Any, str], ...] = (
         (("version",), "one", "version: expected text like"),
         (("version",), "1.0.0\n", "version: expected text like"),
@@ -383,7 +389,40 @@ def _values() -> Iterator[tuple[str, Attack]]:
         ((*tensors, "key_bytes", "shape"), [2**48], "tensors.key_bytes: expected a tensor inside"),
         ((*tensors, "index_slots", "shape"), [2**47, 2], "tensors.index_slots: expected a tensor inside"),
         ((*tensors, "stranger"), stranger, "tensors.stranger: expected other axes of at most 2147483647 bytes"),
-        (("golden", 0, "operation"), "eval", "golden[0].operation: expected one of lookup, encode, search, bag"),
+        (
+            ("golden", 0, "operation"),
+            "eval",
+            "golden[0].operation: expected one of lookup, encode, search, bag, classify",
+        ),
+        ((*table, "unknown"), "subwords", "models[0].unknown: expected subwords where there is a recipe for them"),
+        ((*table, "text", "tokenizer"), "fasttext", "text.tokenizer: expected fasttext where there is a recipe for"),
+        (
+            (*table, "classify"),
+            {"labels": "table", "output": "softmax"},
+            "classify: expected a model with a recipe for",
+        ),
+        ((*table, "classify"), {"labels": "../x", "output": "softmax"}, "classify.labels: expected text like"),
+        (
+            (*table, "classify"),
+            {"labels": "table", "output": "dice"},
+            "classify.output: expected one of softmax, sigmoid",
+        ),
+        ((*table, "subwords"), subwords({"algorithm": "eval"}), "subwords.algorithm: expected one of fasttext"),
+        ((*table, "subwords"), subwords({"rows": "letters"}), "subwords.rows: expected one of words, parts"),
+        ((*table, "subwords"), subwords({"table": "other"}), "table.subwords.table: expected another model of this"),
+        ((*table, "subwords"), subwords({"table": "table"}), "table.subwords.table: expected another model of this"),
+        ((*table, "subwords"), subwords({"table": "../x"}), "subwords.table: expected text like"),
+        (
+            (*table, "subwords"),
+            subwords({"table": "x", "buckets": 0}),
+            "subwords.buckets: expected a whole number from 1",
+        ),
+        ((*table, "subwords"), subwords({"buckets": 2**32}), "subwords.buckets: expected a whole number from 0"),
+        ((*table, "subwords"), subwords({"maxn": 1001}), "subwords.maxn: expected a whole number from 0 to 1000"),
+        ((*table, "subwords"), subwords({"minn": -1}), "subwords.minn: expected a whole number from 0 to 1000"),
+        ((*table, "subwords"), subwords({"word_ngrams": 0}), "subwords.word_ngrams: expected a whole number from 1"),
+        ((*tensors, "bucket_ids"), {**stranger, "shape": [64]}, "bucket_ids: expected uint32 of shape (64)"),
+        ((*tensors, "tree"), {**stranger, "shape": [64, 2]}, "tensors.tree: expected uint32 of shape (63, 2)"),
         (("golden", 0, "by"), "vector", "golden[0].by: expected one of key, text"),
         (("golden", 0, "model"), "other", "golden[0].model: expected a model of this bundle, found 'other'"),
         (("golden", 0, "inputs"), ["word1"], "golden[0].expected: expected float32 of shape (1, ...)"),

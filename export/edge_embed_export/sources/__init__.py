@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from edge_embed.errors import RequestError
 from edge_embed_bundle import strict_json
+from edge_embed_bundle.manifest import ClassifyRecipe, SubwordRecipe
 from edge_embed_export.matrix import Matrix
 
 
@@ -45,6 +46,13 @@ class SourceTable:
     text: SourceText | None = None
     counts: NDArray[np.int64] | None = None
     row_order: str = "source"
+    #: How words are made of parts and texts get labels; they name other tables of the source.
+    subwords: SubwordRecipe | None = None
+    classify: ClassifyRecipe | None = None
+    #: What the recipes need beside the vectors: the tensors ``bucket_ids`` and ``tree``.
+    tensors: Mapping[str, NDArray[np.uint32]] = field(default_factory=dict)
+    #: Whether only another table reads this one: then nobody searches it, and no graph is drawn for it.
+    is_helper: bool = False
 
     @property
     def space_id(self) -> str:
@@ -94,6 +102,7 @@ _HEAD_BYTES = 4096
 
 def readers() -> dict[str, Reader]:
     """Return every reader by the name of its format."""
+    from edge_embed_export.sources.fasttext import read_fasttext
     from edge_embed_export.sources.sentence_transformers import read_static_from_transformer
     from edge_embed_export.sources.tensors import read_safetensors, read_torch
     from edge_embed_export.sources.word2vec import read_word2vec_binary, read_word2vec_text
@@ -101,6 +110,7 @@ def readers() -> dict[str, Reader]:
     return {
         "word2vec-binary": read_word2vec_binary,
         "word2vec-text": read_word2vec_text,
+        "fasttext": read_fasttext,
         "transformer-tokens": read_static_from_transformer,
         "safetensors": read_safetensors,
         "torch": read_torch,
@@ -140,6 +150,7 @@ def read_source(path: Path, format: str | None = None, tables: Sequence[str] = (
 
 
 def _detected(path: Path) -> str:
+    from edge_embed_export.sources.fasttext import looks_like_fasttext
     from edge_embed_export.sources.tensors import is_safetensors, is_torch
 
     if path.is_dir():
@@ -155,6 +166,8 @@ def _detected(path: Path) -> str:
         return "safetensors"
     if is_torch(path, head):
         return "torch"
+    if looks_like_fasttext(head):
+        return "fasttext"
     first, _, rest = head.partition(b"\n")
     if len(first.split()) != 2 or not all(field.isdigit() for field in first.split()):
         raise RequestError(

@@ -1,0 +1,81 @@
+"""The recipes for subwords and labels at the manifest's gate: what they name is there, and made for it."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge_embed_bundle import strict_json
+from edge_embed_bundle.errors import ManifestError
+from edge_embed_bundle.manifest import MANIFEST_NAME, Manifest
+from edge_embed_export.exporter import Options, export
+from edge_embed_export.sources import read_source
+from tests.attacks.makers import ABSENT, Place, set_at
+from tests.fasttext_files import LABELS, Model
+
+
+@pytest.fixture(scope="module")
+def value(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A good manifest of a classifier with a tree of labels, as plain JSON."""
+    folder = tmp_path_factory.mktemp("recipes")
+    (folder / "model.bin").write_bytes(Model(labels=LABELS, model=3, loss=1, word_ngrams=2).to_bytes())
+    report = export(read_source(folder / "model.bin"), Options(target=folder / "bundle", name="topics", graphs=()))
+    return json.loads((Path(report.path) / MANIFEST_NAME).read_bytes())
+
+
+def _parse(value: Any) -> Manifest:
+    return Manifest.parse(strict_json.dumps(value), source=MANIFEST_NAME)
+
+
+def test_recipes_are_written_as_they_were_read(value: Any) -> None:
+    manifest = _parse(value)
+    assert json.loads(manifest.to_bytes()) == value
+    assert manifest.helpers == {"subwords", "labels"}
+    assert {"subwords-fasttext", "classify-fasttext"} <= set(manifest.requirements.features)
+
+
+SUBWORDS: Place = ("models", 0, "subwords")
+CLASSIFY: Place = ("models", 0, "classify")
+
+BROKEN: dict[str, tuple[Place, Any, str]] = {
+    "no key index": (("models", 0, "key_index"), None, "subwords: expected a model with a key index"),
+    "a table of labels for buckets": (
+        (*SUBWORDS, "table"),
+        "labels",
+        "subwords.buckets: expected the 3 rows of labels",
+    ),
+    "another number of buckets": ((*SUBWORDS, "buckets"), 51, "subwords.buckets: expected the 50 rows of subwords"),
+    "words that are pooled as parts": (
+        (*SUBWORDS, "rows"),
+        "words",
+        "text.pooling: expected mean-of-directions of words",
+    ),
+    "parts that are pooled as words": (
+        ("models", 0, "text", "pooling"),
+        "mean-of-directions",
+        "expected mean of parts",
+    ),
+    "no recipe for texts": (("models", 0, "text"), None, "classify: expected a model whose texts are the mean"),
+    "labels that are itself": (
+        (*CLASSIFY, "labels"),
+        "table",
+        "classify.labels: expected another model of this bundle",
+    ),
+    "labels that are not there": ((*CLASSIFY, "labels"), "topics", "classify.labels: expected another model"),
+    "labels without keys": ((*CLASSIFY, "labels"), "subwords", "classify.labels: expected a model with keys"),
+    "a tree that is not there": (("models", 2, "tensors", "tree"), ABSENT, "classify.output: expected tree where"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_recipe_that_cannot_be_followed_is_refused(value: Any, name: str) -> None:
+    place, broken, says = BROKEN[name]
+    spoilt = copy.deepcopy(value)
+    set_at(spoilt, place, broken)
+    with pytest.raises(ManifestError) as refused:
+        _parse(spoilt)
+    assert says in str(refused.value)
