@@ -6,7 +6,7 @@
   buckets, words from five occurrences on. Unknown words are those that stand in the texts more rarely: real words.
 * The bundle's answers are compared with ``get_word_vector`` of the package fasttext, on the same file.
 * ``drop`` is what a smaller table would cost: buckets that no known word uses are zeros. They were never trained, but
-  the original adds their noise and divides by their number, so leaving them out changes the answer.
+  the original adds their noise and divides by their number; what leaving them out costs is measured.
 * Exit status 0: met by a codec at least; 1: missed.
 
     python benchmarks/subwords.py TEXTS [--codecs pq:25,pq:34] [--write]
@@ -37,7 +37,7 @@ from edge_embed_export.sources import read_source
 
 TITLE = "fastText's unknown words"
 DIMENSIONS, BUCKETS, MIN_COUNT = 100, 200_000, 5
-CODECS = ("float32", "int8", "pq:20", "pq:25", "pq:34", "rq:20")
+CODECS = ("float32", "int8", "pq:20", "pq:25", "pq:34")
 SMALLER, COSINE = 10, 0.95
 _UNKNOWN_WORDS = 5_000
 

@@ -6,6 +6,7 @@ with edge_embed.open("words", memory_budget="64MiB") as runtime:   # a bundle fo
     runtime.lookup("king")                 # (d,) float32
     runtime.lookup(["king", "queen"])      # (n, d) float32
     runtime.encode("a small board")        # text -> (d,) float32
+    runtime.classify("a small board", k=3)  # Classification(labels, probabilities), of a classifier
     runtime.search("king", k=10)           # Neighbours(keys, scores, space)
     runtime.bag([3, 17, 4], model="genre")  # several rows, one vector (d,) float32, as nn.EmbeddingBag
     runtime.bags({"genre": [3, 17], "user_id": [5]})  # one call for many tables
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from edge_embed.bags import Bag
+    from edge_embed.classifier import Classification
     from edge_embed.errors import (
         BudgetError,
         BundleError,
@@ -40,6 +42,7 @@ __all__ = [
     "Bag",
     "BudgetError",
     "BundleError",
+    "Classification",
     "EdgeEmbedError",
     "MissingExtraError",
     "Neighbours",
@@ -89,7 +92,13 @@ def __getattr__(name: str) -> object:
     """Import a public name at its first use: the command line starts without paying for what it does not use."""
     from importlib import import_module
 
-    places = {"Bag": "bags", "Runtime": "runtime", "Stamped": "space", "Neighbours": "table"}
+    places = {
+        "Bag": "bags",
+        "Runtime": "runtime",
+        "Classification": "classifier",
+        "Stamped": "space",
+        "Neighbours": "table",
+    }
     if name not in __all__:
         raise AttributeError(f"module 'edge_embed' has no attribute {name!r}")
     return getattr(import_module(f"edge_embed.{places.get(name, 'errors')}"), name)

@@ -76,6 +76,8 @@ class Serving:
         """Make what ``other`` has made at its first uses, so that the first call after a swap does not wait."""
         if other._encoder is not None and any(table.model.text for table in self._tables.values()):
             self.encoder()
+        if other._classifier is not None and any(table.model.classify for table in self._tables.values()):
+            self.classifier()
 
     def classifier(self) -> Classifier:
         """Return the classifier of texts, made at its first use."""

@@ -10,6 +10,7 @@ def test_every_public_name_is_there_and_nothing_else_is_promised() -> None:
         "Bag",
         "BudgetError",
         "BundleError",
+        "Classification",
         "EdgeEmbedError",
         "MissingExtraError",
         "Neighbours",

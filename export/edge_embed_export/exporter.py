@@ -517,7 +517,8 @@ def _private_bytes(source: Source, models: tuple[Model, ...]) -> int:
         (
             _SCAN_BYTES[model.codec] * model.dimensions * min(SCAN_ROWS, model.rows) + 32 * model.rows
             for model in models
-            if searchable(model)
+            # Those that are searched, and labels: of parts, a call reads a few rows.
+            if "norms" in model.tensors or (model.key_index is not None and model.subwords is None)
         ),
         default=0,
     )

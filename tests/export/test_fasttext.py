@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import edge_embed
+from edge_embed.commands import main
 from edge_embed.errors import RequestError
 from edge_embed.runtime import Runtime
 from edge_embed_bundle.store import Store
@@ -132,6 +134,27 @@ def test_parts_are_no_neighbours_of_anything(tmp_path: Path) -> None:
         assert all(outcome.passed for outcome in runtime.check_golden())
         with pytest.raises(RequestError, match="made for search"):
             runtime.search("board")
+
+
+def test_a_model_goes_from_its_file_to_labels_by_the_command_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, bundle, store = _written(tmp_path, Model(labels=LABELS, model=3, loss=3)), tmp_path / "b", tmp_path / "store"
+    for words in (
+        ("export", path, "-o", bundle, "--graphs", "none"),
+        ("install", bundle, "--store", store),
+        ("check", store),
+        ("lookup", store, "warm", "unknown"),
+        ("encode", store, "the board"),
+    ):
+        assert main([str(word) for word in words]) == 0, capsys.readouterr()
+    capsys.readouterr()
+    assert main(["classify", str(store), "the board is warm", "so what", "-k", "2", "--json"]) == 0
+    first, second = json.loads(capsys.readouterr().out)["answers"]
+    assert (first["input"], second["input"]) == ("the board is warm", "so what")
+    assert len(first["labels"]) == len(first["probabilities"]) == 2
+    assert main(["classify", str(store), "the board is warm"]) == 0
+    assert capsys.readouterr().out.startswith(f"the board is warm  {first['labels'][0]} 0.")
 
 
 @pytest.mark.parametrize("loss", [1, 2, 3, 4])
