@@ -86,7 +86,8 @@ def cosines(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> NDArray[n
     """Return the cosine of each pair of rows."""
     a, b = ours.astype(np.float64), theirs.astype(np.float64)
     lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    return np.divide((a * b).sum(axis=1), lengths, out=np.zeros(len(a)), where=lengths > 0)
+    found: NDArray[np.float64] = np.divide((a * b).sum(axis=1), lengths, out=np.zeros(len(a)), where=lengths > 0)
+    return found
 
 
 def measure(

@@ -85,7 +85,7 @@ class Model:
         if not is_old:
             parts.append(struct.pack("<q", -1 if self.kept is None else len(self.kept)))
         for i, name in enumerate((*self.words, *self.labels)):
-            parts.append(name.encode() + struct.pack("<xqb", 100 - i, i >= len(self.words)))
+            parts.append(name.encode() + struct.pack("<xqb", max(1, 100 - i), i >= len(self.words)))
         for pair in self.kept or ():
             parts.append(struct.pack("<2i", *pair))
         if self.quantized is not None:
