@@ -131,7 +131,9 @@ def read_source(path: Path, format: str | None = None, tables: Sequence[str] = (
         RequestError: the source is absent, damaged or of no known format.
     """
     known = readers()
-    if path.exists() and not path.is_dir() and not path.is_file():
+    if not path.exists():
+        raise RequestError(f"{path}: expected a model to export, found nothing there")
+    if not path.is_dir() and not path.is_file():
         # A device has no end, a pipe no size that a header could be compared with.
         raise RequestError(f"{path}: expected a model's file or folder, found something else")
     if format is None:
