@@ -41,14 +41,27 @@ class Encoder(Protocol):
 
 
 class HuggingFaceTokenizer:
-    """A ``tokenizer.json``, run by the package ``tokenizers``; token ids are row ids."""
+    """A ``tokenizer.json``, run by the package ``tokenizers``; token ids are row ids.
 
-    def __init__(self, definition: bytes, max_tokens: int, source: str) -> None:
+    A text is cut after ``max_letters`` and its tokens after ``max_tokens``; the token ``skipped`` is then left out.
+    """
+
+    def __init__(
+        self,
+        definition: bytes,
+        max_tokens: int,
+        source: str,
+        *,
+        max_letters: int | None = None,
+        skipped: int | None = None,
+    ) -> None:
         try:
             import tokenizers
         except ImportError as error:
             raise MissingExtraError.of("tokenizers", "text", "encoding text") from error
         self._source = source
+        self._max_letters = max_letters
+        self._skipped = skipped
         with self._faults_are_the_bundles("a tokenizer definition"):
             self._tokenizer = tokenizers.Tokenizer.from_buffer(definition)
             # Definitions carry the padding and truncation of their training (all-MiniLM pads to 128).
@@ -57,6 +70,10 @@ class HuggingFaceTokenizer:
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         """See :meth:`Tokenizer.ids`."""
+        found = self._encoded([text[: self._max_letters] for text in texts])
+        return found if self._skipped is None else [[i for i in ids if i != self._skipped] for ids in found]
+
+    def _encoded(self, texts: Sequence[str]) -> list[list[int]]:
         with self._faults_are_the_bundles("a tokenizer that encodes"):
             if len(texts) == 1:
                 return [self._tokenizer.encode(texts[0], add_special_tokens=False).ids]
@@ -157,7 +174,13 @@ def _tokenizer(bundle: Bundle, recipe: TextRecipe, table: Table) -> Tokenizer:
     if recipe.tokenizer_blob is None:
         return WhitespaceTokenizer(table, recipe.max_tokens)
     definition = bytes(bundle.map(recipe.tokenizer_blob))
-    return HuggingFaceTokenizer(definition, recipe.max_tokens, str(bundle.path / recipe.tokenizer_blob))
+    return HuggingFaceTokenizer(
+        definition,
+        recipe.max_tokens,
+        str(bundle.path / recipe.tokenizer_blob),
+        max_letters=recipe.max_letters,
+        skipped=recipe.skipped_token,
+    )
 
 
 def check_text(text: str, place: int) -> None:

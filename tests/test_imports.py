@@ -43,6 +43,8 @@ WRAPPED = {
         "export/edge_embed_export/sources/tensors.py",
     ],
     "torch": ["export/edge_embed_export/sources/tensors.py"],
+    "pyarrow": ["export/edge_embed_export/sources/parquet.py"],
+    "gensim": ["export/edge_embed_export/sources/gensim_files.py"],
 }
 
 

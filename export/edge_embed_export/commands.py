@@ -24,8 +24,7 @@ from edge_embed_export.evaluation import KINDS, Evaluation, read_evaluation
 from edge_embed_export.exporter import ALL_TABLES, DEFAULT_BOARD, GRAPH_FORMATS, Hashing, Options, Report, export
 from edge_embed_export.page import Page, check_page, write_page
 from edge_embed_export.pricing import DEFAULT_MAX_LOSS, LossError
-from edge_embed_export.sources import read_source, readers
-from edge_embed_export.sources.tensors import with_keys
+from edge_embed_export.sources import Reading, read_source, readers
 
 _DIGITS = re.compile(r"[0-9]{1,10}")
 
@@ -37,6 +36,11 @@ def _configure_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SOURCE", type=Path, help="a model's file or folder")
     parser.add_argument("-o", "--output", metavar="BUNDLE", type=Path, required=True, help="the folder to write")
     parser.add_argument("--format", choices=tuple(readers()), help="default: what the content shows")
+    parser.add_argument("--key-column", metavar="NAME", help="the column, field or array of keys")
+    parser.add_argument("--vector-column", metavar="NAME", help="the column, field or array of vectors")
+    parser.add_argument(
+        "--trust-pickle", action="store_true", help="let gensim open its own files, which may run any program"
+    )
     parser.add_argument(
         "--codec",
         action="append",
@@ -73,7 +77,13 @@ def _configure_export(parser: argparse.ArgumentParser) -> None:
         metavar="PATTERN",
         help="the tensors of a file that are tables, as *.weight; may be given several times",
     )
-    parser.add_argument("--keys", action="append", default=[], metavar="[TABLE=]FILE", help="a key a line, of each row")
+    parser.add_argument(
+        "--keys",
+        action="append",
+        default=[],
+        metavar="[TABLE=]FILE",
+        help="a key a line, of each row (default: X.keys.txt)",
+    )
     parser.add_argument(
         "--bag",
         action="append",
@@ -135,12 +145,14 @@ def _export(arguments: argparse.Namespace) -> int:
     progress = SILENT if arguments.json else Progress()
     if arguments.report:
         check_page(arguments.report, arguments.output)
-    source = read_source(arguments.source, arguments.format, arguments.table)
-    if arguments.keys:
-        files = _by_table(arguments.keys)
-        if ALL_TABLES in files:
-            files[source.table.name] = files.pop(ALL_TABLES)
-        source = with_keys(source, {table: _read_keys(Path(file)) for table, file in files.items()})
+    reading = Reading(
+        keys={table: Path(file) for table, file in _by_table(arguments.keys).items()},
+        key_column=arguments.key_column,
+        vector_column=arguments.vector_column,
+        trust_pickle=arguments.trust_pickle,
+        tables=tuple(arguments.table),
+    )
+    source = read_source(arguments.source, arguments.format, reading, progress)
     trials: tuple[Trial, ...] = ()
     try:
         if options.codec == AUTO:
@@ -213,15 +225,6 @@ def _hashing(text: str) -> tuple[str, Hashing]:
     if not colon or not _DIGITS.fullmatch(first) or not _DIGITS.fullmatch(count):
         raise RequestError(f"expected hashing like user_id or user_id=1:1000 (rows 1 to 1000), found {text!r}")
     return table, Hashing(int(first), int(count))
-
-
-def _read_keys(path: Path) -> list[bytes]:
-    """Return the keys of a file, one a line."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise RequestError(f"{path}: expected a file of keys, found: {error.strerror}") from error
-    return [line.removesuffix(b"\r") for line in data.removesuffix(b"\n").split(b"\n")]
 
 
 def read_lines(path: Path) -> tuple[str, ...]:

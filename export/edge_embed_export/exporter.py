@@ -355,6 +355,8 @@ def _recipe(table: SourceTable) -> TextRecipe | None:
         pooling="mean",
         normalize=text.normalize,
         max_tokens=text.max_tokens,
+        max_letters=text.max_letters,
+        skipped_token=text.skipped_token,
     )
 
 
@@ -369,7 +371,13 @@ def _collection(source: Source, lines: Sequence[str], progress: Progress) -> Sou
     if table.text is None or table.text.tokenizer is None:
         raise RequestError(f"{source.title}: expected a source with a tokenizer to encode a collection, found none")
     encoder = TextEncoder(
-        HuggingFaceTokenizer(table.text.tokenizer, table.text.max_tokens, source.title),
+        HuggingFaceTokenizer(
+            table.text.tokenizer,
+            table.text.max_tokens,
+            source.title,
+            max_letters=table.text.max_letters,
+            skipped=table.text.skipped_token,
+        ),
         lambda ids: table.vectors[ids],
         dimensions=table.vectors.shape[1],
         normalize=table.text.normalize,
@@ -470,7 +478,7 @@ def _write_tflite(part: _Part, tensors: dict[str, Tensor], advance: Callable[[in
 def _manifest(source: Source, options: Options, models: tuple[Model, ...], blobs: Mapping[str, Blob]) -> Manifest:
     """Return the manifest without what is only known when the bundle has answered."""
     codecs = {f"codec-{model.codec}" for model in models}
-    text = {"text-mean" for model in models if model.text is not None and model.subwords is None}
+    text = {feature for model in models if model.text is not None for feature in model.text.features}
     words = {"subwords-fasttext" for model in models if model.subwords is not None}
     words |= {"classify-fasttext" for model in models if model.classify is not None}
     keys = {"key-index-1" for model in models if model.key_index is not None}

@@ -68,7 +68,7 @@ SHARED_TENSORS: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
 #: What this reader knows; a bundle lists what a reader must know.
 FEATURES = frozenset(
     {*(f"codec-{codec}" for codec in CODEC_TENSORS), "key-index-1", "text-mean", "bag-1", "model-space", "unknown-hash"}
-    | {"subwords-fasttext", "classify-fasttext"}
+    | {"text-limits", "subwords-fasttext", "classify-fasttext"}
 )
 
 OPERATIONS = ("lookup", "encode", "search", "bag", "classify")
@@ -87,6 +87,7 @@ _ROWS_CEILING = 2**32 - 2
 _TOKENS_CEILING = 1_000_000
 # A word of so many letters has more parts than one of them is worth.
 _NGRAM_CEILING = 1_000
+_LETTERS_CEILING = 2**32
 # numpy multiplies the other axes of an empty array, too, and refuses what a board's word cannot count.
 _EMPTY_CEILING_BYTES = 2**31 - 1
 
@@ -216,13 +217,18 @@ class KeyIndex(NamedTuple):
 
 
 class TextRecipe(NamedTuple):
-    """How a text becomes one vector: tokenizer, the rows of its tokens, their mean, its direction."""
+    """How a text becomes one vector: tokenizer, the rows of its tokens, their mean, its direction.
+
+    A text is cut after ``max_letters``, its tokens after ``max_tokens``; ``skipped_token`` is then left out.
+    """
 
     tokenizer: str
     tokenizer_blob: str | None
     pooling: str
     normalize: bool
     max_tokens: int
+    max_letters: int | None = None
+    skipped_token: int | None = None
     extra: Mapping[str, Any] = NOTHING
 
     @classmethod
@@ -235,15 +241,29 @@ class TextRecipe(NamedTuple):
             fields.text("pooling", among=("mean", "mean-of-directions") if tokenizer == "fasttext" else ("mean",)),
             fields.flag("normalize"),
             fields.count("max_tokens", floor=1, ceiling=_TOKENS_CEILING),
+            fields.count("max_letters", floor=1, ceiling=_LETTERS_CEILING) if fields.has("max_letters") else None,
+            fields.count("skipped_token", ceiling=_ROWS_CEILING) if fields.has("skipped_token") else None,
             fields.rest(),
         )
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """What a reader must know to answer rightly."""
+        if self.tokenizer == "fasttext":
+            return ()  # that of the model's subwords says it all
+        plain = self.max_letters is None and self.skipped_token is None
+        return ("text-mean",) if plain else ("text-limits", "text-mean")
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object."""
         blob = {} if self.tokenizer_blob is None else {"tokenizer_blob": self.tokenizer_blob}
+        letters = {} if self.max_letters is None else {"max_letters": self.max_letters}
+        skipped = {} if self.skipped_token is None else {"skipped_token": self.skipped_token}
         return {
             **self.extra,
             **blob,
+            **letters,
+            **skipped,
             "tokenizer": self.tokenizer,
             "pooling": self.pooling,
             "normalize": self.normalize,

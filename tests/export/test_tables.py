@@ -25,7 +25,7 @@ from edge_embed_devices.checking import check
 from edge_embed_devices.profiles import this_machine
 from edge_embed_export.exporter import Hashing, Options, export
 from edge_embed_export.matrix import blocks_of
-from edge_embed_export.sources import Source, read_source
+from edge_embed_export.sources import Reading, Source, read_source
 
 safetensors = pytest.importorskip("safetensors.numpy")
 
@@ -69,7 +69,7 @@ MODEL: dict[str, tuple[str, NDArray[Any]]] = {
 
 def _read(path: Path, tensors: Mapping[str, tuple[str, NDArray[Any]]], **options: Any) -> Source:
     path.write_bytes(file_of(tensors))
-    return read_source(path, **options)
+    return read_source(path, None, Reading(**options))
 
 
 def test_every_table_of_a_file_is_read_and_the_matrices_of_layers_are_not(tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_patterns_are_for_files_of_many_tensors(tmp_path: Path) -> None:
     path = tmp_path / "words.txt"
     path.write_text("1 2\na 1 2\n")
     with pytest.raises(RequestError, match="expected a format of safetensors, torch for --table, found word2vec-text"):
-        read_source(path, tables=["*"])
+        read_source(path, None, Reading(tables=("*",)))
 
 
 def test_a_header_that_lies_is_refused_before_anything_is_allocated(tmp_path: Path) -> None:

@@ -9,12 +9,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_embed.errors import RequestError
+from edge_embed.progress import SILENT, Progress
 from edge_embed_bundle import strict_json
 from edge_embed_bundle.manifest import ClassifyRecipe, SubwordRecipe
 from edge_embed_export.matrix import Matrix
@@ -22,11 +25,16 @@ from edge_embed_export.matrix import Matrix
 
 @dataclass(frozen=True)
 class SourceText:
-    """How a source encodes text: a ``tokenizer.json`` (or None: words at white space), pooling by the mean."""
+    """How a source encodes text: a ``tokenizer.json`` (or None: words at white space), pooling by the mean.
+
+    A text is cut after ``max_letters`` and after ``max_tokens``; ``skipped_token`` is then left out of the mean.
+    """
 
     tokenizer: bytes | None
     normalize: bool
     max_tokens: int
+    max_letters: int | None = None
+    skipped_token: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +77,8 @@ class SourceTable:
                 "tokenizer": None if text.tokenizer is None else hashlib.sha256(text.tokenizer).hexdigest(),
                 "pooling": "mean",
                 "normalize": text.normalize,
+                # Absent where nothing is skipped, as in the spaces that were made before.
+                **({} if text.skipped_token is None else {"skipped_token": text.skipped_token}),
             },
         }
         return hashlib.sha256(b"edge-embed space 1\n" + strict_json.dumps(described)).hexdigest()
@@ -94,43 +104,76 @@ class Source:
 #: The name of a source's only table, and of the first one in a bundle.
 TABLE = "table"
 
+#: A key of ``Reading.keys`` for a source's only or first table.
+ONLY_TABLE = "*"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the user says about a source that its content does not.
+
+    ``keys`` are files with a key a line, by the table's name; ``key_column`` and ``vector_column`` name a column, a
+    field or an array; ``tables`` are patterns of the tensors that are tables; ``trust_pickle`` lets gensim run what a
+    pickle says.
+    """
+
+    keys: Mapping[str, Path] = field(default_factory=dict)
+    key_column: str | None = None
+    vector_column: str | None = None
+    trust_pickle: bool = False
+    tables: tuple[str, ...] = ()
+
+    @property
+    def key_file(self) -> Path | None:
+        """The keys of a source of one table."""
+        return self.keys.get(ONLY_TABLE)
+
+
 Reader = Callable[[Path], Source]
 
 # What tells the formats apart: a header and a row, as a rule.
 _HEAD_BYTES = 4096
 
 
-def readers() -> dict[str, Reader]:
-    """Return every reader by the name of its format."""
+def readers(reading: Reading | None = None, progress: Progress = SILENT) -> dict[str, Reader]:
+    """Return every reader by the name of its format, each ready to read as ``reading`` says."""
+    from edge_embed_export.sources.containers import container_readers
     from edge_embed_export.sources.fasttext import read_fasttext
     from edge_embed_export.sources.sentence_transformers import read_static_from_transformer
     from edge_embed_export.sources.tensors import read_safetensors, read_torch
     from edge_embed_export.sources.word2vec import read_word2vec_binary, read_word2vec_text
 
+    reading = reading or Reading()
     return {
         "word2vec-binary": read_word2vec_binary,
         "word2vec-text": read_word2vec_text,
         "fasttext": read_fasttext,
         "transformer-tokens": read_static_from_transformer,
-        "safetensors": read_safetensors,
-        "torch": read_torch,
+        "safetensors": partial(read_safetensors, chosen=reading.tables),
+        "torch": partial(read_torch, chosen=reading.tables),
+        **container_readers(reading, progress),
     }
 
 
-def choosing_readers() -> dict[str, Callable[[Path, Sequence[str]], Source]]:
-    """Return the readers of files with many tensors, which take patterns of those that are tables."""
-    from edge_embed_export.sources.tensors import read_safetensors, read_torch
+def read_source(
+    path: Path, format: str | None = None, reading: Reading | None = None, progress: Progress = SILENT
+) -> Source:
+    """Read a source, in the named format or in the one that its content shows.
 
-    return {"safetensors": read_safetensors, "torch": read_torch}
-
-
-def read_source(path: Path, format: str | None = None, tables: Sequence[str] = ()) -> Source:
-    """Read a source, in the named format or in the one that its content shows; ``tables`` choose among many tensors.
+    Args:
+        path: a file or a folder.
+        format: the name of a reader; what the content shows if not given.
+        reading: what a source does not say itself: its keys, its columns, which of its tensors are tables.
+        progress: told how far a long reading is.
 
     Raises:
         RequestError: the source is absent, damaged or of no known format.
     """
-    known = readers()
+    from edge_embed_export.sources.containers import check_reading
+    from edge_embed_export.sources.tensors import with_keys
+
+    reading = reading or Reading()
+    known = readers(reading, progress)
     if not path.exists():
         raise RequestError(f"{path}: expected a model to export, found nothing there")
     if not path.is_dir() and not path.is_file():
@@ -140,22 +183,23 @@ def read_source(path: Path, format: str | None = None, tables: Sequence[str] = (
         format = _detected(path)
     if format not in known:
         raise RequestError(f"expected a format of {', '.join(known)}, found {format!r}")
+    check_reading(reading, format)
     try:
-        if tables:
-            choosing = choosing_readers()
-            if format not in choosing:
-                raise RequestError(f"{path}: expected a format of {', '.join(choosing)} for --table, found {format}")
-            return choosing[format](path, tables)
-        return known[format](path)
+        source = known[format](path)
+        return with_keys(source, reading.keys) if format in ("safetensors", "torch") else source
     except OSError as error:
         raise RequestError(f"{path}: expected a model to export, found: {error}") from error
 
 
 def _detected(path: Path) -> str:
+    from edge_embed_export.sources.containers import container_by_folder, container_by_head
     from edge_embed_export.sources.fasttext import looks_like_fasttext
     from edge_embed_export.sources.tensors import is_safetensors, is_torch
 
     if path.is_dir():
+        named = container_by_folder(path)
+        if named is not None:
+            return named
         if (path / "tokenizer.json").is_file() and (path / "model.safetensors").is_file():
             return "transformer-tokens"
         raise RequestError(f"{path}: expected tokenizer.json and model.safetensors in the folder, found neither or one")
@@ -170,6 +214,9 @@ def _detected(path: Path) -> str:
         return "torch"
     if looks_like_fasttext(head):
         return "fasttext"
+    named = container_by_head(head)
+    if named is not None:
+        return named
     first, _, rest = head.partition(b"\n")
     if len(first.split()) != 2 or not all(field.isdigit() for field in first.split()):
         raise RequestError(

@@ -28,7 +28,8 @@ from numpy.typing import NDArray
 from edge_embed.errors import MissingExtraError, RequestError
 from edge_embed_bundle.manifest import NAME
 from edge_embed_export.matrix import Matrix, Places, blocks_of
-from edge_embed_export.sources import TABLE, Source, SourceTable
+from edge_embed_export.sources import ONLY_TABLE, TABLE, Source, SourceTable
+from edge_embed_export.sources.tables import read_keys
 
 _DEPTH_CEILING = 8
 _SHOWN = 5
@@ -277,12 +278,13 @@ def weights_digest(vectors: Matrix, keys: Sequence[bytes] | None = None) -> str:
     return digest.hexdigest()
 
 
-def with_keys(source: Source, keys: Mapping[str, Sequence[bytes]]) -> Source:
-    """Return a source whose tables have keys where some are given by a table's name.
+def with_keys(source: Source, files: Mapping[str, Path]) -> Source:
+    """Return a source whose tables have keys where a file of them is given by a table's name.
 
     Raises:
-        RequestError: there is no such table, or it has another number of rows.
+        RequestError: there is no such table, or it has another number of rows, or a file is none.
     """
+    keys = {source.table.name if name == ONLY_TABLE else name: read_keys(file) for name, file in files.items()}
     strangers = set(keys) - {table.name for table in source.tables}
     if strangers:
         names = ", ".join(table.name for table in source.tables)
@@ -297,6 +299,6 @@ def with_keys(source: Source, keys: Mapping[str, Sequence[bytes]]) -> Source:
                 raise RequestError(
                     f"{table.name} of {source.title}: expected {len(table.vectors)} keys, found {len(given)}"
                 )
-            table = replace(table, keys=tuple(given), weights_digest=weights_digest(table.vectors, given))
+            table = replace(table, keys=given, weights_digest=weights_digest(table.vectors, given))
         tables.append(table)
     return replace(source, tables=tuple(tables))
