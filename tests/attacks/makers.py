@@ -351,6 +351,8 @@ def _values() -> Iterator[tuple[str, Attack]]:
         ((*table, "text", "pooling"), "max", "text.pooling: expected one of mean"),
         ((*table, "text", "max_tokens"), 1_000_001, "text.max_tokens: expected a whole number from 1 to 1000000"),
         ((*table, "text", "max_tokens"), 0, "text.max_tokens: expected a whole number from 1 to 1000000"),
+        ((*table, "text", "max_letters"), 0, "text.max_letters: expected a whole number from 1 to 4294967296"),
+        ((*table, "text", "skipped_token"), -1, "text.skipped_token: expected a whole number from 0 to 4294967294"),
         ((*table, "graphs", 0, "format"), "pickle", "graphs[0].format: expected one of onnx, tflite"),
         ((*table, "graphs", 0, "operation"), "system", "graphs[0].operation: expected one of lookup, bag"),
         ((*table, "graphs", 0, "blob"), "other.onnx", "models.table: expected a file of this bundle"),

@@ -58,6 +58,15 @@ def _tokenizer(max_tokens: int = 512) -> HuggingFaceTokenizer:
     return HuggingFaceTokenizer(_definition(), max_tokens, "tokenizer.json")
 
 
+def test_a_text_is_cut_by_letters_then_by_tokens_and_a_skipped_token_is_left_out_after_the_cut() -> None:
+    pytest.importorskip("tokenizers")
+    words = HuggingFaceTokenizer(_definition(), 3, "tokenizer.json", max_letters=18, skipped=0)
+    assert words.ids(["word1 word2", "", "stranger", "stranger word1 word2 word3"]) == [[2, 3], [], [], [2]]
+    assert words.ids(["word1 word1 word10"]) == [[2, 2, 11]]
+    assert words.ids(["naïve naïve word10 word3"]) == [[61, 61, 11]]
+    assert HuggingFaceTokenizer(_definition(), 3, "tokenizer.json").ids(["stranger word1"]) == [[0, 2]]
+
+
 @given(texts=st.lists(st.lists(st.integers(0, 49), max_size=9), max_size=6), normalize=st.booleans())
 @settings(deadline=None)
 def test_a_text_is_the_mean_of_its_rows_or_the_direction_of_it(texts: list[list[int]], normalize: bool) -> None:

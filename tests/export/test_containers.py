@@ -200,6 +200,12 @@ def test_a_matrix_without_keys_has_rows_by_number_and_says_how_to_name_them(tmp_
     assert "--keys" in source.notes[0]
 
 
+def test_rows_without_keys_are_served_by_their_number(tmp_path: Path) -> None:
+    source = _read(tmp_path / "a.npy", _npy(VECTORS))
+    with edge_embed.open(export(source, Options(tmp_path / "bundle", "numbers", codec="float32")).path) as runtime:
+        np.testing.assert_array_equal(runtime.lookup_ids([4, 0]), VECTORS[[4, 0]])
+
+
 def test_rows_of_a_file_are_read_by_slices_and_by_ids(tmp_path: Path) -> None:
     matrix = _read(tmp_path / "a.npy", _npy(VECTORS.astype(">f8"))).table.vectors
     ids = np.array([3, 0, 3])
@@ -476,7 +482,7 @@ def test_a_model2vec_model_encodes_as_model2vec_does(
     source = read_source(tmp_path / "model")
     assert keys_of(source) == tuple(token.encode() for token in TOKENS)
     with _runtime(source, tmp_path / "bundle") as runtime:
-        np.testing.assert_allclose(runtime.encode(list(TEXTS)), model.encode(list(TEXTS)), atol=1e-5)
+        np.testing.assert_allclose(runtime.encode(list(TEXTS)), model.encode(list(TEXTS)), atol=1e-5, rtol=1e-5)
         np.testing.assert_array_equal(runtime.encode(TEXTS[0]), runtime.encode(list(TEXTS))[0])
         assert runtime.bundle.manifest.requirements.features.count("text-limits") == 1
     with _runtime(source, tmp_path / "small", "int8") as runtime:

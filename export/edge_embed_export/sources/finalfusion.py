@@ -27,7 +27,7 @@ from edge_embed.progress import SILENT, Progress
 from edge_embed_export.exact import exact_product
 from edge_embed_export.matrix import BLOCK_ROWS, Keys, Matrix, Spool, blocks_of
 from edge_embed_export.sources import Source
-from edge_embed_export.sources.tables import WORDS, FileMatrix, one_table
+from edge_embed_export.sources.tables import WORDS, FileMatrix, as_float32, one_table
 
 MAGIC = b"FiFu"
 
@@ -76,7 +76,10 @@ class _File:
 
     def numbers(self, chunk: _Chunk, at: int, shape: tuple[int, ...], what: str) -> NDArray[np.float32]:
         data = self.read(chunk, at, 4 * math.prod(shape), what)
-        return np.frombuffer(data, "<f4").reshape(shape).astype(np.float32, copy=False)
+        found = np.frombuffer(data, "<f4").reshape(shape).astype(np.float32, copy=False)
+        if not np.isfinite(found).all():
+            raise self.fault(chunk, at, f"expected {what} of finite numbers, found NaN or infinity")
+        return found
 
     def fault(self, chunk: _Chunk, at: int, fact: str) -> RequestError:
         return RequestError(f"{self.path}: {chunk.name} at byte {at}: {fact}")
@@ -272,8 +275,8 @@ def _decoded(
             raise file.fault(chunk, chunk.start, f"expected codes below {k}, found {int(block.max())}")
         rows = codebooks[np.arange(m), block].reshape(len(block), -1)
         if projection is not None:
-            rows = exact_product(rows, projection.T).astype(np.float32)
-        yield rows if lengths is None else rows * lengths[place, np.newaxis]
+            rows = as_float32(exact_product(rows, projection.T))
+        yield rows if lengths is None else _scaled(rows, lengths[place])
 
 
 def _norms(file: _File, chunk: _Chunk, words: int) -> NDArray[np.float32]:
