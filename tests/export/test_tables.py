@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import struct
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +67,11 @@ MODEL: dict[str, tuple[str, NDArray[Any]]] = {
 }
 
 
-def _read(path: Path, tensors: Mapping[str, tuple[str, NDArray[Any]]], **options: Any) -> Source:
+def _read(
+    path: Path, tensors: Mapping[str, tuple[str, NDArray[Any]]], format: str | None = None, tables: Sequence[str] = ()
+) -> Source:
     path.write_bytes(file_of(tensors))
-    return read_source(path, None, Reading(**options))
+    return read_source(path, format, Reading(tables=tuple(tables)))
 
 
 def test_every_table_of_a_file_is_read_and_the_matrices_of_layers_are_not(tmp_path: Path) -> None:
@@ -140,7 +142,9 @@ def test_a_file_without_such_a_table_is_refused_with_what_it_has(tmp_path: Path,
 def test_patterns_are_for_files_of_many_tensors(tmp_path: Path) -> None:
     path = tmp_path / "words.txt"
     path.write_text("1 2\na 1 2\n")
-    with pytest.raises(RequestError, match="expected a format of safetensors, torch for --table, found word2vec-text"):
+    with pytest.raises(
+        RequestError, match="--table: expected a source in one of safetensors, torch, found word2vec-text"
+    ):
         read_source(path, None, Reading(tables=("*",)))
 
 
