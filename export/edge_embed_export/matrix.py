@@ -198,6 +198,13 @@ class Keys(Sequence[bytes]):
             lengths.append(np.fromiter(map(len, block), np.uint64, len(block)))
         return cls(data, np.cumsum(np.concatenate([np.zeros(1, np.uint64), *lengths]), dtype=np.uint64))
 
+    @classmethod
+    def joined(cls, packed: Sequence[Keys]) -> Keys:
+        """Return the keys of some packs one after the other."""
+        ends = np.cumsum([0, *(len(each._data) for each in packed)], dtype=np.uint64)
+        offsets = [each._offsets[1:] + start for each, start in zip(packed, ends[:-1], strict=True)]
+        return cls(b"".join(each._data for each in packed), np.concatenate([np.zeros(1, np.uint64), *offsets]))
+
     def __len__(self) -> int:
         """Return the number of keys."""
         return len(self._offsets) - 1

@@ -101,6 +101,83 @@ def test_a_format_is_told_by_the_content_for_short_and_long_rows(
     np.testing.assert_array_equal(vectors_of(source), vectors)
 
 
+def test_a_glove_file_has_no_header_and_words_with_spaces_and_numbers(model: Path) -> None:
+    keys = (b"1900", b". . .", b"at name@domain.com", b"5 3")
+    vectors = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+    for format in ("glove-text", None):
+        source = _read(model, _text(keys, vectors, header=b""), format)
+        assert keys_of(source) == keys
+        np.testing.assert_array_equal(vectors_of(source), vectors)
+
+
+@pytest.mark.parametrize("write", [_binary, _text])
+def test_keys_may_be_any_bytes_without_a_newline(model: Path, write: Callable[..., bytes]) -> None:
+    # The empty key, the end of a sentence, a family of several code points, bytes that are no UTF-8, a line separator.
+    keys = (b"", b"</s>", "👩‍👩‍👧".encode(), b"\xff\xfe", "a\u2028b".encode(), "n\u0303".encode(), b"\xc2\x85")
+    vectors = np.random.default_rng(1).normal(size=(7, 3)).astype(np.float32)
+    source = _read(model, write(keys, vectors))
+    assert keys_of(source) == keys
+    np.testing.assert_array_equal(vectors_of(source), vectors)
+
+
+def test_rows_of_zeros_and_blank_lines_at_the_end_are_read(model: Path) -> None:
+    assert not vectors_of(_read(model, b"2 2\na 0 0\nb 0.0 -0\n\n \n")).any()
+
+
+def test_a_blank_line_in_between_is_a_row_without_numbers(model: Path) -> None:
+    with pytest.raises(RequestError, match="row 1: expected 2 numbers, found b''"):
+        _read(model, b"3 2\na 0 0\n\nb 0 0\n")
+
+
+@pytest.mark.parametrize("write", [_binary, _text])
+def test_a_file_of_many_blocks_is_read_as_a_small_one_is(model: Path, write: Callable[..., bytes]) -> None:
+    random = np.random.default_rng(2)
+    vectors = random.normal(size=(60_000, 50)).astype(np.float32)
+    keys = tuple(b"word%d" % i if i % 1000 else b"two words %d" % i for i in range(60_000))
+    if write is _binary:
+        keys = tuple(key.replace(b" ", b"_") for key in keys)
+    source = _read(model, write(keys, vectors))
+    assert keys_of(source) == keys
+    np.testing.assert_array_equal(vectors_of(source), vectors)
+
+
+def _glove_binary(vectors: NDArray[np.float64]) -> bytes:
+    """Return what GloVe writes for rows whose sum of word and context is ``vectors``."""
+    contexts = np.random.default_rng(3).normal(size=vectors.shape)
+    biases = np.ones((len(vectors), 1))
+    return np.concatenate([np.hstack([vectors - contexts, biases]), np.hstack([contexts, biases])]).tobytes()
+
+
+def test_gloves_binary_file_is_read_beside_its_vocabulary(tmp_path: Path) -> None:
+    (tmp_path / "vocab.txt").write_bytes(b"the 900\nof a 80\n\xff 7\n")
+    source = _read(tmp_path / "vectors.bin", _glove_binary(VECTORS.astype(np.float64)), "glove-binary")
+    assert keys_of(source) == (b"the", b"of a", b"\xff")
+    np.testing.assert_allclose(vectors_of(source), VECTORS, rtol=1e-6)
+    assert source.table.counts is not None and source.table.counts.tolist() == [900, 80, 7]
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "said"),
+    [
+        (None, "vocab.txt: expected the vocabulary, a word and its count a line, found: No such file"),
+        (b"the 900\nof\n", "vocab.txt: line 2: expected a word and its count, found b'of'"),
+        (b"a 5\n" * 5, "expected two rows of float64 for each of the 5 words of .*, found a file of 192 bytes"),
+        (b"", "for each of the 0 words"),
+    ],
+)
+def test_a_vocabulary_that_does_not_fit_gloves_binary_file_is_refused(
+    tmp_path: Path, vocabulary: bytes | None, said: str
+) -> None:
+    if vocabulary is not None:
+        (tmp_path / "vocab.txt").write_bytes(vocabulary)
+    with pytest.raises(RequestError, match=said):
+        _read(
+            tmp_path / "vectors.bin",
+            _glove_binary(VECTORS.astype(np.float64))[: 192 if vocabulary else None],
+            "glove-binary",
+        )
+
+
 def test_the_space_depends_on_words_and_numbers_and_not_on_the_file_format(model: Path) -> None:
     space = _read(model, _text()).table.space_id
     assert _read(model, _binary()).table.space_id == space
@@ -109,12 +186,11 @@ def test_the_space_depends_on_words_and_numbers_and_not_on_the_file_format(model
 
 
 NOT_A_MODEL = {
-    "an empty file": (b"", "expected a word2vec header of two numbers or a model folder, found b''"),
-    "a picture": (b"\x89PNG\r\n\x1a\n" + bytes(90), "expected a word2vec header"),
-    "a GloVe file without a header": (b"the 0.1 0.2 0.3\n", "name the format with --format"),
-    "a header of three numbers": (b"1 2 3\nthe 0.1 0.2\n", "expected a word2vec header"),
-    "a header of words": (b"rows dimensions\n", "expected a word2vec header"),
-    "a negative count": (b"-1 3\nthe 1 2 3\n", "expected a word2vec header"),
+    "an empty file": (b"", "expected a model's file of a known format, found one that begins with b''"),
+    "a picture": (b"\x89PNG\r\n\x1a\n" + bytes(90), "expected a model's file of a known format"),
+    "words alone": (b"rows dimensions\n", "name the format with --format"),
+    "a line of a word alone": (b"the 0.1 0.2\nof\nand 0.1 0.2\n", "name the format with --format"),
+    "lines of unequal length": (b"-1 3\nthe 1 2 3 4\n", "row 0: expected 4 numbers, found b'-1 3'"),
     "no rows": (b"0 3\n", "expected rows and dimensions of at least 1, found 0 and 3"),
     "no dimensions": (b"3 0\nthe \nof \nand \n", "expected rows and dimensions of at least 1, found 3 and 0"),
 }

@@ -113,7 +113,7 @@ class Reading:
 
     ``keys`` are files with a key a line, by the table's name; ``key_column`` and ``vector_column`` name a column, a
     field or an array; ``tables`` are patterns of the tensors that are tables; ``trust_pickle`` lets gensim run what a
-    pickle says.
+    pickle says; ``vocabulary`` is a file of words and their counts.
     """
 
     keys: Mapping[str, Path] = field(default_factory=dict)
@@ -121,6 +121,7 @@ class Reading:
     vector_column: str | None = None
     trust_pickle: bool = False
     tables: tuple[str, ...] = ()
+    vocabulary: Path | None = None
 
     @property
     def key_file(self) -> Path | None:
@@ -136,16 +137,19 @@ _HEAD_BYTES = 4096
 
 def readers(reading: Reading | None = None, progress: Progress = SILENT) -> dict[str, Reader]:
     """Return every reader by the name of its format, each ready to read as ``reading`` says."""
+    from edge_embed_export.sources.binary_vectors import read_glove_binary, read_word2vec_binary
     from edge_embed_export.sources.containers import container_readers
     from edge_embed_export.sources.fasttext import read_fasttext
     from edge_embed_export.sources.sentence_transformers import read_static_from_transformer
     from edge_embed_export.sources.tensors import read_safetensors, read_torch
-    from edge_embed_export.sources.word2vec import read_word2vec_binary, read_word2vec_text
+    from edge_embed_export.sources.text_vectors import read_with_header, read_without_header
 
     reading = reading or Reading()
     return {
-        "word2vec-binary": read_word2vec_binary,
-        "word2vec-text": read_word2vec_text,
+        "word2vec-binary": partial(read_word2vec_binary, progress=progress),
+        "word2vec-text": partial(read_with_header, progress=progress),
+        "glove-binary": partial(read_glove_binary, vocabulary=reading.vocabulary, progress=progress),
+        "glove-text": partial(read_without_header, progress=progress),
         "fasttext": read_fasttext,
         "transformer-tokens": read_static_from_transformer,
         "safetensors": partial(read_safetensors, chosen=reading.tables),
@@ -194,6 +198,7 @@ def _detected(path: Path) -> str:
     from edge_embed_export.sources.containers import container_by_folder, container_by_head
     from edge_embed_export.sources.fasttext import looks_like_fasttext
     from edge_embed_export.sources.tensors import is_safetensors, is_torch
+    from edge_embed_export.sources.text_vectors import dimensions_of, header_of, is_number
 
     if path.is_dir():
         named = container_by_folder(path)
@@ -216,21 +221,15 @@ def _detected(path: Path) -> str:
     named = container_by_head(head)
     if named is not None:
         return named
-    first, _, rest = head.partition(b"\n")
-    if len(first.split()) != 2 or not all(field.isdigit() for field in first.split()):
+    first, newline, rest = head.partition(b"\n")
+    if header_of(first + newline) is None:
+        if dimensions_of(head):
+            return "glove-text"
         raise RequestError(
-            f"{path}: expected a word2vec header of two numbers or a model folder, found {first[:40]!r}; "
+            f"{path}: expected a model's file of a known format, found one that begins with {first[:40]!r}; "
             "name the format with --format"
         )
     # A text row ends in its numbers; a binary one has bytes after the word that are none.
     row, newline, _ = rest.partition(b"\n")
     fields = row.split()[1:] if newline or len(head) < _HEAD_BYTES else row.split()[1:-1]
-    return "word2vec-text" if fields and all(map(_is_number, fields[-2:])) else "word2vec-binary"
-
-
-def _is_number(field: bytes) -> bool:
-    try:
-        float(field)
-    except ValueError:
-        return False
-    return True
+    return "word2vec-text" if fields and all(map(is_number, fields[-2:])) else "word2vec-binary"

@@ -49,7 +49,7 @@ def read_jsonl(path: Path, progress: Progress = SILENT, *, reading: Reading = Re
                 rows.add(key, _vector(_field(record, vector_field, fault), fault))
     keys, vectors = rows.done()
     named = keys_beside(path, reading) if keys is None or reading.key_file is not None else keys
-    return one_table(path, named, vectors, notes=() if named is not None else (NO_KEYS,), progress=progress)
+    return one_table(path, named, vectors, notes=() if named is not None else (NO_KEYS,), digest=rows.digest)
 
 
 def _values(path: Path) -> Iterator[tuple[str, Any, int]]:

@@ -9,6 +9,7 @@ import hashlib
 import os
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,11 @@ def as_float32(numbers: NDArray[Any]) -> NDArray[np.float32]:
 
 
 class Rows:
-    """A table that grows row by row; its numbers go to a temporary file, block by block."""
+    """A table that grows; its numbers go to a temporary file, block by block.
+
+    A thread checks, hashes and writes a block while the reader parses the next one: none of the three needs the
+    interpreter's lock.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -107,7 +112,11 @@ class Rows:
         self._keys: list[bytes] = []
         self._blocks: list[Keys] = []
         self._named: bool | None = None
+        self._storing: Future[None] | None = None
+        self._worker = ThreadPoolExecutor(1)
         self.count = 0
+        #: Of the numbers stored so far, as :func:`one_table` takes it.
+        self.digest = hashlib.sha256()
 
     def add(self, key: bytes | None, vector: NDArray[np.float32]) -> None:
         """Add a row ``(d,)``.
@@ -117,10 +126,7 @@ class Rows:
         """
         named = key is not None
         if self._spool is None:
-            self._width, self._named = len(vector), named
-            if not self._width:
-                raise RequestError(f"{self._path}: {self._place(key)}: expected numbers, found none")
-            self._spool = Spool(np.float32, (self._width,))
+            self._begin(len(vector), named)
         if len(vector) != self._width:
             raise RequestError(
                 f"{self._path}: {self._place(key)}: expected {self._width} numbers like the rows before, "
@@ -135,21 +141,70 @@ class Rows:
         if len(self._vectors) >= BLOCK_ROWS or len(self._vectors) * self._width * 4 >= _SPOOL_BLOCK_BYTES:
             self._flush()
 
-    def _place(self, key: bytes | None) -> str:
-        return f"row {self.count}" if key is None else f"row {self.count} ({key[:60]!r})"
-
-    def _flush(self) -> None:
-        if self._spool is not None and self._vectors:
-            self._spool.append(np.stack(self._vectors))
-            self._blocks.append(Keys.of(iter([self._keys])))
-        self._vectors, self._keys = [], []
+    def add_all(self, keys: Sequence[bytes], vectors: NDArray[np.float32]) -> None:
+        """Add rows ``(m, d)`` and their keys; a table takes either these or single rows."""
+        if not len(keys):
+            return
+        if self._spool is None:
+            self._begin(vectors.shape[1], True)
+        packed = Keys.of(iter([keys]))
+        self._store(packed, vectors)
+        self.count += len(keys)
 
     def done(self) -> tuple[Keys | None, Matrix]:
         """Return the keys, or None where rows have none, and the numbers."""
         self._flush()
+        self._wait()
+        self._worker.shutdown()
         if self._spool is None:
             raise RequestError(f"{self._path}: expected at least one row, found none")
-        return (Keys.of(block[:] for block in self._blocks) if self._named else None), self._spool
+        return (Keys.joined(self._blocks) if self._named else None), self._spool
+
+    def _begin(self, width: int, named: bool) -> None:
+        if not width:
+            raise RequestError(f"{self._path}: row 0: expected numbers, found none")
+        self._width, self._named = width, named
+        self._spool = Spool(np.float32, (width,))
+
+    def _place(self, key: bytes | None) -> str:
+        return f"row {self.count}" if key is None else f"row {self.count} ({key[:60]!r})"
+
+    def _flush(self) -> None:
+        if self._vectors:
+            self._store(Keys.of(iter([self._keys])), np.stack(self._vectors))
+        self._vectors, self._keys = [], []
+
+    def _store(self, keys: Keys, vectors: NDArray[np.float32]) -> None:
+        # One block waits at most, so memory stays what two of them take.
+        self._wait()
+        self._blocks.append(keys)
+        self._storing = self._worker.submit(self._store_block, keys if self._named else None, vectors)
+
+    def _wait(self) -> None:
+        if self._storing is not None:
+            storing, self._storing = self._storing, None
+            storing.result()
+
+    def _store_block(self, keys: Keys | None, vectors: NDArray[np.float32]) -> None:
+        if self._spool is None:
+            raise AssertionError("a table begins with its first row")
+        little = np.ascontiguousarray(vectors, "<f4")
+        check_finite(self._path, little, len(self._spool), keys)
+        self.digest.update(little.data)
+        self._spool.append(little)
+
+
+def check_finite(path: Path, block: NDArray[np.float32], first_row: int, keys: Sequence[bytes] | None) -> None:
+    """Refuse NaN and infinity; ``keys`` are those of the block.
+
+    Raises:
+        RequestError: a row holds one of them.
+    """
+    if np.isfinite(block).all():
+        return
+    row = int(np.flatnonzero(~np.isfinite(block).all(axis=1))[0])
+    key = "" if keys is None else f" ({keys[row][:60]!r})"
+    raise RequestError(f"{path}: row {first_row + row}{key}: expected finite numbers, found NaN or infinity")
 
 
 def one_table(
@@ -162,9 +217,10 @@ def one_table(
     counts: NDArray[np.int64] | None = None,
     recipe: Mapping[str, object] | None = None,
     notes: tuple[str, ...] = (),
+    digest: hashlib._Hash | None = None,
     progress: Progress = SILENT,
 ) -> Source:
-    """Return the source of a table; its numbers are gone through once.
+    """Return the source of a table; its numbers are gone through once, unless ``Rows`` did and gives their digest.
 
     Raises:
         RequestError: there are none, they are not finite, or there are more or fewer keys than rows.
@@ -174,16 +230,14 @@ def one_table(
         raise RequestError(f"{path}: expected rows and dimensions of at least 1, found {rows} and {dimensions}")
     if keys is not None and len(keys) != rows:
         raise RequestError(f"{path}: expected a key for each of {rows} rows, found {len(keys)}")
-    digest = hashlib.sha256()
-    with progress.task(f"reading {path.name}", rows) as advance:
-        for place in blocks_of(vectors):
-            block = np.ascontiguousarray(vectors[place], "<f4")
-            if not np.isfinite(block).all():
-                row = place.start + int(np.flatnonzero(~np.isfinite(block).all(axis=1))[0])
-                key = "" if keys is None else f" ({keys[row][:60]!r})"
-                raise RequestError(f"{path}: row {row}{key}: expected finite numbers, found NaN or infinity")
-            digest.update(block.data)
-            advance(len(block))
+    if digest is None:
+        digest = hashlib.sha256()
+        with progress.task(f"reading {path.name}", rows) as advance:
+            for place in blocks_of(vectors):
+                block = np.ascontiguousarray(vectors[place], "<f4")
+                check_finite(path, block, place.start, None if keys is None else keys[place])
+                digest.update(block.data)
+                advance(len(block))
     # The tokenizer is a part of the space by itself, and its tokens with it.
     if keys is not None and (text is None or text.tokenizer is None):
         for start in range(0, rows, BLOCK_ROWS):
