@@ -31,7 +31,7 @@ MEN = "EN-MEN-TR-3k.txt"
 WORDSIM = "EN-WS-353-ALL.txt"
 ANALOGIES = "questions-words.txt"
 WORD_FILES = (f"wordsim-en/{MEN}", f"wordsim-en/{WORDSIM}", f"analogy-en/{ANALOGIES}")
-WORD_CODECS = ("float32", "float16", "int8", "int4", "pq:50", "pq:39", "pq:25", "pq:20", "rq:20")
+WORD_CODECS = ("float32", "float16", "int8", "int4", "pq:50", "pq:39", "pq:25", "opq:25", "pq:20", "rq:20")
 NODES = {
     "CiteSeer": ("embeddings/deepwalk_citeseer_d128.bin", "graphs/citeseer/labels.txt"),
     "PPI": ("embeddings/deepwalk_ppi_d128.bin", "graphs/node2vec_PPI/node2vec_PPI_labels.txt"),

@@ -427,7 +427,7 @@ def _assert_read_or_refused(path: Path, format: str | None) -> None:
 
 
 @pytest.mark.parametrize("format", ["word2vec-binary", "word2vec-text", None])
-@given(data=st.one_of(_mutated(_binary()), _mutated(_text())))
+@given(data=st.one_of(_mutated(_binary()), _mutated(_text()), _mutated(_text(header=b""))))
 @example(data=_text(header=b"3 1\n"))
 @settings(deadline=None, max_examples=150)
 def test_any_damage_to_a_file_gives_a_source_or_an_error_of_ours(
