@@ -10,7 +10,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from edge_embed_bundle import manifest, slots, state
 from edge_embed_bundle.strict_json import MANIFEST_CEILING_BYTES
@@ -34,6 +36,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "model").symlink_to(Path(spec.submodule_search_locations[0]) / "model")
     notes = (ROOT / "export" / "edge_embed_export" / "data" / "notes.txt").read_text(encoding="utf-8")
     (folder / "notes.txt").write_text(notes, encoding="utf-8")
+    random = np.random.default_rng(0)
+    tables = {"user_id": (1000, 16), "genre": (20, 8), "clicks": (50, 8)}
+    rows = {f"{name}.weight": random.normal(size=shape).astype(np.float32) for name, shape in tables.items()}
+    save_file(rows, folder / "tables.safetensors")
     return folder
 
 
