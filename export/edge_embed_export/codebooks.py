@@ -21,6 +21,8 @@ CENTROIDS = 256
 
 _BITS = 8
 _RIDGE = 0.01
+# faiss stops after 25: 60 bring overlap@10 of word2vec in 25 codes from .6703 to .6708.
+_ROUNDS = 60
 _OPQ_ROUNDS = 10
 # Numbers of a table that one thread trains on within seconds.
 _SMALL = 2**22
@@ -43,6 +45,7 @@ class PqBook:
     def trained(cls, parts: NDArray[np.float32], m: int) -> PqBook:
         """Train on rows of ``m`` parts, ``(n, m * s)``; n over 256."""
         quantizer = _faiss().ProductQuantizer(parts.shape[1], m, _BITS)
+        quantizer.cp.niter = _ROUNDS
         # The centroids of a small table are fitted to it on purpose: there are no other rows to serve.
         quantizer.cp.min_points_per_centroid = 1
         with _threads_for(parts):

@@ -23,6 +23,7 @@ from edge_embed_export.demo import run_demo
 from edge_embed_export.evaluation import KINDS, Evaluation, read_evaluation
 from edge_embed_export.exporter import ALL_TABLES, DEFAULT_BOARD, GRAPH_FORMATS, Hashing, Options, Report, export
 from edge_embed_export.page import Page, check_page, write_page
+from edge_embed_export.preparing import ORDERS, REDUCTIONS, Preparing, prepared
 from edge_embed_export.pricing import DEFAULT_MAX_LOSS, LossError
 from edge_embed_export.sources import Reading, read_source, readers
 
@@ -36,6 +37,24 @@ def _configure_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SOURCE", type=Path, help="a model's file or folder")
     parser.add_argument("-o", "--output", metavar="BUNDLE", type=Path, required=True, help="the folder to write")
     parser.add_argument("--format", choices=tuple(readers()), help="default: what the content shows")
+    parser.add_argument(
+        "--vocab", metavar="FILE", type=Path, help="words and their counts, a line each: orders the rows"
+    )
+    parser.add_argument(
+        "--order",
+        choices=ORDERS,
+        help="of the rows: frequency by the counts of --vocab or of the source, or, without counts, as the source has "
+        "them, most frequent first; default: source, with --vocab frequency",
+    )
+    parser.add_argument("--keep", metavar="N", type=int, help="keep the first N rows of that order")
+    parser.add_argument("--keep-words", metavar="FILE", type=Path, help="keep the rows of these keys, a key a line")
+    parser.add_argument("--dimensions", metavar="D", type=int, help="keep D numbers of each vector, as --reduce says")
+    parser.add_argument(
+        "--reduce",
+        choices=REDUCTIONS,
+        default="pca",
+        help="pca: on the table's principal directions; leading: its first numbers, of a model trained for that (pca)",
+    )
     parser.add_argument("--key-column", metavar="NAME", help="the column, field or array of keys")
     parser.add_argument("--vector-column", metavar="NAME", help="the column, field or array of vectors")
     parser.add_argument(
@@ -151,8 +170,17 @@ def _export(arguments: argparse.Namespace) -> int:
         vector_column=arguments.vector_column,
         trust_pickle=arguments.trust_pickle,
         tables=tuple(arguments.table),
+        vocabulary=arguments.vocab,
     )
-    source = read_source(arguments.source, arguments.format, reading, progress)
+    preparing = Preparing(
+        arguments.order,
+        arguments.vocab,
+        arguments.keep,
+        arguments.keep_words,
+        arguments.dimensions,
+        arguments.reduce,
+    )
+    source = prepared(read_source(arguments.source, arguments.format, reading, progress), preparing)
     trials: tuple[Trial, ...] = ()
     try:
         if options.codec == AUTO:
@@ -167,7 +195,7 @@ def _export(arguments: argparse.Namespace) -> int:
         prices = tuple(trial.price for trial in trials if trial.price is not None) or (report.price,)
         write_page(arguments.report, Page(options.name, source.title, prices, report.price.codec))
     if arguments.json:
-        print(json.dumps(_report_json(report, trials)))
+        print(json.dumps(_report_json(report, trials, source.notes)))
     else:
         notes = (f"  note: {note}" for note in source.notes)
         for line in (*trial_lines(trials, report.price.codec), *report_lines(report), *notes):
@@ -276,7 +304,7 @@ def evaluation_lines(evaluations: tuple[Evaluation, ...]) -> list[str]:
     ]
 
 
-def _report_json(report: Report, trials: tuple[Trial, ...]) -> dict[str, object]:
+def _report_json(report: Report, trials: tuple[Trial, ...], notes: tuple[str, ...]) -> dict[str, object]:
     manifest = report.manifest
     return {
         "path": str(report.path),
@@ -288,6 +316,7 @@ def _report_json(report: Report, trials: tuple[Trial, ...]) -> dict[str, object]
         "quality": {name: price.to_json() for name, price in report.quality.items()},
         "evaluations": [each.to_json() for each in report.price.evaluations],
         "tried": [trial.to_json() for trial in trials],
+        "notes": list(notes),
     }
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from edge_embed.errors import RequestError
 from edge_embed.kernels import EMPTY_ROW, hash_keys
 from edge_embed.kernels.reference import buckets_of, slots_of
+from edge_embed_export.matrix import BLOCK_ROWS
 
 KEYS_PER_BUCKET = 4
 LOAD = 0.97
@@ -40,23 +41,43 @@ def build_index(keys: Sequence[bytes]) -> BuiltIndex:
     Raises:
         RequestError: a key stands twice.
     """
-    if len(set(keys)) != len(keys):
-        seen: set[bytes] = set()
-        twice = next(key for key in keys if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise RequestError(f"expected keys that differ, found {twice!r} twice")
     for seed in range(_SEEDS):
-        built = _try_seed(keys, seed)
+        hashes = hashes_of(keys, seed)
+        twice = repeated_rows(keys, hashes)
+        if len(twice):
+            raise RequestError(f"expected keys that differ, found {keys[int(twice[0])]!r} twice")
+        built = _try_seed(hashes, seed)
         if built is not None:
             return built
     raise RequestError(f"expected a key index from one of {_SEEDS} seeds, found none for {len(keys)} keys")
 
 
-def _try_seed(keys: Sequence[bytes], seed: int) -> BuiltIndex | None:
-    hashes = hash_keys(keys, seed)
+def hashes_of(keys: Sequence[bytes], seed: int) -> NDArray[np.uint64]:
+    """Return the hash ``(n,)`` of each key; they are taken out of their sequence block by block."""
+    blocks = (keys[start : start + BLOCK_ROWS] for start in range(0, len(keys), BLOCK_ROWS))
+    return np.concatenate([np.empty(0, np.uint64), *(hash_keys(block, seed) for block in blocks)])
+
+
+def repeated_rows(keys: Sequence[bytes], hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Return the rows, ascending, whose key stands in a row before."""
+    order = np.argsort(hashes, kind="stable")
+    ordered = hashes[order]
+    alike = np.flatnonzero(ordered[1:] == ordered[:-1])
+    seen: set[bytes] = set()
+    repeated = []
+    # Rows of one hash stand together, and in their order; two keys may share it.
+    for row in np.unique(np.concatenate([order[alike], order[alike + 1]])).tolist():
+        if keys[row] in seen:
+            repeated.append(row)
+        seen.add(keys[row])
+    return np.array(repeated, np.int64)
+
+
+def _try_seed(hashes: NDArray[np.uint64], seed: int) -> BuiltIndex | None:
     if len(np.unique(hashes)) != len(hashes):
         return None  # two keys with one hash: no pilot parts them, another seed does
-    slot_count = int(np.ceil(len(keys) / LOAD)) + 1
-    bucket_count = len(keys) // KEYS_PER_BUCKET + 1
+    slot_count = int(np.ceil(len(hashes) / LOAD)) + 1
+    bucket_count = len(hashes) // KEYS_PER_BUCKET + 1
     buckets = buckets_of(hashes, bucket_count)
     order = np.argsort(buckets, kind="stable")
     sizes = np.bincount(buckets, minlength=bucket_count)
@@ -71,7 +92,7 @@ def _try_seed(keys: Sequence[bytes], seed: int) -> BuiltIndex | None:
     slots[:, 1] = EMPTY_ROW
     places = slots_of(hashes, pilots[buckets].astype(np.uint64), slot_count)
     slots[places, 0] = (hashes >> np.uint64(32)).astype(np.uint32)
-    slots[places, 1] = np.arange(len(keys), dtype=np.uint32)
+    slots[places, 1] = np.arange(len(hashes), dtype=np.uint32)
     return BuiltIndex(pilots, slots, seed)
 
 

@@ -24,6 +24,9 @@ from edge_embed_export.matrix import Matrix, blocks_of
 
 SAMPLE_QUERIES = 1000
 NEIGHBOURS = 10
+
+# Scores of so many rows with all queries are some MiB, several times over.
+_SCORED_ROWS = 1024
 BANDS = 5
 #: Shares of the rows, for the distribution of cosines.
 QUANTILES = tuple(i / 100 for i in range(101))
@@ -139,10 +142,10 @@ def _nearest(vectors: Matrix, queries: NDArray[np.int64], k: int, advance: Calla
     asked = directions(vectors[queries])
     best_rows = np.full((len(queries), k), -1)
     best_scores = np.full((len(queries), k), -np.inf)
-    for places in blocks_of(vectors):
-        block = directions(vectors[places])
+    for start in range(0, len(vectors), _SCORED_ROWS):
+        block = directions(vectors[start : start + _SCORED_ROWS])
         scores = exact_product(asked, block.T)
-        rows = np.arange(places.start, places.stop)
+        rows = np.arange(start, start + len(block))
         scores[queries[:, np.newaxis] == rows] = -np.inf
         border = np.partition(scores, -k, axis=1)[:, -k] if k < len(block) else np.full(len(queries), -np.inf)
         hits, columns = np.nonzero(scores >= np.maximum(border, best_scores[:, -1])[:, np.newaxis])

@@ -62,6 +62,11 @@ class SourceTable:
     is_helper: bool = False
 
     @property
+    def text_ids(self) -> bytes | None:
+        """The definition of a tokenizer whose ids are the table's rows, if it has one."""
+        return None if self.text is None else self.text.tokenizer
+
+    @property
     def space_id(self) -> str:
         """The digest of everything that makes two vectors comparable; the codec is no part of it."""
         text = self.text

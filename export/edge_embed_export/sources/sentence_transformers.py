@@ -20,13 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_embed.errors import MissingExtraError, RequestError
-from edge_embed_export.exact import exact_product, fixed_point
+from edge_embed_export.exact import exact_product, principal_components
 from edge_embed_export.sources import TABLE, Source, SourceTable, SourceText
 
 DIMENSIONS = 256
 MAX_TOKENS = 512
 
-_COMPONENT_BITS = 16
 _NAME_LETTERS = 100
 
 _TOKEN_TABLE = re.compile(r"(.*\.)?word_embeddings\.weight")
@@ -122,15 +121,7 @@ def _is_special(token: str) -> bool:
 
 
 def _projected(table: NDArray[np.float32], dimensions: int) -> NDArray[np.float64]:
-    """Return the centred table on its first principal components, ``(n, dimensions)``, alike on every machine.
-
-    The sign of a component is free; the largest of its numbers is made positive.
-    """
+    """Return the centred table on its first principal components, ``(n, dimensions)``, alike on every machine."""
     centred = table.astype(np.float64)
     centred -= centred.mean(axis=0)
-    _, vectors = np.linalg.eigh(exact_product(centred.T, centred))
-    # LAPACKs differ by 2e-13 here (all-MiniLM; OpenBLAS for Prescott, Sandybridge, Haswell, SkylakeX; 2026-11). A grid
-    # of 1.5e-5 takes that away, but for one export in a thousand, where a number lies that close to a border.
-    components = fixed_point(vectors[:, ::-1][:, :dimensions], _COMPONENT_BITS)
-    largest = components[np.abs(components).argmax(axis=0), np.arange(components.shape[1])]
-    return exact_product(centred, components * np.sign(largest))
+    return exact_product(centred, principal_components(exact_product(centred.T, centred), dimensions))
