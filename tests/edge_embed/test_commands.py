@@ -166,7 +166,7 @@ REFUSED: Mapping[str, tuple[list[str], int, tuple[str, ...]]] = {
     "an unknown engine": (["lookup", "{bundle}", "word1", "--engine", "abacus"], 2, ("kernels", "found 'abacus'")),
     "no neighbours": (["search", "{bundle}", "--key", "word1", "-k", "0"], 2, ("k of at least 1, found 0",)),
     "a source that is not there": (["export", "{tmp}/nowhere", "-o", "{tmp}/out"], 2, ("expected a model", "found")),
-    "a source that is none": (["export", "{tmp}/file", "-o", "{tmp}/out"], 2, ("expected a word2vec header", "found")),
+    "a source that is none": (["export", "{tmp}/file", "-o", "{tmp}/out"], 2, ("expected a model", "found")),
     "a source without an end": (
         ["export", "/dev/zero", "-o", "{tmp}/out"],
         2,
