@@ -3,7 +3,7 @@
 * ``embeddings`` is model2vec's tensor, ``embedding.weight`` the one of sentence-transformers; each answers as its own
   maker: model2vec leaves the unknown token out of the mean and cuts a text at a number of letters first.
 * A vocabulary that was quantized has fewer rows than tokens: ``mapping`` says which row is a token's, ``weights`` by
-  what it is multiplied. The bundle gets a row for each token (docs/decisions/0006-a-row-for-each-token.md).
+  what it is multiplied. The bundle gets a row for each token (docs/decisions/0005-a-row-for-each-token.md).
 * model2vec's int8 rows have lost their scale: their directions are whole, their lengths mean nothing.
 """
 
