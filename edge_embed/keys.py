@@ -1,4 +1,4 @@
-"""Keys and rows of a table: from a key to its row by a perfect hash, from a row to its key by its bytes.
+"""Keys of a table: what one may be, and from a row to its key by its bytes; the kernels go from keys to rows.
 
 * Both directions are mapped; no string of the table is ever in memory as an object before it is asked for.
 * A key is bytes; text is UTF-8, and bytes that are no UTF-8 travel through ``str`` as surrogate escapes.
@@ -7,12 +7,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_embed import kernels
 from edge_embed.errors import BundleError, RequestError
 
 Key = str | bytes
@@ -34,37 +34,12 @@ def to_bytes(key: Key) -> bytes:
     raise TypeError(f"expected a key as str or bytes, found {type(key).__name__}")
 
 
-class KeyIndex:
-    """From keys to rows (SPEC.md, "Key index")."""
+def refuse_row(row: int, row_count: int) -> NoReturn:
+    """Refuse an index that names a row past the table.
 
-    def __init__(self, pilots: NDArray[np.uint16], slots: NDArray[np.uint32], seed: int, row_count: int) -> None:
-        self._pilots = pilots
-        self._slots = slots
-        self._seed = seed
-        self._row_count = row_count
-
-    def find(self, key: bytes) -> int:
-        """Return the row of a key, or -1."""
-        if not len(self._slots):
-            return -1
-        row = kernels.find_row(kernels.hash_key(key, self._seed), self._pilots, self._slots)
-        self._check(row)
-        return row
-
-    def find_all(self, keys: Sequence[bytes]) -> NDArray[np.int64]:
-        """Return the row ``(n,)`` of each key, -1 where it is unknown."""
-        if not len(self._slots):
-            return np.full(len(keys), -1, np.int64)
-        rows = kernels.find_rows(kernels.hash_keys(keys, self._seed), self._pilots, self._slots)
-        self._check(int(rows.max(initial=-1)))
-        return rows
-
-    def _check(self, row: int) -> None:
-        # The digest of the slots was the publisher's word; a row past the table must not become a wild read.
-        if row >= self._row_count:
-            raise BundleError(
-                f"index_slots: expected rows below {self._row_count}, found {row}; ask the bundle's publisher"
-            )
+    The digest of its slots was the publisher's word; it must not become a wild read.
+    """
+    raise BundleError(f"index_slots: expected rows below {row_count}, found {row}; ask the bundle's publisher")
 
 
 class KeyNames:

@@ -98,7 +98,10 @@ class Runtime:
         Raises:
             UnknownKeyError: a key is not there and the policy is ``error``.
         """
-        return self._lookup(self._current(), keys, model, unknown)
+        serving = self._current()
+        if model is None and unknown is None and (vector := serving.quick_lookup(keys)) is not None:
+            return vector
+        return self._lookup(serving, keys, model, unknown)
 
     def lookup_ids(self, ids: Sequence[int] | NDArray[np.integer], *, model: str | None = None) -> Vector:
         """Return the vectors ``(n, d)`` of row ids ``(n,)``, float32; ids outside a table that hashes get its rows.
@@ -139,8 +142,13 @@ class Runtime:
             RequestError: an id lies outside the table, or ids, offsets and weights do not belong together.
             UnknownKeyError: a key is not there and the policy is ``error``.
         """
+        table = self._current().table(model)
+        if offsets is None and weights is None and padding_row is None and unknown is None and not include_last_offset:
+            pooled = table.quick_bag(ids, mode)
+            if pooled is not None:
+                return pooled
         bag = Bag(ids, offsets, weights, include_last_offset)
-        return self._bag(self._current().table(model), bag, mode, padding_row, unknown)
+        return self._bag(table, bag, mode, padding_row, unknown)
 
     def bags(self, asked: Mapping[str, Bag | Asked]) -> dict[str, Vector]:
         """Return the pooled vectors of several tables, by their names, from one generation.

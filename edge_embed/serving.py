@@ -37,6 +37,8 @@ class Serving:
             first.rows = open_engine(engine, bundle, models[0], first.rows)
             # An engine is trusted by evidence: it gives the golden vectors here, on this board, or it does not serve.
             check_engine(bundle, first, engine)
+        #: The plain lookup in the first table, in one step; None sends the caller the general way.
+        self.quick_lookup = self.table().quick_lookup()
         self._encoder: Encoder | None = None
         self._classifier: Classifier | None = None
         self._making_encoder = threading.Lock()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,14 +12,15 @@ from numpy.typing import NDArray
 
 from edge_embed import kernels
 from edge_embed.bags import Runs
-from edge_embed.codecs import CODECS, Rows, mapped
 from edge_embed.errors import RequestError, UnknownKeyError
-from edge_embed.keys import Key, KeyIndex, KeyNames, to_bytes
+from edge_embed.keys import Key, KeyNames, to_bytes
 from edge_embed_bundle.bundle import Bundle
-from edge_embed_bundle.manifest import HashRecipe, Model
+from edge_embed_bundle.manifest import BAG_MODES, BagRecipe, HashRecipe, Model, Tensor
 
 if TYPE_CHECKING:
     from edge_embed.subwords import Subwords
+
+_MEAN = BagRecipe("mean")
 
 UNKNOWN_POLICIES = ("error", "zeros", "hash", "subwords")
 
@@ -43,11 +45,11 @@ class Table:
         self.model = model
         self.space = bundle.manifest.space_of(model)
         tensors = {name: mapped(bundle, tensor) for name, tensor in model.tensors.items()}
-        self.rows: Rows = CODECS[model.codec](tensors, model.dimensions)
-        self._index = (
+        self.rows: kernels.Rows = kernels.open_rows(model.codec, tensors, model.dimensions)
+        self._index: kernels.KeyIndex | None = (
             None
             if model.key_index is None
-            else KeyIndex(tensors["index_pilots"], tensors["index_slots"], model.key_index.seed, model.rows)
+            else kernels.Index(tensors["index_pilots"], tensors["index_slots"], model.key_index.seed, model.rows)
         )
         self.names = KeyNames(tensors["key_offsets"], tensors["key_bytes"].data) if "key_offsets" in tensors else None
         self._norms = tensors.get("norms")
@@ -58,7 +60,21 @@ class Table:
 
     def find(self, key: Key) -> int:
         """Return the row of a key, or -1."""
-        return self._keys().find(to_bytes(key))
+        return self._keys().find(key)
+
+    def quick_lookup(self) -> Callable[[object], NDArray[np.float32] | None]:
+        """Return what answers the plain lookup, of one key or a list of keys, in one step, and any other with None."""
+        if self._index is None or (self.subwords is not None and self.subwords.composes_known_words):
+            return _not_plain
+        return functools.partial(kernels.lookup, self._index, self.rows)
+
+    def quick_bag(self, ids: object, mode: str | None) -> NDArray[np.float32] | None:
+        """Return the pooled vector ``(d,)`` of one flat list by the table's recipe, or None where that is not plain."""
+        recipe = self.model.bag or _MEAN
+        mode = recipe.mode if mode is None else mode
+        if mode not in BAG_MODES:
+            return None
+        return kernels.bag(self._index, self.rows, ids, mode, -1 if recipe.padding_row is None else recipe.padding_row)
 
     @property
     def policy_of_questions(self) -> str:
@@ -127,10 +143,7 @@ class Table:
             weights = None if weights is None else weights[kept]
         if not len(rows):
             return np.zeros((len(counts), self.model.dimensions), np.float32)
-        vectors = self.rows.decode(rows)
-        if weights is not None:
-            vectors = vectors * weights[:, np.newaxis]
-        return kernels.pool(vectors, counts, mode)
+        return self.rows.pool(rows, counts, weights, mode)
 
     def search(self, query: NDArray[np.float32], k: int, without_row: int = -1) -> Neighbours:
         """Return the ``k`` rows whose cosine with ``query`` ``(d,)`` is highest: an exact scan of all rows.
@@ -154,7 +167,7 @@ class Table:
         best = kernels.top_k(scores, k)
         return Neighbours(tuple(self.names[row] for row in best.tolist()), scores[best], self.space.id)
 
-    def _keys(self) -> KeyIndex:
+    def _keys(self) -> kernels.KeyIndex:
         if self._index is None:
             raise RequestError(f"{self.model.name}: expected a table with a key index, found one of row ids alone")
         return self._index
@@ -163,18 +176,17 @@ class Table:
         """Return the row ``(n,)`` of each key, -1 for an unknown one that gets zeros or the vector of its subwords."""
         if unknown == "subwords" and self.subwords is None:
             raise RequestError(f"{self.model.name}: expected a model with subwords for unknown keys, found one without")
-        names = [to_bytes(key) for key in keys]
         if self._index is None and unknown == "hash":
             # Nobody named the rows: every key is hashed to its own.
-            rows = np.full(len(names), -1, np.int64)
+            rows = np.full(len(keys), -1, np.int64)
         else:
-            rows = self._keys().find_all(names)
+            rows = self._keys().find_all(keys)
         missing = np.flatnonzero(rows < 0)
         if not len(missing):
             return rows
         if unknown == "hash":
             recipe = self._hashing()
-            hashes = kernels.hash_keys([names[i] for i in missing.tolist()], recipe.seed)
+            hashes = kernels.hash_keys([to_bytes(keys[i]) for i in missing.tolist()], recipe.seed)
             rows[missing] = recipe.first_row + (hashes % np.uint64(recipe.rows)).astype(np.int64)
         elif unknown == "error":
             shown = ", ".join(_shown(keys[i]) for i in missing[:3].tolist()) + (" ..." if len(missing) > 3 else "")
@@ -206,6 +218,16 @@ class Table:
                 f"{self.model.name}: expected a table that hashes what is unknown, found one that does not"
             )
         return self.model.hash
+
+
+def mapped(bundle: Bundle, tensor: Tensor) -> NDArray[Any]:
+    """Return a tensor of a bundle as a mapped, read-only array."""
+    dtype = np.dtype(tensor.dtype).newbyteorder("<")
+    return np.frombuffer(bundle.tensor(tensor), dtype).reshape(tensor.shape)
+
+
+def _not_plain(_: object) -> None:
+    return None
 
 
 def _shown(key: Key) -> str:

@@ -156,7 +156,7 @@ class TextEncoder:
     def _pooled(self, ids: Sequence[list[int]]) -> NDArray[np.float32]:
         counts = np.fromiter(map(len, ids), np.int64, len(ids))
         flat = np.fromiter((row for rows in ids for row in rows), np.int64, int(counts.sum()))
-        return kernels.pool_mean(self._decode(flat), counts)
+        return kernels.pool(self._decode(flat), counts, "mean")
 
 
 def _runs(counts: Sequence[int]) -> Iterator[slice]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.making import make_bundle, small_source, small_text_source
+from tests.spellings import NAMES, spelling
 
 
 @pytest.fixture(scope="session")
@@ -52,3 +54,9 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("the shared test data is not beside this checkout (../shared/data)")
     return folder
+
+
+@pytest.fixture(scope="session", params=NAMES)
+def kernels(request: pytest.FixtureRequest) -> Any:
+    """Each spelling of the kernels in turn."""
+    return spelling(request.param)

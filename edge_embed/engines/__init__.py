@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_embed.codecs import Rows
 from edge_embed.engines.onnx_files import external_files
 from edge_embed.errors import BundleError, RequestError
+from edge_embed.kernels import Pooling, Rows
 from edge_embed_bundle.bundle import Bundle
 from edge_embed_bundle.manifest import Graph, Model
 
@@ -47,7 +47,7 @@ class BagEngine(Protocol):
         """Return the pooled vectors ``(b, d)`` of checked ids ``(n,)``, n of at least 1; weights where it is a sum."""
 
 
-class EngineRows:
+class EngineRows(Pooling):
     """A table's rows, decoded by an engine and scanned by the kernels."""
 
     def __init__(self, engine: LookupEngine, rows: Rows, dimensions: int) -> None:
@@ -57,7 +57,7 @@ class EngineRows:
         self._dimensions = dimensions
 
     def decode(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        """See :meth:`edge_embed.codecs.Rows.decode`."""
+        """See :meth:`edge_embed.kernels.Rows.decode`."""
         if not len(ids):
             return np.empty((0, self._dimensions), np.float32)
         vectors = self._engine.lookup(ids)
@@ -68,7 +68,7 @@ class EngineRows:
         return vectors
 
     def scores(self, query: NDArray[np.float32]) -> NDArray[np.float32]:
-        """See :meth:`edge_embed.codecs.Rows.scores`."""
+        """See :meth:`edge_embed.kernels.Rows.scores`."""
         return self._rows.scores(query)
 
 

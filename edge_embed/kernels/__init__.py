@@ -1,50 +1,43 @@
 """The one seam between the runtime and its hot loops: callers import from here and never ask who answers.
 
-``reference`` (numpy) is the meaning of every kernel. Native kernels, where a platform has them, take its place here.
+``reference`` (numpy) is the meaning of every kernel and ``pure`` makes objects of them; ``_native`` (C, see
+``native/``) is a faster spelling of both, chosen where it was built. ``EDGE_EMBED_PURE=1`` chooses numpy. A native
+module that is there but cannot be loaded is an error, not a reason to be slow in silence.
 """
 
-from edge_embed.kernels.reference import (
-    EMPTY_ROW,
-    add_in_order,
-    decode_float16,
-    decode_float32,
-    decode_int4,
-    decode_int8,
-    decode_opq,
-    decode_pq,
-    decode_rq,
-    find_row,
-    find_rows,
-    hash_key,
-    hash_keys,
-    pool,
-    pool_mean,
-    scores_by_decoding,
-    scores_codes,
-    scores_float32,
-    scores_int8,
-    top_k,
-)
+import os
+
+from edge_embed.kernels.pure import KeyIndex, Pooling, Rows
+from edge_embed.kernels.reference import EMPTY_ROW, add_in_order, pool_mean, top_k
+
+_wanted = os.environ.get("EDGE_EMBED_PURE", "0") in ("", "0")
+
+try:
+    if not _wanted:
+        raise ModuleNotFoundError(name="edge_embed.kernels._native")
+    from edge_embed.kernels._native import VARIANT, Index, bag, hash_key, hash_keys, lookup, open_rows, pool
+except ModuleNotFoundError as _absent:
+    if _absent.name != "edge_embed.kernels._native":
+        raise
+    from edge_embed.kernels.pure import Index, bag, lookup, open_rows  # type: ignore[assignment]
+    from edge_embed.kernels.reference import hash_key, hash_keys, pool
+
+    VARIANT = "numpy"
 
 __all__ = [
     "EMPTY_ROW",
+    "VARIANT",
+    "Index",
+    "KeyIndex",
+    "Pooling",
+    "Rows",
     "add_in_order",
-    "decode_float16",
-    "decode_float32",
-    "decode_int4",
-    "decode_int8",
-    "decode_opq",
-    "decode_pq",
-    "decode_rq",
-    "find_row",
-    "find_rows",
+    "bag",
     "hash_key",
     "hash_keys",
+    "lookup",
+    "open_rows",
     "pool",
     "pool_mean",
-    "scores_by_decoding",
-    "scores_codes",
-    "scores_float32",
-    "scores_int8",
     "top_k",
 ]

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_embed.codecs import CODECS
+from edge_embed import kernels
 from edge_embed.errors import RequestError
-from edge_embed.kernels import decode_opq, decode_pq, decode_rq
+from edge_embed.kernels.reference import decode_opq, decode_pq, decode_rq
 from edge_embed_bundle.manifest import CODEC_TENSORS, INT4_BLOCK
 from edge_embed_export.codebooks import CENTROIDS, FITTED_BOOKS, TRAINING_ROWS, Fit, PqBook, RqBook, train_rotation
 from edge_embed_export.exact import directions
@@ -316,7 +316,7 @@ def decoded_blocks(codec: str, tensors: Encoded, dimensions: int) -> Iterator[ND
     by_row = {name for name, (_, axes) in CODEC_TENSORS[codec].items() if axes[0] == "n"}
     for block in blocks_of(tensors["rows"]):
         some = {name: tensor[block] if name in by_row else tensor[:] for name, tensor in tensors.items()}
-        yield CODECS[codec](some, dimensions).decode(np.arange(block.stop - block.start))
+        yield kernels.open_rows(codec, some, dimensions).decode(np.arange(block.stop - block.start))
 
 
 #: Codecs whose number of codes a row the user may choose: ``pq:50``.

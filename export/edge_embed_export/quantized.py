@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_embed.codecs import PqRows
+from edge_embed import kernels
 from edge_embed_export.matrix import Places
 
 
@@ -22,7 +22,7 @@ class PqMatrix:
 
     def __init__(self, tensors: Mapping[str, NDArray[Any]], dimensions: int) -> None:
         self.tensors = tensors
-        self._rows = PqRows(tensors, dimensions)
+        self._rows = kernels.open_rows("pq", tensors, dimensions)
         self.shape: tuple[int, ...] = (len(tensors["rows"]), dimensions)
         self.nbytes = 4 * self.shape[0] * dimensions
 

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from edge_embed.codecs import CODECS, Rows
 from edge_embed.errors import RequestError
-from edge_embed.kernels import decode_rq
+from edge_embed.kernels.pure import CODECS, Rows
+from edge_embed.kernels.reference import decode_rq
 from edge_embed_bundle.manifest import CODEC_TENSORS
 from edge_embed_export.codebooks import Fit, RqBook
 from edge_embed_export.codecs import ENCODERS, encoder
@@ -55,11 +55,12 @@ def _encoded(codec: str, vectors: Vectors) -> dict[str, NDArray[Any]]:
     return {name: tensor[:] for name, tensor in encoder(codec)[1](vectors).items()}
 
 
-def _decoder(codec: str, tensors: Mapping[str, NDArray[Any]], dimensions: int) -> Rows:
+def _decoder(kernels: Any, codec: str, tensors: Mapping[str, NDArray[Any]], dimensions: int) -> Rows:
     """Return what a board makes of tensors: mapped ones cannot be written to."""
     for tensor in tensors.values():
         tensor.flags.writeable = False
-    return CODECS[codec](tensors, dimensions)
+    rows: Rows = kernels.open_rows(codec, tensors, dimensions)
+    return rows
 
 
 def test_a_codec_that_one_side_knows_the_other_side_and_the_format_know_too() -> None:
@@ -69,7 +70,9 @@ def test_a_codec_that_one_side_knows_the_other_side_and_the_format_know_too() ->
 @pytest.mark.parametrize("codec", ENCODERS)
 @given(vectors=_tables())
 @settings(deadline=None)
-def test_a_codec_stores_the_tensors_of_the_format_and_decodes_them_by_its_formula(codec: str, vectors: Vectors) -> None:
+def test_a_codec_stores_the_tensors_of_the_format_and_decodes_them_by_its_formula(
+    kernels: Any, codec: str, vectors: Vectors
+) -> None:
     vectors = np.clip(vectors, -LARGEST_OF[codec], LARGEST_OF[codec])
     before = vectors.copy()
     tensors = _encoded(codec, vectors)
@@ -78,7 +81,7 @@ def test_a_codec_stores_the_tensors_of_the_format_and_decodes_them_by_its_formul
     axes = {"n": n, "d": d, "h": -(-d // 2), "g": -(-d // 32), "256": 256, "m": m, "s": last, "w": m * last}
     described = {name: (dtype, tuple(axes[axis] for axis in shape)) for name, (dtype, shape) in _format(codec).items()}
     assert {name: (tensor.dtype.name, tensor.shape) for name, tensor in tensors.items()} == described
-    decoder = _decoder(codec, tensors, vectors.shape[1])
+    decoder = _decoder(kernels, codec, tensors, vectors.shape[1])
     ids = np.array([*range(len(vectors)), 0, len(vectors) - 1])
     decoded = decoder.decode(ids)
     assert decoded.dtype == np.float32 and decoded.flags.writeable
@@ -93,8 +96,10 @@ def _format(codec: str) -> dict[str, tuple[str, tuple[str, ...]]]:
 
 @given(vectors=_tables())
 @settings(deadline=None)
-def test_float32_loses_nothing(vectors: Vectors) -> None:
-    decoded = _decoder("float32", _encoded("float32", vectors), vectors.shape[1]).decode(np.arange(len(vectors)))
+def test_float32_loses_nothing(kernels: Any, vectors: Vectors) -> None:
+    decoded = _decoder(kernels, "float32", _encoded("float32", vectors), vectors.shape[1]).decode(
+        np.arange(len(vectors))
+    )
     assert decoded.tobytes() == vectors.tobytes()
 
 
@@ -140,21 +145,21 @@ def test_int8_divides_by_the_scale_that_is_stored_not_by_a_finer_one() -> None:
 )
 @settings(deadline=None)
 def test_decoding_int8_only_multiplies_a_code_by_the_scale_of_its_row(
-    codes: NDArray[np.int8], scales: Vectors, ids: list[int]
+    kernels: Any, codes: NDArray[np.int8], scales: Vectors, ids: list[int]
 ) -> None:
-    decoded = CODECS["int8"]({"rows": codes, "scales": scales}, 4).decode(np.array(ids, np.int64))
+    decoded = kernels.open_rows("int8", {"rows": codes, "scales": scales}, 4).decode(np.array(ids, np.int64))
     by_hand = [[np.float32(code) * scales[row] for code in codes[row]] for row in ids]
     assert decoded.tobytes() == np.array(by_hand, np.float32).reshape(len(ids), 4).tobytes()
 
 
 @pytest.mark.parametrize("codec", ENCODERS)
 @pytest.mark.parametrize("rows", [1, 3, 4096, 5000])
-def test_scores_are_the_dot_products_of_the_decoded_rows(codec: str, rows: int) -> None:
+def test_scores_are_the_dot_products_of_the_decoded_rows(kernels: Any, codec: str, rows: int) -> None:
     random = np.random.default_rng(rows)
     vectors = random.normal(size=(rows, 24)).astype(np.float32)
     vectors[rows // 2] = 0
     query = random.normal(size=24).astype(np.float32)
-    decoder = _decoder(codec, _encoded(codec, vectors), vectors.shape[1])
+    decoder = _decoder(kernels, codec, _encoded(codec, vectors), vectors.shape[1])
     exact = decoder.decode(np.arange(rows)).astype(np.float64) @ query.astype(np.float64)
     found = decoder.scores(query)
     assert found.shape == (rows,) and found.dtype == np.float32
@@ -163,10 +168,10 @@ def test_scores_are_the_dot_products_of_the_decoded_rows(codec: str, rows: int) 
 
 @given(vectors=_tables())
 @settings(deadline=None, max_examples=300)
-def test_int4_is_off_by_half_a_step_or_by_what_was_cut_from_the_largest(vectors: Vectors) -> None:
+def test_int4_is_off_by_half_a_step_or_by_what_was_cut_from_the_largest(kernels: Any, vectors: Vectors) -> None:
     vectors = np.clip(vectors, -LARGEST_OF["int4"], LARGEST_OF["int4"])
     tensors = _encoded("int4", vectors)
-    decoded = _decoder("int4", tensors, vectors.shape[1]).decode(np.arange(len(vectors)))
+    decoded = _decoder(kernels, "int4", tensors, vectors.shape[1]).decode(np.arange(len(vectors)))
     errors = np.abs(decoded.astype(np.float64) - vectors)
     # The scale with the least error is never worse than one that keeps the largest number whole.
     largest = np.abs(vectors).max(axis=1)
@@ -184,15 +189,15 @@ def test_numbers_that_a_half_cannot_hold_are_refused(codec: str) -> None:
 
 @pytest.mark.parametrize("codec", ["pq", "opq", "rq"])
 @pytest.mark.parametrize("rows", [1, 256])
-def test_a_table_of_no_more_rows_than_centroids_keeps_their_directions(codec: str, rows: int) -> None:
+def test_a_table_of_no_more_rows_than_centroids_keeps_their_directions(kernels: Any, codec: str, rows: int) -> None:
     vectors = np.random.default_rng(0).normal(size=(rows, 10)).astype(np.float32)
-    decoded = _decoder(codec, _encoded(codec, vectors), 10).decode(np.arange(rows))
+    decoded = _decoder(kernels, codec, _encoded(codec, vectors), 10).decode(np.arange(rows))
     np.testing.assert_allclose(directions(decoded), directions(vectors), atol=1e-3 if codec == "opq" else 1e-6)
     np.testing.assert_allclose(np.linalg.norm(decoded, axis=1), np.linalg.norm(vectors, axis=1), rtol=0.01)
 
 
 @pytest.mark.parametrize("codec", ["pq:8", "opq:8", "rq:4"])
-def test_codes_keep_the_length_of_every_row_and_most_of_its_direction(codec: str) -> None:
+def test_codes_keep_the_length_of_every_row_and_most_of_its_direction(kernels: Any, codec: str) -> None:
     random = np.random.default_rng(0)
     vectors = (random.normal(size=(2000, 4)) @ random.normal(size=(4, 16))).astype(np.float32)
     vectors *= np.logspace(-2, 2, 2000, dtype=np.float32)[:, np.newaxis]
@@ -200,7 +205,7 @@ def test_codes_keep_the_length_of_every_row_and_most_of_its_direction(codec: str
     name, _ = encoder(codec)
     tensors = _encoded(codec, vectors)
     assert tensors["rows"].shape == (2000, int(codec.partition(":")[2]))
-    decoded = _decoder(name, tensors, 16).decode(np.arange(2000))
+    decoded = _decoder(kernels, name, tensors, 16).decode(np.arange(2000))
     assert not decoded[7].any()
     rest = np.arange(2000) != 7
     before, after = (np.linalg.norm(each.astype(np.float64), axis=1)[rest] for each in (vectors, decoded))

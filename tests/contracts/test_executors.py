@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import edge_embed
-from edge_embed.codecs import mapped
 from edge_embed.runtime import Runtime
+from edge_embed.table import mapped
 from edge_embed_bundle.bundle import Bundle
 from edge_embed_bundle.manifest import CODEC_TENSORS, SECTION_BYTES, Model, Tensor
 from edge_embed_bundle.writer import BlobWriter, BundleWriter

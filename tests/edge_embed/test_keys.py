@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_embed.errors import BundleError, RequestError
-from edge_embed.keys import KeyIndex, KeyNames, to_bytes
+from edge_embed.kernels import KeyIndex
+from edge_embed.keys import KeyNames, to_bytes
 from edge_embed_export.key_index import build_index
 
 
-def _index(keys: list[bytes], row_count: int | None = None) -> KeyIndex:
+def _index(kernels: Any, keys: list[bytes], row_count: int | None = None) -> KeyIndex:
     built = build_index(keys)
-    return KeyIndex(built.pilots, built.slots, built.seed, len(keys) if row_count is None else row_count)
+    index: KeyIndex = kernels.Index(
+        built.pilots, built.slots, built.seed, len(keys) if row_count is None else row_count
+    )
+    return index
 
 
 def _names(keys: list[bytes]) -> KeyNames:
@@ -24,11 +30,11 @@ def _names(keys: list[bytes]) -> KeyNames:
 
 @given(st.lists(st.binary(max_size=40), unique=True, max_size=30))
 @settings(deadline=None)
-def test_a_key_of_any_bytes_travels_through_text_and_back(keys: list[bytes]) -> None:
+def test_a_key_of_any_bytes_travels_through_text_and_back(kernels: Any, keys: list[bytes]) -> None:
     names = _names(keys)
     assert len(names) == len(keys)
     assert [to_bytes(name) for name in names] == keys
-    index = _index(keys)
+    index = _index(kernels, keys)
     assert index.find_all([to_bytes(name) for name in names]).tolist() == list(range(len(keys)))
 
 
@@ -49,8 +55,8 @@ def test_what_is_neither_text_nor_bytes_is_no_key() -> None:
         to_bytes(7)  # type: ignore[arg-type]
 
 
-def test_unknown_keys_are_told_apart_from_known_ones_one_by_one_and_together() -> None:
-    index = _index([b"king", b"queen", b""])
+def test_unknown_keys_are_told_apart_from_known_ones_one_by_one_and_together(kernels: Any) -> None:
+    index = _index(kernels, [b"king", b"queen", b""])
     asked = [b"queen", b"kin", b"", b"kings", b"king", b"king "]
     expected = [1, -1, 2, -1, 0, -1]
     assert [index.find(key) for key in asked] == expected
@@ -58,14 +64,14 @@ def test_unknown_keys_are_told_apart_from_known_ones_one_by_one_and_together() -
     assert index.find_all([]).tolist() == []
 
 
-def test_an_index_without_slots_knows_no_key() -> None:
-    index = KeyIndex(np.zeros(1, np.uint16), np.zeros((0, 2), np.uint32), 0, 5)
+def test_an_index_without_slots_knows_no_key(kernels: Any) -> None:
+    index = kernels.Index(np.zeros(1, np.uint16), np.zeros((0, 2), np.uint32), 0, 5)
     assert index.find(b"king") == -1
     assert index.find_all([b"king", b""]).tolist() == [-1, -1]
 
 
-def test_a_row_past_the_table_is_the_fault_of_the_bundle() -> None:
-    index = _index([b"king", b"queen"], row_count=1)
+def test_a_row_past_the_table_is_the_fault_of_the_bundle(kernels: Any) -> None:
+    index = _index(kernels, [b"king", b"queen"], row_count=1)
     assert index.find(b"king") == 0
     with pytest.raises(BundleError, match="expected rows below 1, found 1"):
         index.find(b"queen")

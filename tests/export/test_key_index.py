@@ -10,13 +10,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from edge_embed.errors import RequestError
-from edge_embed.kernels import EMPTY_ROW
-from edge_embed.keys import KeyIndex
+from edge_embed.kernels import EMPTY_ROW, Index, KeyIndex
 from edge_embed_export.key_index import BuiltIndex, build_index
 
 
 def _opened(built: BuiltIndex, rows: int) -> KeyIndex:
-    return KeyIndex(built.pilots, built.slots, built.seed, rows)
+    return Index(built.pilots, built.slots, built.seed, rows)
 
 
 def _digests(start: int, end: int) -> list[bytes]:

@@ -1,0 +1,18 @@
+/* Which spelling this processor runs: asked once, when the kernels are loaded. */
+#include "core.h"
+#include "variants.h"
+
+const ee_kernels *ee_choose(void) {
+#ifdef __x86_64__
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx2"))
+        return &ee_avx2;
+#endif
+    return &ee_baseline;
+}
+
+size_t ee_scratch(const ee_rows *rows) { return rows->codec == EE_OPQ ? rows->books * rows->width : 0; }
+
+size_t ee_scan_scratch(const ee_rows *rows) {
+    return rows->codec >= EE_PQ ? rows->books * (256 + rows->width) : rows->dimensions;
+}

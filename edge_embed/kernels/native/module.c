@@ -1,0 +1,785 @@
+/* The kernels as Python sees them: ``edge_embed.kernels._native``, the twin of ``edge_embed.kernels.pure``.
+ *
+ * - Everything that comes in is checked here, so that the core can trust it: dtypes, shapes, ids, counts.
+ * - Arrays that an object is made of are kept as long as it lives; what is returned is memory of its own.
+ * - The interpreter is let go while a batch is worked on; a single lookup is shorter than that costs.
+ * - Whatever is no plain case (an unknown key, say) is answered by None, and the caller goes the general way.
+ *
+ * The limited API of CPython 3.11 and numpy's of 1.22: one file serves all newer ones.
+ */
+#define PY_SSIZE_T_CLEAN
+#define Py_LIMITED_API 0x030B0000
+#include <Python.h>
+
+#define NPY_NO_DEPRECATED_API NPY_1_22_API_VERSION
+#define NPY_TARGET_VERSION NPY_1_22_API_VERSION
+#include <numpy/arrayobject.h>
+
+#include <string.h>
+
+#include "core.h"
+
+/* Numbers that a batch decodes without the interpreter. */
+#define BATCH_NUMBERS 16384
+
+/* Keys or ids whose rows are noted on the stack. */
+#define FEW 64
+
+static const ee_kernels *kernels;
+static PyTypeObject *index_type, *rows_type;
+
+typedef struct {
+    PyObject_HEAD
+    ee_index index;
+    size_t row_count;
+    PyObject *pilots, *slots;
+} Index;
+
+typedef struct {
+    PyObject_HEAD
+    ee_rows rows;
+    PyObject *tensors;
+} Rows;
+
+/* What Python says better: errors with their story, and keys that are no plain text. */
+static PyObject *ask(const char *function, PyObject *arguments) {
+    PyObject *module, *callable, *answer = NULL;
+    if (!arguments)
+        return NULL;
+    module = PyImport_ImportModule("edge_embed.keys");
+    callable = module ? PyObject_GetAttrString(module, function) : NULL;
+    if (callable)
+        answer = PyObject_CallObject(callable, arguments);
+    Py_XDECREF(callable);
+    Py_XDECREF(module);
+    Py_DECREF(arguments);
+    return answer;
+}
+
+/* Arrays from outside */
+
+static PyArrayObject *array_of(PyObject *object, const char *name, int type, int dimensions) {
+    PyArrayObject *array = (PyArrayObject *)object;
+    if (!PyArray_Check(object) || PyArray_TYPE(array) != type || PyArray_NDIM(array) != dimensions ||
+        !PyArray_IS_C_CONTIGUOUS(array) || !PyArray_ISNOTSWAPPED(array)) {
+        PyErr_Format(PyExc_ValueError, "%s: expected a contiguous array of its own dtype and %d axes, found %R", name,
+                     dimensions, (PyObject *)Py_TYPE(object));
+        return NULL;
+    }
+    return array;
+}
+
+static PyArrayObject *whole_numbers(PyObject *object, const char *name) {
+    PyArrayObject *array = array_of(object, name, NPY_INT64, 1);
+    if (array && !PyArray_ISALIGNED(array)) {
+        PyErr_Format(PyExc_ValueError, "%s: expected an aligned array", name);
+        return NULL;
+    }
+    return array;
+}
+
+static int rows_there(const ee_rows *rows, const int64_t *ids, size_t n) {
+    for (size_t i = 0; i < n; i++)
+        if ((uint64_t)ids[i] >= rows->row_count) {
+            PyErr_Format(PyExc_IndexError, "expected row ids from 0 to %lld, found %lld",
+                         (long long)rows->row_count - 1, (long long)ids[i]);
+            return 0;
+        }
+    return 1;
+}
+
+static PyObject *new_vectors(npy_intp n, npy_intp d) {
+    npy_intp shape[2] = {n, d};
+    return PyArray_SimpleNew(2, shape, NPY_FLOAT32);
+}
+
+static float *floats(PyObject *array) { return (float *)PyArray_DATA((PyArrayObject *)array); }
+
+/* Keys */
+
+static int hash_of(PyObject *key, uint64_t seed, uint64_t *hash) {
+    Py_ssize_t length;
+    char *bytes;
+    PyObject *converted;
+    if (PyUnicode_Check(key)) {
+        const char *text = PyUnicode_AsUTF8AndSize(key, &length);
+        if (text) {
+            *hash = ee_hash((const unsigned char *)text, (size_t)length, seed);
+            return 0;
+        }
+        if (!PyErr_ExceptionMatches(PyExc_UnicodeError))
+            return -1;
+        PyErr_Clear();
+    } else if (PyBytes_Check(key)) {
+        if (PyBytes_AsStringAndSize(key, &bytes, &length) < 0)
+            return -1;
+        *hash = ee_hash((const unsigned char *)bytes, (size_t)length, seed);
+        return 0;
+    }
+    converted = ask("to_bytes", Py_BuildValue("(O)", key));
+    if (!converted)
+        return -1;
+    if (PyBytes_AsStringAndSize(converted, &bytes, &length) < 0) {
+        Py_DECREF(converted);
+        return -1;
+    }
+    *hash = ee_hash((const unsigned char *)bytes, (size_t)length, seed);
+    Py_DECREF(converted);
+    return 0;
+}
+
+static Py_ssize_t length_of(PyObject *keys) { return PyList_Check(keys) ? PyList_Size(keys) : PyTuple_Size(keys); }
+
+static PyObject *item(PyObject *keys, Py_ssize_t i) {
+    return PyList_Check(keys) ? PyList_GetItem(keys, i) : PyTuple_GetItem(keys, i);
+}
+
+/* Hash n keys of a list or a tuple: all of them before the interpreter may be let go, since a list can change. */
+static int hash_all(PyObject *keys, Py_ssize_t n, uint64_t seed, uint64_t *hashes) {
+    for (Py_ssize_t i = 0; i < n; i++) {
+        PyObject *key = item(keys, i);
+        int failed;
+        if (!key)
+            return -1;
+        Py_INCREF(key);
+        failed = hash_of(key, seed, &hashes[i]);
+        Py_DECREF(key);
+        if (failed)
+            return -1;
+    }
+    return 0;
+}
+
+static int refuse_row(const Index *index, int64_t row) {
+    PyObject *answer = ask("refuse_row", Py_BuildValue("(Ln)", (long long)row, (Py_ssize_t)index->row_count));
+    Py_XDECREF(answer);
+    return -1;
+}
+
+static PyObject *index_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords) {
+    PyObject *pilots, *slots;
+    unsigned long long seed;
+    Py_ssize_t row_count;
+    Index *self;
+    if (keywords && PyDict_Size(keywords)) {
+        PyErr_SetString(PyExc_TypeError, "expected pilots, slots, seed and row_count by their places");
+        return NULL;
+    }
+    if (!PyArg_ParseTuple(arguments, "OOKn", &pilots, &slots, &seed, &row_count))
+        return NULL;
+    if (!array_of(pilots, "index_pilots", NPY_UINT16, 1) || !array_of(slots, "index_slots", NPY_UINT32, 2))
+        return NULL;
+    if (PyArray_DIM((PyArrayObject *)slots, 1) != 2 || row_count < 0 ||
+        (PyArray_DIM((PyArrayObject *)slots, 0) && !PyArray_DIM((PyArrayObject *)pilots, 0))) {
+        PyErr_SetString(PyExc_ValueError, "expected pilots and slots of a key index");
+        return NULL;
+    }
+    self = (Index *)((allocfunc)PyType_GetSlot(type, Py_tp_alloc))(type, 0);
+    if (!self)
+        return NULL;
+    self->index.pilots = (const unsigned char *)PyArray_DATA((PyArrayObject *)pilots);
+    self->index.slots = (const unsigned char *)PyArray_DATA((PyArrayObject *)slots);
+    self->index.bucket_count = (uint64_t)PyArray_DIM((PyArrayObject *)pilots, 0);
+    self->index.slot_count = (uint64_t)PyArray_DIM((PyArrayObject *)slots, 0);
+    self->index.seed = seed;
+    self->row_count = (size_t)row_count;
+    self->pilots = Py_NewRef(pilots);
+    self->slots = Py_NewRef(slots);
+    return (PyObject *)self;
+}
+
+static void index_free(PyObject *object) {
+    PyTypeObject *type = Py_TYPE(object);
+    Py_XDECREF(((Index *)object)->pilots);
+    Py_XDECREF(((Index *)object)->slots);
+    ((freefunc)PyType_GetSlot(type, Py_tp_free))(object);
+    Py_DECREF(type);
+}
+
+/* Return the row of a key, -1 for an unknown one, or -2 with an error set. */
+static int64_t find_one(const Index *index, PyObject *key) {
+    uint64_t hash;
+    int64_t row;
+    if (hash_of(key, index->index.seed, &hash))
+        return -2;
+    row = ee_find(&index->index, hash);
+    if (row >= 0 && (uint64_t)row >= index->row_count)
+        return refuse_row(index, row) - 1;
+    return row;
+}
+
+static PyObject *index_find(PyObject *self, PyObject *key) {
+    int64_t row = find_one((const Index *)self, key);
+    return row < -1 ? NULL : PyLong_FromLongLong(row);
+}
+
+/* Find the rows of keys in a list or a tuple. hashes and rows may be the same memory. */
+static int find_many(const Index *index, PyObject *keys, Py_ssize_t n, uint64_t *hashes, int64_t *rows) {
+    int64_t highest = -1;
+    if (hash_all(keys, n, index->index.seed, hashes))
+        return -1;
+    if (n >= FEW) {
+        Py_BEGIN_ALLOW_THREADS
+        ee_find_all(&index->index, hashes, (size_t)n, rows);
+        Py_END_ALLOW_THREADS
+    } else {
+        ee_find_all(&index->index, hashes, (size_t)n, rows);
+    }
+    for (Py_ssize_t i = 0; i < n; i++)
+        highest = rows[i] > highest ? rows[i] : highest;
+    return highest >= 0 && (uint64_t)highest >= index->row_count ? refuse_row(index, highest) : 0;
+}
+
+static PyObject *index_find_all(PyObject *self, PyObject *keys) {
+    PyObject *sequence, *found;
+    npy_intp n;
+    if (PyList_Check(keys) || PyTuple_Check(keys))
+        sequence = Py_NewRef(keys);
+    else if (!(sequence = PySequence_List(keys)))
+        return NULL;
+    n = length_of(sequence);
+    found = PyArray_SimpleNew(1, &n, NPY_INT64);
+    if (found) {
+        void *rows = PyArray_DATA((PyArrayObject *)found);
+        if (find_many((const Index *)self, sequence, n, rows, rows))
+            Py_CLEAR(found);
+    }
+    Py_DECREF(sequence);
+    return found;
+}
+
+static PyMethodDef index_methods[] = {
+    {"find", index_find, METH_O, "Return the row of a key, or -1."},
+    {"find_all", index_find_all, METH_O, "Return the row (n,) of each key, -1 where it is unknown."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot index_slots[] = {
+    {Py_tp_doc, "From keys to rows: see edge_embed.kernels.pure.Index."},
+    {Py_tp_new, index_new},
+    {Py_tp_dealloc, index_free},
+    {Py_tp_methods, index_methods},
+    {0, NULL},
+};
+
+static PyType_Spec index_spec = {
+    "edge_embed.kernels._native.Index", sizeof(Index), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE, index_slots};
+
+/* Rows */
+
+static const char *const codec_names[] = {"float32", "float16", "int8", "int4", "pq", "opq", "rq"};
+
+/* Return a tensor by its name, checked; -1 for an axis of any length, which is then written to ``shape``. */
+static const unsigned char *tensor(PyObject *tensors, const char *name, int type, int axes, npy_intp *shape) {
+    PyObject *object = PyMapping_GetItemString(tensors, name);
+    PyArrayObject *array;
+    if (!object)
+        return NULL;
+    if (PyArray_Check(object) && !PyArray_IS_C_CONTIGUOUS((PyArrayObject *)object)) {
+        /* An exporter's intermediate; what is mapped from a bundle is laid out as it must be. */
+        PyObject *laid_out = PyArray_NewCopy((PyArrayObject *)object, NPY_CORDER);
+        Py_DECREF(object);
+        if (!(object = laid_out) || PyDict_SetItemString(tensors, name, object))
+            return NULL;
+    }
+    array = array_of(object, name, type, axes);
+    /* The mapping was copied into a dict of our own, which keeps the array. */
+    Py_DECREF(object);
+    if (!array)
+        return NULL;
+    for (int axis = 0; axis < axes; axis++) {
+        npy_intp found = PyArray_DIM(array, axis);
+        if (shape[axis] < 0)
+            shape[axis] = found;
+        else if (shape[axis] != found) {
+            PyErr_Format(PyExc_ValueError, "%s: expected %zd on axis %d, found %zd", name, (Py_ssize_t)shape[axis],
+                         axis, (Py_ssize_t)found);
+            return NULL;
+        }
+    }
+    return (const unsigned char *)PyArray_DATA(array);
+}
+
+static int read_codebooks(ee_rows *rows, PyObject *tensors) {
+    npy_intp n = (npy_intp)rows->row_count, d = (npy_intp)rows->dimensions, levels = 256;
+    npy_intp codes[2] = {n, -1}, books[3] = {-1, 256, rows->codec == EE_RQ ? d : -1}, rotation[2] = {d, -1};
+    if (!(rows->rows = tensor(tensors, "rows", NPY_UINT8, 2, codes)))
+        return -1;
+    books[0] = codes[1];
+    if (!(rows->codebooks = tensor(tensors, "codebooks", NPY_FLOAT32, 3, books)) ||
+        !(rows->length_codes = tensor(tensors, "length_codes", NPY_UINT8, 1, &n)) ||
+        !(rows->length_levels = tensor(tensors, "length_levels", NPY_FLOAT32, 1, &levels)))
+        return -1;
+    rows->row_bytes = rows->books = (size_t)books[0];
+    rows->width = (size_t)books[2];
+    rotation[1] = books[0] * books[2];
+    if (rows->codec == EE_OPQ && !(rows->rotation = tensor(tensors, "rotation", NPY_FLOAT32, 2, rotation)))
+        return -1;
+    if (!rows->books || !rows->width ||
+        (rows->codec == EE_PQ && (rows->books * rows->width < rows->dimensions ||
+                                  (rows->books - 1) * rows->width >= rows->dimensions))) {
+        PyErr_SetString(PyExc_ValueError, "codebooks: expected parts that make the dimensions");
+        return -1;
+    }
+    return 0;
+}
+
+static int read_tensors(ee_rows *rows, PyObject *tensors) {
+    static const int types[] = {NPY_FLOAT32, NPY_FLOAT16, NPY_INT8, NPY_UINT8};
+    static const size_t sizes[] = {4, 2, 1};
+    npy_intp d = (npy_intp)rows->dimensions, shape[2] = {-1, d}, blocks[2];
+    PyObject *first = PyMapping_GetItemString(tensors, "rows");
+    if (!first)
+        return -1;
+    if (PyArray_Check(first) && PyArray_NDIM((PyArrayObject *)first))
+        shape[0] = PyArray_DIM((PyArrayObject *)first, 0);
+    Py_DECREF(first);
+    rows->row_count = shape[0] < 0 ? 0 : (size_t)shape[0];
+    if (rows->codec >= EE_PQ)
+        return read_codebooks(rows, tensors);
+    if (rows->codec == EE_INT4)
+        shape[1] = (d + 1) / 2;
+    rows->row_bytes = rows->codec == EE_INT4 ? (size_t)shape[1] : sizes[rows->codec] * (size_t)d;
+    if (!(rows->rows = tensor(tensors, "rows", types[rows->codec], 2, shape)))
+        return -1;
+    blocks[0] = shape[0];
+    blocks[1] = (d + EE_INT4_BLOCK - 1) / EE_INT4_BLOCK;
+    if ((rows->codec == EE_INT8 && !(rows->scales = tensor(tensors, "scales", NPY_FLOAT32, 1, blocks))) ||
+        (rows->codec == EE_INT4 && !(rows->scales = tensor(tensors, "scales", NPY_FLOAT16, 2, blocks))))
+        return -1;
+    return 0;
+}
+
+static PyObject *rows_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords) {
+    const char *codec;
+    PyObject *given, *tensors;
+    Py_ssize_t dimensions;
+    size_t number = 0, known = sizeof codec_names / sizeof *codec_names;
+    Rows *self;
+    if (keywords && PyDict_Size(keywords)) {
+        PyErr_SetString(PyExc_TypeError, "expected codec, tensors and dimensions by their places");
+        return NULL;
+    }
+    if (!PyArg_ParseTuple(arguments, "sOn", &codec, &given, &dimensions))
+        return NULL;
+    while (number < known && strcmp(codec, codec_names[number]))
+        number++;
+    if (number == known || dimensions < 1) {
+        PyErr_Format(PyExc_ValueError, "expected a codec and its dimensions, found '%s' of %zd", codec, dimensions);
+        return NULL;
+    }
+    tensors = PyDict_New();
+    if (!tensors || PyDict_Update(tensors, given)) {
+        Py_XDECREF(tensors);
+        return NULL;
+    }
+    self = (Rows *)((allocfunc)PyType_GetSlot(type, Py_tp_alloc))(type, 0);
+    if (!self) {
+        Py_DECREF(tensors);
+        return NULL;
+    }
+    self->tensors = tensors;
+    self->rows.codec = (ee_codec)number;
+    self->rows.dimensions = (size_t)dimensions;
+    if (read_tensors(&self->rows, tensors)) {
+        Py_DECREF(self);
+        return NULL;
+    }
+    return (PyObject *)self;
+}
+
+static void rows_free(PyObject *object) {
+    PyTypeObject *type = Py_TYPE(object);
+    Py_XDECREF(((Rows *)object)->tensors);
+    ((freefunc)PyType_GetSlot(type, Py_tp_free))(object);
+    Py_DECREF(type);
+}
+
+/* Decode checked ids into ``out``, without the interpreter where that pays. */
+static int decode_into(const ee_rows *rows, const int64_t *ids, size_t n, float *out) {
+    size_t needed = ee_scratch(rows);
+    float *scratch = needed ? PyMem_Malloc(needed * sizeof *scratch) : NULL;
+    if (needed && !scratch) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    if (n * rows->dimensions >= BATCH_NUMBERS) {
+        Py_BEGIN_ALLOW_THREADS
+        kernels->decode(rows, ids, n, out, scratch);
+        Py_END_ALLOW_THREADS
+    } else {
+        kernels->decode(rows, ids, n, out, scratch);
+    }
+    PyMem_Free(scratch);
+    return 0;
+}
+
+static PyObject *rows_decode(PyObject *self, PyObject *argument) {
+    const ee_rows *rows = &((const Rows *)self)->rows;
+    PyArrayObject *ids = whole_numbers(argument, "ids");
+    PyObject *vectors;
+    size_t n;
+    if (!ids)
+        return NULL;
+    n = (size_t)PyArray_DIM(ids, 0);
+    if (!rows_there(rows, (const int64_t *)PyArray_DATA(ids), n))
+        return NULL;
+    vectors = new_vectors((npy_intp)n, (npy_intp)rows->dimensions);
+    if (vectors && decode_into(rows, (const int64_t *)PyArray_DATA(ids), n, floats(vectors)))
+        Py_CLEAR(vectors);
+    return vectors;
+}
+
+static int mode_of(PyObject *object) {
+    static const char *const names[] = {"sum", "mean", "max"};
+    for (int mode = 0; mode < 3; mode++)
+        if (PyUnicode_Check(object) && !PyUnicode_CompareWithASCIIString(object, names[mode]))
+            return mode;
+    PyErr_Format(PyExc_ValueError, "expected a mode of sum, mean and max, found %R", object);
+    return -1;
+}
+
+/* Return the sum of counts, which are not negative, or -1. */
+static int64_t total_of(PyArrayObject *counts) {
+    const int64_t *each = (const int64_t *)PyArray_DATA(counts);
+    int64_t total = 0;
+    for (npy_intp i = 0; i < PyArray_DIM(counts, 0); i++) {
+        if (each[i] < 0 || total > INT64_MAX - each[i])
+            return -1;
+        total += each[i];
+    }
+    return total;
+}
+
+static int pool_into(const ee_rows *rows, const int64_t *ids, const int64_t *counts, size_t b, const float *weights,
+                     ee_mode mode, float *out, size_t n) {
+    float few[2 * 1024], *scratch = few;
+    size_t needed = rows->dimensions + ee_scratch(rows);
+    if (needed > sizeof few / sizeof *few && !(scratch = PyMem_Malloc(needed * sizeof *scratch))) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    if (n * rows->dimensions >= BATCH_NUMBERS) {
+        Py_BEGIN_ALLOW_THREADS
+        kernels->pool(rows, ids, counts, b, weights, mode, out, scratch);
+        Py_END_ALLOW_THREADS
+    } else {
+        kernels->pool(rows, ids, counts, b, weights, mode, out, scratch);
+    }
+    if (scratch != few)
+        PyMem_Free(scratch);
+    return 0;
+}
+
+static PyObject *rows_pool(PyObject *self, PyObject *const *arguments, Py_ssize_t count) {
+    const ee_rows *rows = &((const Rows *)self)->rows;
+    PyArrayObject *ids, *counts, *weights = NULL;
+    PyObject *pooled;
+    int mode;
+    size_t n;
+    if (count != 4) {
+        PyErr_SetString(PyExc_TypeError, "expected ids, counts, weights and mode");
+        return NULL;
+    }
+    if (!(ids = whole_numbers(arguments[0], "ids")) || !(counts = whole_numbers(arguments[1], "counts")))
+        return NULL;
+    n = (size_t)PyArray_DIM(ids, 0);
+    if (arguments[2] != Py_None) {
+        weights = array_of(arguments[2], "weights", NPY_FLOAT32, 1);
+        if (!weights)
+            return NULL;
+    }
+    if (total_of(counts) != (int64_t)n ||
+        (weights && ((size_t)PyArray_DIM(weights, 0) != n || !PyArray_ISALIGNED(weights)))) {
+        PyErr_SetString(PyExc_ValueError, "expected counts and weights of as many rows as there are ids");
+        return NULL;
+    }
+    if ((mode = mode_of(arguments[3])) < 0 || !rows_there(rows, (const int64_t *)PyArray_DATA(ids), n))
+        return NULL;
+    pooled = new_vectors(PyArray_DIM(counts, 0), (npy_intp)rows->dimensions);
+    if (pooled && pool_into(rows, (const int64_t *)PyArray_DATA(ids), (const int64_t *)PyArray_DATA(counts),
+                            (size_t)PyArray_DIM(counts, 0), weights ? (const float *)PyArray_DATA(weights) : NULL,
+                            (ee_mode)mode, floats(pooled), n))
+        Py_CLEAR(pooled);
+    return pooled;
+}
+
+static PyObject *rows_scores(PyObject *self, PyObject *argument) {
+    const ee_rows *rows = &((const Rows *)self)->rows;
+    PyArrayObject *query = array_of(argument, "query", NPY_FLOAT32, 1);
+    npy_intp n = (npy_intp)rows->row_count;
+    PyObject *products;
+    float *scratch;
+    if (!query)
+        return NULL;
+    if ((size_t)PyArray_DIM(query, 0) != rows->dimensions || !PyArray_ISALIGNED(query)) {
+        PyErr_Format(PyExc_ValueError, "expected a query of %zd dimensions, found %zd", (Py_ssize_t)rows->dimensions,
+                     (Py_ssize_t)PyArray_DIM(query, 0));
+        return NULL;
+    }
+    scratch = PyMem_Malloc(ee_scan_scratch(rows) * sizeof *scratch);
+    if (!scratch)
+        return PyErr_NoMemory();
+    products = PyArray_SimpleNew(1, &n, NPY_FLOAT32);
+    if (products) {
+        Py_BEGIN_ALLOW_THREADS
+        kernels->scores(rows, (const float *)PyArray_DATA(query), floats(products), scratch);
+        Py_END_ALLOW_THREADS
+    }
+    PyMem_Free(scratch);
+    return products;
+}
+
+static PyMethodDef rows_methods[] = {
+    {"decode", rows_decode, METH_O, "Return the vectors (n, d) of ids (n,)."},
+    {"pool", (PyCFunction)(void (*)(void))rows_pool, METH_FASTCALL,
+     "Return one vector for each run of rows: ids (n,), counts (b,), weights (n,) or None, mode."},
+    {"scores", rows_scores, METH_O, "Return the dot product (n,) of every row with the query (d,)."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot rows_slots[] = {
+    {Py_tp_doc, "A table's vectors behind their codec: see edge_embed.kernels.pure."},
+    {Py_tp_new, rows_new},
+    {Py_tp_dealloc, rows_free},
+    {Py_tp_methods, rows_methods},
+    {0, NULL},
+};
+
+static PyType_Spec rows_spec = {
+    "edge_embed.kernels._native.Rows", sizeof(Rows), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE, rows_slots};
+
+/* Both at once: the plain request, in one step */
+
+static PyObject *lookup_many(const Index *index, const ee_rows *rows, PyObject *keys) {
+    Py_ssize_t n = length_of(keys);
+    int64_t few[FEW], *ids = n <= FEW ? few : PyMem_Malloc((size_t)n * sizeof *ids);
+    PyObject *vectors = NULL;
+    Py_ssize_t known = 0;
+    if (!ids)
+        return PyErr_NoMemory();
+    if (!find_many(index, keys, n, (uint64_t *)ids, ids)) {
+        while (known < n && ids[known] >= 0)
+            known++;
+        if (known < n)
+            vectors = Py_NewRef(Py_None);
+        else if (rows_there(rows, ids, (size_t)n)) {
+            vectors = new_vectors(n, (npy_intp)rows->dimensions);
+            if (vectors && decode_into(rows, ids, (size_t)n, floats(vectors)))
+                Py_CLEAR(vectors);
+        }
+    }
+    if (ids != few)
+        PyMem_Free(ids);
+    return vectors;
+}
+
+static PyObject *lookup(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count) {
+    const Index *index;
+    const ee_rows *rows;
+    PyObject *vector;
+    npy_intp d;
+    int64_t row;
+    if (count != 3) {
+        PyErr_SetString(PyExc_TypeError, "expected an index, rows and a key or keys");
+        return NULL;
+    }
+    if (Py_TYPE(arguments[0]) != index_type || Py_TYPE(arguments[1]) != rows_type)
+        Py_RETURN_NONE;
+    index = (const Index *)arguments[0];
+    rows = &((const Rows *)arguments[1])->rows;
+    if (PyList_Check(arguments[2]) || PyTuple_Check(arguments[2]))
+        return lookup_many(index, rows, arguments[2]);
+    if (!PyUnicode_Check(arguments[2]) && !PyBytes_Check(arguments[2]))
+        Py_RETURN_NONE;
+    row = find_one(index, arguments[2]);
+    if (row < 0) {
+        if (row < -1)
+            return NULL;
+        Py_RETURN_NONE;
+    }
+    if (!rows_there(rows, &row, 1))
+        return NULL;
+    d = (npy_intp)rows->dimensions;
+    vector = PyArray_SimpleNew(1, &d, NPY_FLOAT32);
+    if (vector && decode_into(rows, &row, 1, floats(vector)))
+        Py_CLEAR(vector);
+    return vector;
+}
+
+/* Read ids from a list of Python's integers; return 0 if they are no plain rows of the table, -1 with an error. */
+static int read_ids(const ee_rows *rows, PyObject *list, Py_ssize_t n, int64_t *ids) {
+    for (Py_ssize_t i = 0; i < n; i++) {
+        PyObject *number = item(list, i);
+        if (!number)
+            return -1;
+        if (!PyLong_CheckExact(number))
+            return 0;
+        ids[i] = PyLong_AsLongLong(number);
+        if (ids[i] == -1 && PyErr_Occurred()) {
+            PyErr_Clear();
+            return 0;
+        }
+        if ((uint64_t)ids[i] >= rows->row_count)
+            return 0;
+    }
+    return 1;
+}
+
+/* Read the rows of a flat list of keys or of ids; return as read_ids does. */
+static int read_bag(const Index *index, const ee_rows *rows, PyObject *list, Py_ssize_t n, int64_t *ids) {
+    PyObject *first = item(list, 0);
+    if (!first)
+        return -1;
+    if (!PyUnicode_Check(first) && !PyBytes_Check(first))
+        return read_ids(rows, list, n, ids);
+    if (!index)
+        return 0;
+    for (Py_ssize_t i = 1; i < n; i++) {
+        PyObject *key = item(list, i);
+        if (!key)
+            return -1;
+        if (!PyUnicode_Check(key) && !PyBytes_Check(key))
+            return 0;
+    }
+    if (find_many(index, list, n, (uint64_t *)ids, ids))
+        return -1;
+    for (Py_ssize_t i = 0; i < n; i++)
+        if (ids[i] < 0 || (uint64_t)ids[i] >= rows->row_count)
+            return 0;
+    return 1;
+}
+
+static PyObject *bag(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count) {
+    const ee_rows *rows;
+    PyObject *list, *pooled = NULL;
+    int64_t few[FEW], *ids, kept = 0, padding_row;
+    int mode, plain;
+    Py_ssize_t n;
+    npy_intp d;
+    if (count != 5) {
+        PyErr_SetString(PyExc_TypeError, "expected an index or None, rows, a list, a mode and a padding row");
+        return NULL;
+    }
+    list = arguments[2];
+    if (Py_TYPE(arguments[1]) != rows_type || !PyList_Check(list) || !(n = PyList_Size(list)) ||
+        (arguments[0] != Py_None && Py_TYPE(arguments[0]) != index_type))
+        Py_RETURN_NONE;
+    rows = &((const Rows *)arguments[1])->rows;
+    if ((mode = mode_of(arguments[3])) < 0)
+        return NULL;
+    padding_row = PyLong_AsLongLong(arguments[4]);
+    if (padding_row == -1 && PyErr_Occurred())
+        return NULL;
+    ids = n <= FEW ? few : PyMem_Malloc((size_t)n * sizeof *ids);
+    if (!ids)
+        return PyErr_NoMemory();
+    plain = read_bag(arguments[0] == Py_None ? NULL : (const Index *)arguments[0], rows, list, n, ids);
+    if (!plain)
+        pooled = Py_NewRef(Py_None);
+    else if (plain > 0) {
+        for (Py_ssize_t i = 0; i < n; i++)
+            if (ids[i] != padding_row)
+                ids[kept++] = ids[i];
+        d = (npy_intp)rows->dimensions;
+        pooled = PyArray_SimpleNew(1, &d, NPY_FLOAT32);
+        if (pooled && pool_into(rows, ids, &kept, 1, NULL, (ee_mode)mode, floats(pooled), (size_t)kept))
+            Py_CLEAR(pooled);
+    }
+    if (ids != few)
+        PyMem_Free(ids);
+    return pooled;
+}
+
+/* Functions of reference.py */
+
+static PyObject *hash_key(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count) {
+    uint64_t hash, seed;
+    if (count != 2) {
+        PyErr_SetString(PyExc_TypeError, "expected a key and a seed");
+        return NULL;
+    }
+    seed = PyLong_AsUnsignedLongLong(arguments[1]);
+    if ((seed == (uint64_t)-1 && PyErr_Occurred()) || hash_of(arguments[0], seed, &hash))
+        return NULL;
+    return PyLong_FromUnsignedLongLong(hash);
+}
+
+static PyObject *hash_keys(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count) {
+    PyObject *keys, *hashes;
+    uint64_t seed;
+    npy_intp n;
+    if (count != 2) {
+        PyErr_SetString(PyExc_TypeError, "expected keys and a seed");
+        return NULL;
+    }
+    seed = PyLong_AsUnsignedLongLong(arguments[1]);
+    if (seed == (uint64_t)-1 && PyErr_Occurred())
+        return NULL;
+    if (PyList_Check(arguments[0]) || PyTuple_Check(arguments[0]))
+        keys = Py_NewRef(arguments[0]);
+    else if (!(keys = PySequence_List(arguments[0])))
+        return NULL;
+    n = length_of(keys);
+    hashes = PyArray_SimpleNew(1, &n, NPY_UINT64);
+    if (hashes && hash_all(keys, n, seed, (uint64_t *)PyArray_DATA((PyArrayObject *)hashes)))
+        Py_CLEAR(hashes);
+    Py_DECREF(keys);
+    return hashes;
+}
+
+static PyObject *pool(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count) {
+    PyArrayObject *vectors, *counts;
+    PyObject *pooled;
+    int mode;
+    if (count != 3) {
+        PyErr_SetString(PyExc_TypeError, "expected vectors, counts and a mode");
+        return NULL;
+    }
+    if (!(vectors = array_of(arguments[0], "vectors", NPY_FLOAT32, 2)) ||
+        !(counts = whole_numbers(arguments[1], "counts")) || (mode = mode_of(arguments[2])) < 0)
+        return NULL;
+    if (total_of(counts) != (int64_t)PyArray_DIM(vectors, 0) || !PyArray_ISALIGNED(vectors)) {
+        PyErr_SetString(PyExc_ValueError, "expected counts of as many rows as there are vectors");
+        return NULL;
+    }
+    pooled = new_vectors(PyArray_DIM(counts, 0), PyArray_DIM(vectors, 1));
+    if (pooled) {
+        Py_BEGIN_ALLOW_THREADS
+        kernels->pool_vectors((const float *)PyArray_DATA(vectors), (const int64_t *)PyArray_DATA(counts),
+                              (size_t)PyArray_DIM(counts, 0), (size_t)PyArray_DIM(vectors, 1), (ee_mode)mode,
+                              floats(pooled));
+        Py_END_ALLOW_THREADS
+    }
+    return pooled;
+}
+
+#define FAST(name, doc) {#name, (PyCFunction)(void (*)(void))name, METH_FASTCALL, doc}
+
+static PyMethodDef functions[] = {
+    FAST(lookup, "Return the vector (d,) of a key or the vectors (n, d) of a list of keys; None if that is not plain."),
+    FAST(bag, "Return the pooled vector (d,) of a flat list of keys or row ids; None if that is not plain."),
+    FAST(hash_key, "Return XXH64 of one key."),
+    FAST(hash_keys, "Return XXH64 of many keys, (n,) uint64."),
+    FAST(pool, "Return one vector for each run of vectors: see edge_embed.kernels.reference.pool."),
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT, "_native", "The kernels in C.", -1, functions, NULL, NULL, NULL, NULL};
+
+PyMODINIT_FUNC PyInit__native(void) {
+    PyObject *module;
+    import_array();
+    kernels = ee_choose();
+    index_type = (PyTypeObject *)PyType_FromSpec(&index_spec);
+    rows_type = (PyTypeObject *)PyType_FromSpec(&rows_spec);
+    module = PyModule_Create(&definition);
+    if (!index_type || !rows_type || !module || PyModule_AddObjectRef(module, "Index", (PyObject *)index_type) ||
+        PyModule_AddObjectRef(module, "open_rows", (PyObject *)rows_type) ||
+        PyModule_AddStringConstant(module, "VARIANT", kernels->name)) {
+        Py_XDECREF(module);
+        return NULL;
+    }
+    return module;
+}

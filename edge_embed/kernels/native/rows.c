@@ -1,0 +1,323 @@
+/* Rows: decoding of every codec, and bags. Compiled once for each instruction set (see variants.h). */
+#include "core.h"
+#include "variants.h"
+
+#include <string.h>
+
+/* Rows whose cache lines are on their way while one is decoded, and how many lines of each are asked for: the
+ * processor follows by itself from there (EPYC, 2026-11). */
+#define AHEAD 6
+#define AHEAD_LINES 4
+#define LINE 64
+
+static inline float read_float(const unsigned char *at) {
+    float value;
+    memcpy(&value, at, sizeof value);
+    return value;
+}
+
+static inline float of_bits(uint32_t bits) {
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+/* Every float16 is a float32: the exponent moves by a multiplication that rounds nothing. */
+static inline float read_half(const unsigned char *at) {
+    uint32_t half = at[0] | (uint32_t)at[1] << 8;
+    float magnitude = of_bits((half & 0x7FFF) << 13) * 0x1p112f;
+    uint32_t bits;
+    memcpy(&bits, &magnitude, sizeof bits);
+    bits |= (half & 0x7C00) == 0x7C00 ? UINT32_C(0x7F800000) : 0;
+    return of_bits(bits | (half & 0x8000) << 16);
+}
+
+static inline float length_of(const ee_rows *rows, int64_t id) {
+    return read_float(rows->length_levels + 4 * rows->length_codes[id]);
+}
+
+static void decode_float32(const ee_rows *rows, int64_t id, float *restrict out) {
+    memcpy(out, rows->rows + (size_t)id * rows->row_bytes, rows->row_bytes);
+}
+
+static void decode_float16(const ee_rows *rows, int64_t id, float *restrict out) {
+    const unsigned char *row = rows->rows + (size_t)id * rows->row_bytes;
+    for (size_t i = 0; i < rows->dimensions; i++)
+        out[i] = read_half(row + 2 * i);
+}
+
+static void decode_int8(const ee_rows *rows, int64_t id, float *restrict out) {
+    const signed char *row = (const signed char *)rows->rows + (size_t)id * rows->row_bytes;
+    float scale = read_float(rows->scales + 4 * (size_t)id);
+    for (size_t i = 0; i < rows->dimensions; i++)
+        out[i] = (float)row[i] * scale;
+}
+
+static void decode_int4(const ee_rows *rows, int64_t id, float *restrict out) {
+    const unsigned char *row = rows->rows + (size_t)id * rows->row_bytes;
+    size_t blocks = (rows->dimensions + EE_INT4_BLOCK - 1) / EE_INT4_BLOCK;
+    const unsigned char *scales = rows->scales + 2 * blocks * (size_t)id;
+    size_t d = rows->dimensions, i = 0;
+    for (; i + EE_INT4_BLOCK <= d; i += EE_INT4_BLOCK, scales += 2) {
+        float scale = read_half(scales);
+        for (size_t j = 0; j < EE_INT4_BLOCK / 2; j++) {
+            int pair = row[i / 2 + j];
+            out[i + 2 * j] = (float)((pair & 15) - 8) * scale;
+            out[i + 2 * j + 1] = (float)((pair >> 4) - 8) * scale;
+        }
+    }
+    if (i < d) {
+        float scale = read_half(scales);
+        for (; i < d; i++)
+            out[i] = (float)((row[i / 2] >> (i % 2 * 4) & 15) - 8) * scale;
+    }
+}
+
+/* The centroids of one row, times its length; a constant width lets the compiler keep a centroid in registers. */
+#define DECODE_PQ(WIDTH)                                                                                            \
+    for (; left >= (WIDTH); left -= (WIDTH), out += (WIDTH), book += 256 * 4 * (WIDTH)) {                           \
+        const unsigned char *centroid = book + 4 * (WIDTH) * (size_t)*codes++;                                      \
+        for (size_t i = 0; i < (WIDTH); i++)                                                                        \
+            out[i] = read_float(centroid + 4 * i) * length;                                                         \
+    }
+
+static inline void decode_centroids(const ee_rows *rows, int64_t id, float length, size_t left, float *restrict out) {
+    const unsigned char *codes = rows->rows + (size_t)id * rows->row_bytes;
+    const unsigned char *book = rows->codebooks;
+    size_t width = rows->width;
+    switch (width) {
+        case 1: DECODE_PQ(1); break;
+        case 2: DECODE_PQ(2); break;
+        case 3: DECODE_PQ(3); break;
+        case 4: DECODE_PQ(4); break;
+        case 5: DECODE_PQ(5); break;
+        case 6: DECODE_PQ(6); break;
+        case 8: DECODE_PQ(8); break;
+        case 12: DECODE_PQ(12); break;
+        case 16: DECODE_PQ(16); break;
+        default: DECODE_PQ(width); break;
+    }
+    if (left) {
+        const unsigned char *centroid = book + 4 * width * (size_t)*codes;
+        for (size_t i = 0; i < left; i++)
+            out[i] = read_float(centroid + 4 * i) * length;
+    }
+}
+
+static void decode_pq(const ee_rows *rows, int64_t id, float *restrict out) {
+    decode_centroids(rows, id, length_of(rows, id), rows->dimensions, out);
+}
+
+static void decode_opq(const ee_rows *rows, int64_t id, float *restrict out, float *restrict parts) {
+    size_t total = rows->books * rows->width;
+    float length = length_of(rows, id);
+    decode_centroids(rows, id, 1.0f, total, parts);
+    for (size_t i = 0; i < rows->dimensions; i++) {
+        const unsigned char *of_number = rows->rotation + 4 * total * i;
+        /* Sums of opq are exact (SPEC.md), so lanes may be added in any order. */
+        float lanes[16] = {0};
+        size_t j = 0;
+        for (; j + 16 <= total; j += 16)
+            for (size_t lane = 0; lane < 16; lane++)
+                lanes[lane] += read_float(of_number + 4 * (j + lane)) * parts[j + lane];
+        float sum = 0;
+        for (size_t lane = 0; lane < 16; lane++)
+            sum += lanes[lane];
+        for (; j < total; j++)
+            sum += read_float(of_number + 4 * j) * parts[j];
+        out[i] = sum * length;
+    }
+}
+
+static void decode_rq(const ee_rows *rows, int64_t id, float *restrict out) {
+    const unsigned char *codes = rows->rows + (size_t)id * rows->row_bytes;
+    size_t d = rows->dimensions, book_bytes = 256 * 4 * d;
+    float length = length_of(rows, id);
+    memcpy(out, rows->codebooks + 4 * d * codes[0], 4 * d);
+    for (size_t book = 1; book < rows->books; book++) {
+        const unsigned char *centroid = rows->codebooks + book * book_bytes + 4 * d * codes[book];
+        for (size_t i = 0; i < d; i++)
+            out[i] += read_float(centroid + 4 * i);
+    }
+    for (size_t i = 0; i < d; i++)
+        out[i] *= length;
+}
+
+static inline void decode_row(const ee_rows *rows, int64_t id, float *restrict out, float *restrict scratch) {
+    switch (rows->codec) {
+        case EE_FLOAT32: decode_float32(rows, id, out); break;
+        case EE_FLOAT16: decode_float16(rows, id, out); break;
+        case EE_INT8: decode_int8(rows, id, out); break;
+        case EE_INT4: decode_int4(rows, id, out); break;
+        case EE_PQ: decode_pq(rows, id, out); break;
+        case EE_OPQ: decode_opq(rows, id, out, scratch); break;
+        case EE_RQ: decode_rq(rows, id, out); break;
+    }
+}
+
+static inline void fetch(const ee_rows *rows, int64_t id) {
+    const unsigned char *row = rows->rows + (size_t)id * rows->row_bytes;
+    size_t lines = rows->row_bytes / LINE + 1;
+    for (size_t line = 0; line < (lines < AHEAD_LINES ? lines : AHEAD_LINES); line++)
+        __builtin_prefetch(row + LINE * line);
+    if (rows->scales)
+        __builtin_prefetch(rows->scales + (rows->codec == EE_INT8 ? 4 : 2 * ((rows->dimensions + 31) / 32)) * (size_t)id);
+    if (rows->length_codes)
+        __builtin_prefetch(rows->length_codes + id);
+}
+
+static void decode(const ee_rows *rows, const int64_t *ids, size_t n, float *out, float *scratch) {
+    for (size_t i = 0; i < n && i < AHEAD; i++)
+        fetch(rows, ids[i]);
+    for (size_t i = 0; i < n; i++) {
+        if (i + AHEAD < n)
+            fetch(rows, ids[i + AHEAD]);
+        decode_row(rows, ids[i], out + i * rows->dimensions, scratch);
+    }
+}
+
+static inline void add(float *restrict total, const float *restrict vector, size_t d) {
+    for (size_t i = 0; i < d; i++)
+        total[i] += vector[i];
+}
+
+static inline void raise_to(float *restrict largest, const float *restrict vector, size_t d) {
+    for (size_t i = 0; i < d; i++)
+        largest[i] = vector[i] > largest[i] ? vector[i] : largest[i];
+}
+
+static inline void finish(float *out, int64_t count, size_t d, ee_mode mode) {
+    if (mode == EE_MEAN && count) {
+        float divisor = (float)count;
+        for (size_t i = 0; i < d; i++)
+            out[i] /= divisor;
+    }
+}
+
+static void pool(const ee_rows *rows, const int64_t *ids, const int64_t *counts, size_t b, const float *weights,
+                 ee_mode mode, float *out, float *scratch) {
+    size_t d = rows->dimensions, n = 0, at = 0;
+    float *vector = scratch;
+    scratch += d;
+    for (size_t bag = 0; bag < b; bag++)
+        n += (size_t)counts[bag];
+    for (size_t i = 0; i < n && i < AHEAD; i++)
+        fetch(rows, ids[i]);
+    for (size_t bag = 0; bag < b; bag++, out += d) {
+        if (!counts[bag])
+            memset(out, 0, d * sizeof *out);
+        for (int64_t place = 0; place < counts[bag]; place++, at++) {
+            /* The first row of a bag is where its sum begins. */
+            float *into = place ? vector : out;
+            if (at + AHEAD < n)
+                fetch(rows, ids[at + AHEAD]);
+            decode_row(rows, ids[at], into, scratch);
+            if (weights)
+                for (size_t i = 0; i < d; i++)
+                    into[i] *= weights[at];
+            if (place && mode == EE_MAX)
+                raise_to(out, vector, d);
+            else if (place)
+                add(out, vector, d);
+        }
+        finish(out, counts[bag], d, mode);
+    }
+}
+
+static void pool_vectors(const float *vectors, const int64_t *counts, size_t b, size_t d, ee_mode mode, float *out) {
+    for (size_t bag = 0; bag < b; bag++, out += d) {
+        if (!counts[bag])
+            memset(out, 0, d * sizeof *out);
+        for (int64_t place = 0; place < counts[bag]; place++, vectors += d) {
+            if (!place)
+                memcpy(out, vectors, d * sizeof *out);
+            else if (mode == EE_MAX)
+                raise_to(out, vectors, d);
+            else
+                add(out, vectors, d);
+        }
+        finish(out, counts[bag], d, mode);
+    }
+}
+
+#define LANES 16
+
+/* Sixteen sums at a time: float additions have an order, and this one is the same for every instruction set. */
+static inline float sum_of(const float *lanes) {
+    float sum = 0;
+    for (size_t lane = 0; lane < LANES; lane++)
+        sum += lanes[lane];
+    return sum;
+}
+
+static inline float dot_floats(const unsigned char *row, const float *query, size_t d) {
+    float lanes[LANES] = {0}, sum;
+    size_t i = 0;
+    for (; i + LANES <= d; i += LANES)
+        for (size_t lane = 0; lane < LANES; lane++)
+            lanes[lane] += read_float(row + 4 * (i + lane)) * query[i + lane];
+    sum = sum_of(lanes);
+    for (; i < d; i++)
+        sum += read_float(row + 4 * i) * query[i];
+    return sum;
+}
+
+static inline float dot_bytes(const signed char *row, const float *query, size_t d) {
+    float lanes[LANES] = {0}, sum;
+    size_t i = 0;
+    for (; i + LANES <= d; i += LANES)
+        for (size_t lane = 0; lane < LANES; lane++)
+            lanes[lane] += (float)row[i + lane] * query[i + lane];
+    sum = sum_of(lanes);
+    for (; i < d; i++)
+        sum += (float)row[i] * query[i];
+    return sum;
+}
+
+/* The query's dot product with each centroid, (books, 256), so that a row's is a sum of as many as it has codes. */
+static void products_of(const ee_rows *rows, const float *query, float *products, float *parts) {
+    size_t d = rows->dimensions, width = rows->width, total = rows->books * width;
+    if (rows->codec == EE_OPQ) {
+        memset(parts, 0, total * sizeof *parts);
+        for (size_t i = 0; i < d; i++)
+            for (size_t j = 0; j < total; j++)
+                parts[j] += read_float(rows->rotation + 4 * (total * i + j)) * query[i];
+    } else if (rows->codec == EE_PQ) {
+        memcpy(parts, query, d * sizeof *parts);
+        memset(parts + d, 0, (total - d) * sizeof *parts);
+    } else {
+        parts = (float *)query;
+    }
+    for (size_t book = 0; book < rows->books; book++)
+        for (size_t code = 0; code < 256; code++)
+            products[256 * book + code] = dot_floats(rows->codebooks + 4 * width * (256 * book + code),
+                                                     parts + (rows->codec == EE_RQ ? 0 : book * width), width);
+}
+
+static void scores(const ee_rows *rows, const float *query, float *out, float *scratch) {
+    size_t n = rows->row_count, d = rows->dimensions, books = rows->books;
+    if (rows->codec >= EE_PQ)
+        products_of(rows, query, scratch, scratch + 256 * books);
+    for (size_t id = 0; id < n; id++) {
+        const unsigned char *row = rows->rows + id * rows->row_bytes;
+        switch (rows->codec) {
+            case EE_FLOAT32: out[id] = dot_floats(row, query, d); break;
+            case EE_INT8: out[id] = dot_bytes((const signed char *)row, query, d) * read_float(rows->scales + 4 * id); break;
+            case EE_FLOAT16:
+            case EE_INT4:
+                decode_row(rows, (int64_t)id, scratch, NULL);
+                out[id] = dot_floats((const unsigned char *)scratch, query, d);
+                break;
+            case EE_PQ:
+            case EE_OPQ:
+            case EE_RQ:
+                out[id] = 0;
+                for (size_t book = 0; book < books; book++)
+                    out[id] += scratch[256 * book + row[book]];
+                out[id] *= length_of(rows, (int64_t)id);
+                break;
+        }
+    }
+}
+
+const ee_kernels EE_VARIANT = {EE_VARIANT_NAME, decode, pool, pool_vectors, scores};

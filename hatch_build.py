@@ -1,0 +1,95 @@
+"""Builds the C kernels into wheels and editable installs; where there is no compiler, the wheel is pure and works.
+
+* One file for CPython 3.11 and newer (the stable ABI) and numpy 1.24 and newer.
+* ``EDGE_EMBED_PURE=1`` leaves the kernels out; ``EDGE_EMBED_NATIVE=1`` makes their absence an error, for who
+  publishes wheels; ``CC`` and ``CFLAGS`` are heeded, so a cross compiler or a sanitizer is one variable away.
+* ``rows.c`` is compiled once for each instruction set that the kernels choose from when they are loaded.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+SOURCES = Path("edge_embed", "kernels", "native")
+EXTENSION = Path("edge_embed", "kernels", "_native.abi3.so")
+
+#: No multiplication may fuse with an addition: numpy rounds twice.
+_FLAGS = ("-O3", "-std=c11", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra")
+
+#: The spellings of ``rows.c`` by the first word of the compiler's target: name and flags; the first runs everywhere.
+_VARIANTS = {
+    "x86_64": (("baseline", ()), ("avx2", ("-mavx2",))),
+}
+_ANYWHERE = (("baseline", ()),)
+
+
+class KernelsHook(BuildHookInterface):  # type: ignore[type-arg]
+    """Compiles the extension and puts it, with the tag that it makes true, into what is built."""
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        """Compile, or say why the result is pure."""
+        if self.target_name != "wheel" or os.environ.get("EDGE_EMBED_PURE", "0") not in ("", "0"):
+            return
+        try:
+            compile_kernels(Path(self.root), Path(self.root) / EXTENSION)
+        except (OSError, ImportError, subprocess.CalledProcessError) as error:
+            if os.environ.get("EDGE_EMBED_NATIVE", "0") not in ("", "0"):
+                raise
+            self.app.display_warning(f"the kernels were not compiled, so numpy serves in their place: {error}")
+            return
+        build_data["pure_python"] = False
+        build_data["tag"] = f"cp311-abi3-{_platform()}"
+        build_data["artifacts"].append(str(EXTENSION))
+
+
+def compile_kernels(root: Path, extension: Path) -> None:
+    """Compile the extension.
+
+    Raises:
+        OSError: there is no compiler.
+        ImportError: there is no numpy, or a Python without the stable ABI.
+        subprocess.CalledProcessError: the compiler refused.
+    """
+    import numpy as np
+
+    if sysconfig.get_config_var("Py_GIL_DISABLED"):
+        raise ImportError("a free-threaded Python has no stable ABI")
+    compiler = shlex.split(os.environ.get("CC") or "cc")
+    flags = [*_FLAGS, *shlex.split(os.environ.get("CFLAGS", ""))]
+    includes = [f"-I{sysconfig.get_path('include')}", "-isystem", np.get_include()]
+    target = subprocess.run([*compiler, "-dumpmachine"], check=True, capture_output=True, text=True).stdout
+    with tempfile.TemporaryDirectory(prefix="edge-embed-kernels-") as folder:
+        objects = []
+
+        def compiled(source: str, name: str, *more: str) -> None:
+            objects.append(str(Path(folder, f"{name}.o")))
+            command = [*compiler, *flags, *more, "-c", str(root / SOURCES / source), "-o", objects[-1]]
+            subprocess.run(command, check=True)
+
+        compiled("index.c", "index")
+        compiled("choose.c", "choose")
+        compiled("module.c", "module", *includes)
+        for name, options in _VARIANTS.get(target.split("-")[0], _ANYWHERE):
+            compiled("rows.c", name, *options, f"-DEE_VARIANT=ee_{name}", f'-DEE_VARIANT_NAME="{name}"')
+        # Beside its place first: an extension that a process has mapped is replaced, never written over.
+        made = extension.with_suffix(".new")
+        subprocess.run([*compiler, *flags, "-shared", *objects, "-o", str(made)], check=True)
+        made.replace(extension)
+
+
+def _platform() -> str:
+    return sysconfig.get_platform().replace("-", "_").replace(".", "_")
+
+
+if __name__ == "__main__":
+    root = Path(__file__).parent
+    compile_kernels(root, Path(sys.argv[1]) if len(sys.argv) > 1 else root / EXTENSION)

@@ -1,0 +1,159 @@
+"""Both spellings of the kernels answer alike: whole tables, single keys, bags, and whatever is wrong with them."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from edge_embed.errors import BundleError, RequestError
+from edge_embed.kernels import pure, reference
+from edge_embed_export.codecs import ENCODERS, encoder
+from edge_embed_export.key_index import build_index
+
+#: Few codes, so that their training takes no time.
+SETTINGS = {"pq": "pq:3", "opq": "opq:4", "rq": "rq:2"}
+
+ROWS = 37
+KEYS = [*(f"key {row}" for row in range(ROWS - 4)), "naïve", "東京", "", "\udcff"]
+
+
+def _tensors(codec: str, dimensions: int) -> dict[str, NDArray[Any]]:
+    vectors = np.random.default_rng(dimensions).normal(size=(ROWS, dimensions)).astype(np.float32)
+    vectors[3] = 0
+    chosen = SETTINGS.get(codec, codec) if dimensions >= 4 else codec.replace("opq", "pq")
+    tensors = {name: np.ascontiguousarray(tensor[:]) for name, tensor in encoder(chosen)[1](vectors).items()}
+    return {name: _unaligned(tensor) for name, tensor in tensors.items()}
+
+
+def _unaligned(tensor: NDArray[Any]) -> NDArray[Any]:
+    """Return the same numbers one byte off, as a file that nobody padded would hold them."""
+    data = bytearray(b"\0" + tensor.tobytes())
+    moved = np.frombuffer(data, tensor.dtype, tensor.size, offset=1).reshape(tensor.shape)
+    moved.flags.writeable = False
+    return moved
+
+
+def _index(kernels: Any, row_count: int = ROWS) -> Any:
+    built = build_index([key.encode("utf-8", "surrogateescape") for key in KEYS])
+    return kernels.Index(built.pilots, built.slots, built.seed, row_count)
+
+
+@pytest.mark.parametrize("codec", ENCODERS)
+@pytest.mark.parametrize("dimensions", [4, 5, 31, 32, 33, 64, 300, 1025])
+def test_rows_have_the_bits_of_the_reference_alone_together_and_in_bags(
+    kernels: Any, codec: str, dimensions: int
+) -> None:
+    tensors = _tensors(codec, dimensions)
+    meant, found = pure.open_rows(codec, tensors, dimensions), kernels.open_rows(codec, tensors, dimensions)
+    ids = np.random.default_rng(1).integers(0, ROWS, 50)
+    assert found.decode(ids).tobytes() == meant.decode(ids).tobytes()
+    assert found.decode(ids[:0]).shape == (0, dimensions)
+    weights = np.random.default_rng(2).normal(size=50).astype(np.float32)
+    counts = np.array([0, 7, 1, 0, 40, 2, 0])
+    for mode in ("sum", "mean", "max"):
+        np.testing.assert_array_equal(found.pool(ids, counts, None, mode), meant.pool(ids, counts, None, mode))
+    np.testing.assert_array_equal(found.pool(ids, counts, weights, "sum"), meant.pool(ids, counts, weights, "sum"))
+    query = np.random.default_rng(3).normal(size=dimensions).astype(np.float32)
+    exact = meant.decode(np.arange(ROWS)).astype(np.float64) @ query
+    np.testing.assert_allclose(found.scores(query), exact, rtol=1e-4, atol=1e-4)
+
+
+@given(counts=st.lists(st.integers(0, 5), max_size=6), mode=st.sampled_from(["sum", "mean", "max"]))
+@settings(deadline=None)
+def test_pooled_vectors_have_the_bits_of_the_reference(kernels: Any, counts: list[int], mode: str) -> None:
+    vectors = np.random.default_rng(len(counts)).normal(size=(sum(counts), 7)).astype(np.float32)
+    found = kernels.pool(vectors, np.array(counts, np.int64), mode)
+    np.testing.assert_array_equal(found, reference.pool(vectors, np.array(counts, np.int64), mode))
+
+
+def test_the_plain_lookup_is_finding_and_decoding(kernels: Any) -> None:
+    index, rows = _index(kernels), kernels.open_rows("int8", _tensors("int8", 33), 33)
+    vectors = rows.decode(np.arange(ROWS))
+    for row, key in enumerate(KEYS):
+        np.testing.assert_array_equal(kernels.lookup(index, rows, key), vectors[row])
+        np.testing.assert_array_equal(kernels.lookup(index, rows, key.encode("utf-8", "surrogateescape")), vectors[row])
+    for many in (KEYS, KEYS * 40, KEYS[:1], []):
+        places = [KEYS.index(key) for key in many]
+        np.testing.assert_array_equal(kernels.lookup(index, rows, many), vectors[places])
+
+
+@pytest.mark.parametrize("asked", ["stranger", b"stranger", ["key 1", "stranger"], 7, None, {"key 1"}])
+def test_what_is_not_plain_is_left_to_the_general_way(kernels: Any, asked: object) -> None:
+    assert kernels.lookup(_index(kernels), kernels.open_rows("int8", _tensors("int8", 8), 8), asked) is None
+
+
+def test_a_key_that_is_none_is_refused_wherever_it_stands(kernels: Any) -> None:
+    index, rows = _index(kernels), kernels.open_rows("int8", _tensors("int8", 8), 8)
+    for call in (index.find_all, lambda keys: kernels.lookup(index, rows, keys)):
+        with pytest.raises(TypeError, match="expected a key as str or bytes, found int"):
+            call(["key 1", 7])
+        with pytest.raises(RequestError, match="lone surrogate"):
+            call(["key 1", "\ud800"])
+
+
+def test_a_plain_bag_is_the_pool_of_its_rows(kernels: Any) -> None:
+    index, rows = _index(kernels), kernels.open_rows("int4", _tensors("int4", 70), 70)
+    ids = [3, 1, 4, 1, 5, 9, 2, 6, 5, 35]
+    for mode in ("sum", "mean", "max"):
+        meant = rows.pool(np.array(ids), np.array([len(ids)]), None, mode)[0]
+        without = rows.pool(np.array([row for row in ids if row != 1]), np.array([len(ids) - 2]), None, mode)[0]
+        for asked in (ids, [KEYS[row] for row in ids]):
+            for padding_row, expected in ((-1, meant), (1, without)):
+                pooled = kernels.bag(index, rows, asked, mode, padding_row)
+                assert pooled is None or pooled.tobytes() == expected.tobytes()
+    for not_plain in ([], [ROWS], [-1], [2**70], [1, "key 1"], ["key 1", 1], ["stranger"], [True], [[1]], (1,)):
+        assert kernels.bag(index, rows, not_plain, "mean", -1) is None
+
+
+def test_no_id_reads_outside_the_table() -> None:
+    native = pytest.importorskip("edge_embed.kernels._native", reason="the native kernels were not built here")
+    rows = native.open_rows("int8", _tensors("int8", 8), 8)
+    for ids in ([-1], [ROWS], [0, 2**62], [-(2**63)]):
+        with pytest.raises(IndexError, match=f"expected row ids from 0 to {ROWS - 1}, found {ids[-1]}"):
+            rows.decode(np.array(ids))
+        with pytest.raises(IndexError):
+            rows.pool(np.array(ids), np.array([len(ids)]), None, "sum")
+    for counts in ([2], [-1, 2], [2**62, 2**62], []):
+        with pytest.raises(ValueError, match="as many rows"):
+            rows.pool(np.array([1]), np.array(counts, np.int64), None, "sum")
+    for wrong in (np.array([1], np.int32), np.array([[1]]), [1], np.arange(8)[::2]):
+        with pytest.raises(ValueError, match="ids"):
+            rows.decode(wrong)
+    with pytest.raises(ValueError, match="expected a query of 8 dimensions, found 9"):
+        rows.scores(np.zeros(9, np.float32))
+
+
+@pytest.mark.parametrize("codec", ENCODERS)
+def test_tensors_that_do_not_belong_together_make_no_rows(codec: str) -> None:
+    native = pytest.importorskip("edge_embed.kernels._native", reason="the native kernels were not built here")
+    tensors = _tensors(codec, 33)
+    for name, tensor in tensors.items():
+        for wrong in (tensor[:-1] if len(tensors) > 1 else tensor[:, :-1], tensor.astype(np.float64), None):
+            with pytest.raises(ValueError, match="expected"):
+                native.open_rows(codec, {**tensors, name: wrong}, 33)
+        with pytest.raises(KeyError):
+            native.open_rows(codec, {other: tensors[other] for other in tensors if other != name}, 33)
+    with pytest.raises(ValueError, match="expected a codec"):
+        native.open_rows("int3", tensors, 33)
+
+
+def test_an_index_that_names_a_row_past_the_table_is_the_publishers_fault(kernels: Any) -> None:
+    index, rows = _index(kernels, row_count=5), kernels.open_rows("int8", _tensors("int8", 8), 8)
+    for asked in ("key 6", ["key 1", "key 6"]):
+        with pytest.raises(BundleError, match="expected rows below 5, found 6"):
+            kernels.lookup(index, rows, asked)
+
+
+def test_threads_share_one_table(kernels: Any) -> None:
+    index, rows = _index(kernels), kernels.open_rows("int8", _tensors("int8", 300), 300)
+    many = KEYS * 60
+    expected = kernels.lookup(index, rows, many).tobytes()
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda _: kernels.lookup(index, rows, many).tobytes(), range(24)))
+    assert set(answers) == {expected}
