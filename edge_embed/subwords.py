@@ -10,19 +10,22 @@ so rows that are stored as float32 answer with its bits:
    a pruned table keeps some buckets, the n-grams of the others are left out;
  * a vector is the sum of its parts times the rounded inverse of their number.
 
+floret (https://github.com/explosion/floret) keeps no words: a word and each of its n-grams is found in one table of
+buckets by up to four hashes, and the word's vector is the mean of all those rows.
+
 A model says by ``rows`` which of two things its rows are. ``words``: a row is a word's whole vector, and parts are
 added up for unknown words alone. ``parts``: a row is one part, and every word is added up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_embed.kernels import add_in_order
-from edge_embed_bundle.manifest import SubwordRecipe
+from edge_embed_bundle.manifest import BloomRecipe, SubwordRecipe
 
 #: The end of a line, and what the name of a label begins with.
 END = b"</s>"
@@ -35,6 +38,9 @@ _FNV_OFFSET, _FNV_PRIME, _MASK = 2166136261, 16777619, 0xFFFFFFFF
 #: A byte as the original's ``int8_t`` becomes a ``uint32_t``.
 _EXTENDED = tuple(byte if byte < 128 else byte | 0xFFFFFF00 for byte in range(256))
 _WORD_NGRAM_FACTOR = 116049371
+
+_MASK64 = (1 << 64) - 1
+_MURMUR_1, _MURMUR_2 = 0x87C37B91114253D5, 0x4CF5AD432745937F
 
 Vector = NDArray[np.float32]
 Decode = Callable[[NDArray[np.int64]], Vector]
@@ -80,6 +86,60 @@ def word_ngram_buckets(hashes: Sequence[int], length: int, buckets: int) -> list
     return found
 
 
+def murmur3(data: bytes, seed: int) -> tuple[int, int, int, int]:
+    """Return the four 32-bit words of MurmurHash3 (x64, 128 bits; Austin Appleby, public domain) of bytes."""
+    low = high = seed
+    whole = len(data) - len(data) % 16
+    for at in range(0, whole, 16):
+        low ^= _scrambled(int.from_bytes(data[at : at + 8], "little"), _MURMUR_1, 31, _MURMUR_2)
+        low = ((_turned(low, 27) + high) * 5 + 0x52DCE729) & _MASK64
+        high ^= _scrambled(int.from_bytes(data[at + 8 : at + 16], "little"), _MURMUR_2, 33, _MURMUR_1)
+        high = ((_turned(high, 31) + low) * 5 + 0x38495AB5) & _MASK64
+    high ^= _scrambled(int.from_bytes(data[whole + 8 :], "little"), _MURMUR_2, 33, _MURMUR_1)
+    low ^= _scrambled(int.from_bytes(data[whole : whole + 8], "little"), _MURMUR_1, 31, _MURMUR_2)
+    low = ((low ^ len(data)) + (high ^ len(data))) & _MASK64
+    high = ((high ^ len(data)) + low) & _MASK64
+    low, high = _finished(low), _finished(high)
+    low = (low + high) & _MASK64
+    high = (high + low) & _MASK64
+    return low & _MASK, low >> 32, high & _MASK, high >> 32
+
+
+def _scrambled(word: int, first: int, by: int, second: int) -> int:
+    return (_turned(word * first & _MASK64, by) * second) & _MASK64
+
+
+def _turned(value: int, by: int) -> int:
+    return ((value << by) | (value >> (64 - by))) & _MASK64
+
+
+def _finished(value: int) -> int:
+    value = ((value ^ (value >> 33)) * 0xFF51AFD7ED558CCD) & _MASK64
+    value = ((value ^ (value >> 33)) * 0xC4CEB9FE1A85EC53) & _MASK64
+    return value ^ (value >> 33)
+
+
+def bloom_rows(word: bytes, minn: int, maxn: int, buckets: int, bloom: BloomRecipe) -> list[int]:
+    """Return the rows of a word as floret finds them: for the whole word and each n-gram, one by each hash.
+
+    The n-grams are fastText's, of the word between its own marks; a hash is a word of one MurmurHash3.
+    """
+    if word == END:
+        return []
+    marked = bloom.begin.encode() + word + bloom.end.encode()
+    parts = [marked, *_ngrams(marked, minn, maxn)]
+    return [value % buckets for part in parts for value in murmur3(part, bloom.seed)[: bloom.hashes]]
+
+
+def _ngrams(data: bytes, minn: int, maxn: int) -> Iterator[bytes]:
+    starts = [i for i, byte in enumerate(data) if byte & 0xC0 != 0x80]
+    ends = [*starts[1:], len(data)]
+    for first, start in enumerate(starts):
+        for n, end in enumerate(ends[first : first + maxn], 1):
+            if n >= minn and not (n == 1 and (start == 0 or end == len(data))):
+                yield data[start:end]
+
+
 class Subwords:
     """The parts of words: rows of a model's own table and of the one that holds its buckets.
 
@@ -119,7 +179,10 @@ class Subwords:
 
     def parts(self, word: bytes, row: int) -> tuple[int, list[int]]:
         """Return a word's row and the rows of its n-grams."""
-        return row, self._rows_of(ngram_buckets(word, self.recipe.minn, self.recipe.maxn, self._buckets))
+        recipe = self.recipe
+        if recipe.bloom is not None:
+            return row, bloom_rows(word, recipe.minn, recipe.maxn, recipe.buckets, recipe.bloom)
+        return row, self._rows_of(ngram_buckets(word, recipe.minn, recipe.maxn, self._buckets))
 
     def runs(self, hashes: Sequence[int]) -> list[int]:
         """Return the rows of the runs of words."""

@@ -285,7 +285,10 @@ def _hash_recipe(table: SourceTable, hashing: Hashing, title: str) -> HashRecipe
 
 
 def _part(table: SourceTable, title: str, codec: str, graphs: tuple[str, ...]) -> _Part:
-    codec, encode = encoder(_LABELS_CODEC if table.is_helper and table.keys is not None else codec)
+    # floret's table of words is empty: nothing to store, to run or to price.
+    is_empty = not len(table.vectors)
+    is_labels = table.is_helper and table.keys is not None
+    codec, encode = encoder("float32" if is_empty else _LABELS_CODEC if is_labels else codec)
     try:
         codes = encode(table.vectors)
         shared: dict[str, Matrix] = dict(table.tensors)
@@ -303,7 +306,7 @@ def _part(table: SourceTable, title: str, codec: str, graphs: tuple[str, ...]) -
         table.row_order,
         index,
         _recipe(table),
-        () if table.is_helper else graphs,
+        () if table.is_helper or is_empty else graphs,
         subwords=table.subwords,
         classify=table.classify,
     )
@@ -312,7 +315,7 @@ def _part(table: SourceTable, title: str, codec: str, graphs: tuple[str, ...]) -
 def _is_searched(table: SourceTable) -> bool:
     """Whether a search may answer with a row's key: it has one, and the row is what it stands for, not a part."""
     parts = table.subwords is not None and table.subwords.rows == "parts" and table.subwords.maxn > 0
-    return table.keys is not None and not table.is_helper and not parts
+    return table.keys is not None and not table.is_helper and not parts and len(table.vectors) > 0
 
 
 def _norms(codec: str, codes: Encoded, vectors: Matrix) -> NDArray[np.float32]:
@@ -479,7 +482,7 @@ def _manifest(source: Source, options: Options, models: tuple[Model, ...], blobs
     """Return the manifest without what is only known when the bundle has answered."""
     codecs = {f"codec-{model.codec}" for model in models}
     text = {feature for model in models if model.text is not None for feature in model.text.features}
-    words = {"subwords-fasttext" for model in models if model.subwords is not None}
+    words = {f"subwords-{model.subwords.algorithm}" for model in models if model.subwords is not None}
     words |= {"classify-fasttext" for model in models if model.classify is not None}
     keys = {"key-index-1" for model in models if model.key_index is not None}
     bags = {"bag-1" for model in models if model.bag is not None}
@@ -617,6 +620,8 @@ def _measure(
     for part, model in zip(parts, models, strict=True):
         decoded = Decoded(runtime, model)
         bytes_after = sum(model.tensors[name].size_bytes for name in part.codes)
+        if not model.rows:
+            continue
         if part.graphs or "norms" in part.shared or len(part.vectors) <= _HELPER_ROWS:
             prices[model.name] = measure_quality(part.vectors, decoded, bytes_after, progress)
             continue

@@ -31,6 +31,9 @@ NEIGHBOURS = 5
 
 _BLOCK_ROWS = 8192
 
+#: What a table without words of its own is asked, where every word is made of parts: letters of one to three bytes.
+_ANY_WORDS = ("board", "embedding", "naïve", "東京", "a")
+
 
 @dataclass(frozen=True, eq=False)
 class Question:
@@ -51,7 +54,8 @@ def answered(runtime: Runtime) -> list[Question]:
         BundleError: a search does not find what an exact one does.
     """
     models = runtime.manifest.models
-    questions = [_lookup(runtime, model.name) for model in models]
+    # An empty table of words that are made of parts is asked for such words alone.
+    questions = [_lookup(runtime, model.name) for model in models if model.rows or model.unknown != "subwords"]
     first, beside = models[0], _beside(runtime.manifest)
     if first.unknown == "subwords":
         strangers = _strangers(runtime.table())
@@ -116,7 +120,7 @@ def _bag(runtime: Runtime, model: Model) -> Question:
 
 def spread_rows(rows: int, count: int) -> NDArray[np.int64]:
     """Return at most ``count`` rows from all over a table."""
-    return np.unique(np.linspace(0, rows - 1, count).astype(np.int64))
+    return np.unique(np.linspace(0, max(rows - 1, 0), min(rows, count)).astype(np.int64))
 
 
 def _lookup(runtime: Runtime, model: str) -> Question:
@@ -130,7 +134,9 @@ def _lookup(runtime: Runtime, model: str) -> Question:
 
 
 def _strangers(table: Table) -> tuple[str, ...]:
-    """Return words that the table does not know: two of its own, run together."""
+    """Return words that the table does not know: two of its own, run together; of one that knows none, any."""
+    if not table.model.rows:
+        return _ANY_WORDS
     return tuple(word for word in map("".join, pairwise(_keys(table))) if word and table.find(word) < 0)
 
 
@@ -187,4 +193,5 @@ def _texts(runtime: Runtime) -> tuple[str, ...]:
     beside = _beside(runtime.manifest)
     if beside is not None:
         return _keys(runtime.table(beside.name))
-    return tuple(" ".join(pair) for pair in pairwise(_keys(runtime.table())))
+    words = _keys(runtime.table()) if runtime.table().model.rows else _ANY_WORDS
+    return tuple(" ".join(pair) for pair in pairwise(words))

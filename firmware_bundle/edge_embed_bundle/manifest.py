@@ -68,7 +68,7 @@ SHARED_TENSORS: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
 #: What this reader knows; a bundle lists what a reader must know.
 FEATURES = frozenset(
     {*(f"codec-{codec}" for codec in CODEC_TENSORS), "key-index-1", "text-mean", "bag-1", "model-space", "unknown-hash"}
-    | {"text-limits", "subwords-fasttext", "classify-fasttext"}
+    | {"text-limits", "subwords-fasttext", "subwords-floret", "classify-fasttext"}
 )
 
 OPERATIONS = ("lookup", "encode", "search", "bag", "classify")
@@ -81,6 +81,8 @@ _FILE_NAME = re.compile(r"(?!(?:manifest\.json|slot\.[01])$)[A-Za-z0-9][A-Za-z0-
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 VERSION = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9}){1,3}([-+][0-9A-Za-z.-]{1,40})?")
 _ROW = re.compile(r"[0-9]{1,10}")
+#: What a word begins or ends with: a field of a header line.
+_EDGE = re.compile(r"\S{1,40}")
 _BAG = re.compile(r"([0-9]{1,10}( [0-9]{1,10})*)?")
 DIMENSIONS_CEILING = 65_536
 _ROWS_CEILING = 2**32 - 2
@@ -355,6 +357,27 @@ class Space(NamedTuple):
         }
 
 
+class BloomRecipe(NamedTuple):
+    """How a part finds its rows in floret's table: ``hashes`` of them, and what a word begins and ends with."""
+
+    hashes: int
+    seed: int
+    begin: str
+    end: str
+    extra: Mapping[str, Any] = NOTHING
+
+    @classmethod
+    def read(cls, fields: Fields) -> BloomRecipe:
+        """Read ``subwords.bloom``."""
+        hashes = fields.count("hashes", floor=1, ceiling=4)
+        seed = fields.count("seed", ceiling=2**32 - 1)
+        return cls(hashes, seed, fields.text("begin", pattern=_EDGE), fields.text("end", pattern=_EDGE), fields.rest())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object."""
+        return {**self.extra, "hashes": self.hashes, "seed": self.seed, "begin": self.begin, "end": self.end}
+
+
 class SubwordRecipe(NamedTuple):
     """How words are made of parts: the rows of their n-grams, which stand in the model ``table`` by their buckets.
 
@@ -368,26 +391,32 @@ class SubwordRecipe(NamedTuple):
     minn: int
     maxn: int
     word_ngrams: int
+    bloom: BloomRecipe | None = None
     extra: Mapping[str, Any] = NOTHING
 
     @classmethod
     def read(cls, fields: Fields) -> SubwordRecipe:
         """Read ``subwords``."""
-        algorithm = fields.text("algorithm", among=("fasttext",))
+        algorithm = fields.text("algorithm", among=("fasttext", "floret"))
         rows = fields.text("rows", among=("words", "parts"))
         table = fields.text("table", pattern=NAME) if fields.has("table") else None
         buckets = fields.count("buckets", floor=0 if table is None else 1, ceiling=_ROWS_CEILING)
         maxn = fields.count("maxn", ceiling=_NGRAM_CEILING)
         minn = fields.count("minn", ceiling=_NGRAM_CEILING)
         word_ngrams = fields.count("word_ngrams", floor=1, ceiling=_NGRAM_CEILING)
-        return cls(algorithm, rows, table, buckets, minn, maxn, word_ngrams, fields.rest())
+        bloom = fields.nested("bloom", BloomRecipe.read) if fields.has("bloom") else None
+        if (algorithm == "floret") != (bloom is not None and rows == "words" and table is not None):
+            fields.fail("bloom", "a recipe beside floret, whose rows are words and whose buckets a table", algorithm)
+        return cls(algorithm, rows, table, buckets, minn, maxn, word_ngrams, bloom, fields.rest())
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object."""
         table = {} if self.table is None else {"table": self.table}
+        bloom = {} if self.bloom is None else {"bloom": self.bloom.to_json()}
         return {
             **self.extra,
             **table,
+            **bloom,
             "algorithm": self.algorithm,
             "rows": self.rows,
             "buckets": self.buckets,

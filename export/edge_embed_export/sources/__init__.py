@@ -145,6 +145,7 @@ def readers(reading: Reading | None = None, progress: Progress = SILENT) -> dict
     from edge_embed_export.sources.binary_vectors import read_glove_binary, read_word2vec_binary
     from edge_embed_export.sources.containers import container_readers
     from edge_embed_export.sources.fasttext import read_fasttext
+    from edge_embed_export.sources.floret import read_floret
     from edge_embed_export.sources.sentence_transformers import read_static_from_transformer
     from edge_embed_export.sources.tensors import read_safetensors, read_torch
     from edge_embed_export.sources.text_vectors import read_with_header, read_without_header
@@ -156,6 +157,7 @@ def readers(reading: Reading | None = None, progress: Progress = SILENT) -> dict
         "glove-binary": partial(read_glove_binary, vocabulary=reading.vocabulary, progress=progress),
         "glove-text": partial(read_without_header, progress=progress),
         "fasttext": read_fasttext,
+        "floret": partial(read_floret, progress=progress),
         "transformer-tokens": read_static_from_transformer,
         "safetensors": partial(read_safetensors, chosen=reading.tables),
         "torch": partial(read_torch, chosen=reading.tables),
@@ -202,6 +204,7 @@ def read_source(
 def _detected(path: Path) -> str:
     from edge_embed_export.sources.containers import container_by_folder, container_by_head
     from edge_embed_export.sources.fasttext import looks_like_fasttext
+    from edge_embed_export.sources.floret import looks_like_floret
     from edge_embed_export.sources.tensors import is_safetensors, is_torch
     from edge_embed_export.sources.text_vectors import dimensions_of, header_of, is_number
 
@@ -227,6 +230,8 @@ def _detected(path: Path) -> str:
     if named is not None:
         return named
     first, newline, rest = head.partition(b"\n")
+    if looks_like_floret(first):
+        return "floret"
     if header_of(first + newline) is None:
         if dimensions_of(head):
             return "glove-text"

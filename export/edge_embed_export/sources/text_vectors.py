@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from edge_embed.errors import RequestError
 from edge_embed.progress import SILENT, Progress
+from edge_embed_export.matrix import Matrix
 from edge_embed_export.sources import Source
 from edge_embed_export.sources.tables import WORDS, Rows, one_table
 
@@ -56,6 +57,19 @@ def read_without_header(path: Path, progress: Progress = SILENT) -> Source:
             raise RequestError(f"{path}: expected lines of a word and its numbers, found {head[:_SHOWN]!r}")
         file.seek(0)
         return _read_lines(path, _lines(path, file, progress, path.stat().st_size), dimensions)
+
+
+def numbered_rows(
+    path: Path, file: BinaryIO, dimensions: int, file_rows: int, progress: Progress
+) -> tuple[Matrix, str]:
+    """Return the rows of lines that begin with their number, from 0, and the digest of their numbers.
+
+    Raises:
+        RequestError: a line has another number, or there are more or fewer than ``file_rows``.
+    """
+    blocks = _lines(path, file, progress, path.stat().st_size)
+    source = _read_lines(path, blocks, dimensions, file_rows, numbered=True)
+    return source.table.vectors, source.table.weights_digest
 
 
 def checked_header(path: Path, line: bytes, size: int, *, bytes_per_number: int) -> tuple[int, int]:
@@ -129,14 +143,24 @@ def _lines(path: Path, file: BinaryIO, progress: Progress, size: int) -> Iterato
                 return
 
 
-def _read_lines(path: Path, blocks: Iterator[list[bytes]], dimensions: int, file_rows: int | None = None) -> Source:
+def _read_lines(
+    path: Path,
+    blocks: Iterator[list[bytes]],
+    dimensions: int,
+    file_rows: int | None = None,
+    *,
+    numbered: bool = False,
+) -> Source:
     rows = Rows(path)
     with warnings.catch_warnings():
         # This is how numpy says that it met something that is no number.
         warnings.simplefilter("error", DeprecationWarning)
         for block in blocks:
             if file_rows is None or rows.count + len(block) <= file_rows:
-                rows.add_all(*_parsed(path, block, dimensions, rows.count))
+                words, numbers = _parsed(path, block, dimensions, rows.count)
+                if numbered:
+                    _check_numbers(path, words, rows.count)
+                rows.add_all(words, numbers)
             else:
                 # Counted to the end, not kept: the header is wrong.
                 rows.count += len(block)
@@ -144,6 +168,12 @@ def _read_lines(path: Path, blocks: Iterator[list[bytes]], dimensions: int, file
         raise RequestError(f"{path}: expected {file_rows} rows as the header says, found {rows.count}")
     keys, vectors = rows.done()
     return one_table(path, keys, vectors, text=WORDS, digest=rows.digest)
+
+
+def _check_numbers(path: Path, words: list[bytes], first_row: int) -> None:
+    for row, word in enumerate(words, first_row):
+        if word != b"%d" % row:
+            raise RequestError(f"{path}: row {row}: expected its number, {row}, found {word[:_SHOWN]!r}")
 
 
 def _parsed(path: Path, lines: list[bytes], dimensions: int, first_row: int) -> tuple[list[bytes], NDArray[np.float32]]:
