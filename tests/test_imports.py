@@ -38,10 +38,7 @@ WRAPPED = {
     "sklearn": ["export/edge_embed_export/evaluation/labelled.py"],
     "ir_measures": ["export/edge_embed_export/evaluation/retrieval.py"],
     "matplotlib": ["export/edge_embed_export/plots.py"],
-    "safetensors": [
-        "export/edge_embed_export/sources/sentence_transformers.py",
-        "export/edge_embed_export/sources/tensors.py",
-    ],
+    "safetensors": ["export/edge_embed_export/sources/sentence_transformers.py"],
     "torch": ["export/edge_embed_export/sources/tensors.py"],
     "pyarrow": ["export/edge_embed_export/sources/parquet.py"],
     "gensim": ["export/edge_embed_export/sources/gensim_files.py"],

@@ -27,7 +27,6 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
-import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,9 +38,10 @@ from numpy.typing import NDArray
 from edge_embed.errors import RequestError
 from edge_embed.subwords import ngram_buckets
 from edge_embed_bundle.manifest import DIMENSIONS_CEILING, ClassifyRecipe, SubwordRecipe
-from edge_embed_export.matrix import Keys, Matrix, Places, Selection, Spool, blocks_of
+from edge_embed_export.matrix import Keys, Matrix, Selection, Spool, blocks_of
 from edge_embed_export.quantized import PqMatrix
 from edge_embed_export.sources import TABLE, Source, SourceTable, SourceText
+from edge_embed_export.sources.tables import FileMatrix
 
 MAGIC = 793712314
 SUBWORDS = "subwords"
@@ -210,7 +210,7 @@ def _matrix(file: _File, what: str, quantized: bool) -> Matrix:
     rows, columns = file.unpack("<2q", f"the shape of {what}")
     if not (rows >= 0 and 0 < columns <= DIMENSIONS_CEILING and rows * columns * 4 <= file.left):
         file.fail(f"{what} within the {file.left} bytes that are left", f"{rows} x {columns} numbers")
-    found = _FileRows(file, rows, columns)
+    found = FileMatrix(file.path, file.at, np.dtype("<f4"), (rows, columns))
     file.at += found.nbytes
     return found
 
@@ -324,7 +324,7 @@ def _buckets(
 def _selected(rows: Matrix, ids: NDArray[np.int64]) -> Matrix:
     if isinstance(rows, PqMatrix):
         return rows.selected(ids)
-    if isinstance(rows, _FileRows) and len(ids) and ids[-1] - ids[0] + 1 == len(ids):
+    if isinstance(rows, FileMatrix) and len(ids) and ids[-1] - ids[0] + 1 == len(ids):
         return rows.run(int(ids[0]), len(ids))
     return Selection(rows, ids)
 
@@ -469,73 +469,3 @@ def _read_at(descriptor: int, at: int, count: int, path: Path) -> bytes:
         parts.append(part)
         at, count = at + len(part), count - len(part)
     return b"".join(parts)
-
-
-class _FileRows:
-    """Rows of float32 that stay in their file: a matrix, read by slices or by ids."""
-
-    dtype = np.dtype(np.float32)
-
-    def __init__(self, file: _File, rows: int, columns: int) -> None:
-        self._path = file.path
-        self._descriptor = os.dup(file.descriptor)
-        weakref.finalize(self, os.close, self._descriptor)
-        self._at = file.at
-        self.shape: tuple[int, ...] = (rows, columns)
-
-    @property
-    def nbytes(self) -> int:
-        """The bytes of all numbers."""
-        return 4 * self.shape[0] * self.shape[1]
-
-    def __len__(self) -> int:
-        """Return the number of rows."""
-        return self.shape[0]
-
-    def __getitem__(self, rows: Places) -> NDArray[np.float32]:
-        """Return some rows, by a slice or by their ids ``(m,)``."""
-        width = 4 * self.shape[1]
-        if isinstance(rows, slice):
-            start, stop, step = rows.indices(len(self))
-            if step == 1:
-                count = max(0, stop - start)
-                data = _read_at(self._descriptor, self._at + start * width, count * width, self._path)
-                return np.frombuffer(data, "<f4").astype(np.float32).reshape(count, -1 if count else self.shape[1])
-            rows = np.arange(start, stop, step)
-        if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(self):
-            raise IndexError(f"expected rows from 0 to {len(self) - 1}, found {rows.min()} to {rows.max()}")
-        found = np.empty((len(rows), self.shape[1]), np.float32)
-        for line, row in zip(found, rows.tolist(), strict=True):
-            line[:] = np.frombuffer(_read_at(self._descriptor, self._at + row * width, width, self._path), "<f4")
-        return found
-
-    def run(self, start: int, count: int) -> Matrix:
-        """Return some rows that follow each other."""
-        return _Run(self, start, count)
-
-
-class _Run:
-    """Rows of a matrix that follow each other: a slice of them is a slice of it, read at once."""
-
-    dtype = np.dtype(np.float32)
-
-    def __init__(self, matrix: _FileRows, start: int, count: int) -> None:
-        self._matrix = matrix
-        self._start = start
-        self.shape: tuple[int, ...] = (count, matrix.shape[1])
-        self.nbytes = 4 * count * matrix.shape[1]
-
-    def __len__(self) -> int:
-        """Return the number of rows."""
-        return self.shape[0]
-
-    def __getitem__(self, rows: Places) -> NDArray[np.float32]:
-        """Return some rows, by a slice or by their ids ``(m,)``."""
-        if isinstance(rows, slice):
-            start, stop, step = rows.indices(len(self))
-            if step == 1:
-                return self._matrix[self._start + start : self._start + max(start, stop)]
-            rows = np.arange(start, stop, step)
-        if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(self):
-            raise IndexError(f"expected rows from 0 to {len(self) - 1}, found {rows.min()} to {rows.max()}")
-        return self._matrix[self._start + rows]

@@ -70,6 +70,11 @@ class FileMatrix:
             self._read(line.view(np.uint8), row)
         return self._numbers(found)
 
+    def run(self, start: int, count: int) -> FileMatrix:
+        """Return rows that follow each other as a matrix of their own, so that a slice of it is read at once."""
+        at = self._offset + start * self._row_bytes
+        return FileMatrix(self._path, at, self._stored, (count, self.shape[1]), bfloat16=self._bfloat16)
+
     def part(self, columns: slice) -> NDArray[np.float32]:
         """Return some columns of all rows; ``columns`` has a start and a stop."""
         found = np.empty((len(self), columns.stop - columns.start), self._stored)

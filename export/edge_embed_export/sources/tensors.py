@@ -10,15 +10,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import fnmatch
 import hashlib
-import importlib
 import os
 import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +28,8 @@ from edge_embed.errors import MissingExtraError, RequestError
 from edge_embed_bundle.manifest import NAME
 from edge_embed_export.matrix import Matrix, Places, blocks_of
 from edge_embed_export.sources import ONLY_TABLE, TABLE, Source, SourceTable
-from edge_embed_export.sources.tables import read_keys
+from edge_embed_export.sources.safetensors_file import matrix_of, tensors_of
+from edge_embed_export.sources.tables import as_float32, read_keys
 
 _DEPTH_CEILING = 8
 _SHOWN = 5
@@ -39,23 +39,22 @@ _SAFETENSORS_FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 class _Tensor(NamedTuple):
-    """A tensor of the file: its shape, whether it holds floats, and how a run of its rows is read."""
+    """A tensor of the file: its shape, whether it holds floats, and what makes a matrix of it, if it has two axes."""
 
     shape: tuple[int, ...]
     floats: bool
-    rows: Callable[[int, int], NDArray[Any]]
+    matrix: Callable[[], Matrix]
 
 
-class _Rows:
-    """A 2-D tensor of a file as a matrix of float32."""
+class _TorchRows:
+    """A 2-D tensor of a state dict as a matrix of float32; torch maps it."""
 
     dtype = np.dtype(np.float32)
 
-    def __init__(self, path: Path, name: str, tensor: _Tensor) -> None:
-        self.shape = tensor.shape
-        self.nbytes = 4 * tensor.shape[0] * tensor.shape[1]
-        self._read = tensor.rows
-        self._where = f"{path}: {name}"
+    def __init__(self, tensor: Any) -> None:
+        self.shape: tuple[int, ...] = tuple(tensor.shape)
+        self.nbytes = 4 * self.shape[0] * self.shape[1]
+        self._tensor = tensor.detach()
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -74,13 +73,10 @@ class _Rows:
         return found
 
     def _run(self, start: int, stop: int) -> NDArray[np.float32]:
-        if stop <= start:
-            return np.empty((0, self.shape[1]), np.float32)
-        with np.errstate(over="ignore"):  # what is too large for float32 becomes infinity, which is refused by its row
-            block = self._read(start, stop).astype(np.float32)
-        if block.shape != (stop - start, self.shape[1]):
-            raise RequestError(f"{self._where}: expected {stop - start} rows from {start} on, found {block.shape}")
-        return block
+        rows = self._tensor[start:stop]
+        # numpy has float64; all others become float32 in torch, bfloat16 among them.
+        rows = rows if str(rows.dtype) == "torch.float64" else rows.float()
+        return as_float32(rows.contiguous().numpy())
 
 
 def is_safetensors(path: Path, head: bytes) -> bool:
@@ -109,39 +105,13 @@ def read_safetensors(path: Path, chosen: Sequence[str] = ()) -> Source:
 
     Raises:
         RequestError: the file is damaged or holds no such table.
-        MissingExtraError: safetensors is not installed.
     """
-    try:
-        from safetensors import SafetensorError, safe_open
-    except ImportError as error:
-        raise MissingExtraError.of("safetensors", "export", "reading a safetensors file") from error
-    with contextlib.suppress(ImportError):
-        importlib.import_module("ml_dtypes")  # comes with onnx, and teaches numpy bfloat16
-    try:
-        # The library compares the header with the size of the file before anything else is read.
-        file: Any = safe_open(str(path), framework="numpy")
-        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
-        tensors = {
-            name: _Tensor(tuple(part.get_shape()), str(part.get_dtype()) in _SAFETENSORS_FLOATS, _slicing(path, part))
-            for name, part in slices.items()
-        }
-    except (OSError, SafetensorError, ValueError, OverflowError, MemoryError) as error:
-        raise RequestError(f"{path}: expected a safetensors file, found: {error}") from error
+    found = tensors_of(path)
+    tensors = {
+        name: _Tensor(part.shape, part.dtype in _SAFETENSORS_FLOATS, partial(matrix_of, path, part))
+        for name, part in found.items()
+    }
     return _source(path, tensors, chosen)
-
-
-def _slicing(path: Path, part: Any) -> Callable[[int, int], NDArray[Any]]:
-    from safetensors import SafetensorError
-
-    def read(start: int, stop: int) -> NDArray[Any]:
-        try:
-            rows: NDArray[Any] = part[start:stop]
-        # What numpy does not have (bfloat16 without ml_dtypes) is a TypeError or an AttributeError.
-        except (OSError, SafetensorError, TypeError, AttributeError) as error:
-            raise RequestError(f"{path}: expected rows {start} to {stop} of numbers, found: {error}") from error
-        return rows
-
-    return read
 
 
 def read_torch(path: Path, chosen: Sequence[str] = ()) -> Source:
@@ -175,19 +145,8 @@ def read_torch(path: Path, chosen: Sequence[str] = ()) -> Source:
         if needed > there:
             # A stride of 0 makes a few bytes look like any number of rows.
             raise RequestError(f"{path}: {name[:60]}: expected {needed} bytes of numbers, found {there}")
-        tensors[name] = _Tensor(tuple(tensor.shape), tensor.dtype in floats, _reading(tensor))
+        tensors[name] = _Tensor(tuple(tensor.shape), tensor.dtype in floats, partial(_TorchRows, tensor))
     return _source(path, tensors, chosen)
-
-
-def _reading(tensor: Any) -> Callable[[int, int], NDArray[Any]]:
-    def read(start: int, stop: int) -> NDArray[Any]:
-        rows = tensor.detach()[start:stop]
-        # numpy has float64; all others become float32 in torch, bfloat16 among them.
-        rows = rows if str(rows.dtype) == "torch.float64" else rows.float()
-        found: NDArray[Any] = rows.contiguous().numpy()
-        return found
-
-    return read
 
 
 def _flat(value: Any, kind: type, prefix: str, depth: int) -> Iterator[tuple[str, Any]]:
@@ -205,7 +164,7 @@ def _source(path: Path, tensors: Mapping[str, _Tensor], chosen: Sequence[str]) -
     left_out = [name for name, tensor in tensors.items() if _is_matrix(tensor) and name not in names]
     tables = []
     for name, table in zip(names, _table_names(path, names), strict=True):
-        rows = _Rows(path, name, tensors[name])
+        rows = tensors[name].matrix()
         tables.append(SourceTable(table, None, rows, weights_digest(rows)))
     notes: tuple[str, ...] = ()
     if left_out:
