@@ -60,10 +60,8 @@ _BATCH_KEYS = 10_000
 _BAG_KEYS, _BAGS, _BAG_BLOCK = 16, 5_000, 250
 
 _WHY = """\
-* **What slows edge-embed here.** Its kernels are numpy and Python alone. A single lookup hashes its key with XXH64 in
-  Python integers and reads its row in a handful of numpy calls; a dict of strings does all of that in one step of C.
-  A list of up to 256 keys, a bag among them, is hashed key by key in Python; a longer one a length of key at a time,
-  which is still the larger half of a batch's time. Native kernels are to take their place; the format stays.
+* **What slows edge-embed here.** A single lookup passes from `Runtime.lookup`, in Python, which asks the store's slots
+  for news first, to one call of the native kernels: hash, find, decode, a new array.
 * **What that buys.** The peers hold every key as an object in memory, and make or read all of them before the first
   answer; edge-embed maps its index. Their private memory and their start grow with the table, its own do not."""
 

@@ -37,7 +37,7 @@ def open_edge_embed(folder: str) -> Peer:
     import edge_embed
 
     runtime = edge_embed.open(f"{folder}/{STORE}")
-    return Peer(runtime.lookup, runtime.lookup, lambda keys: runtime.lookup(keys).mean(axis=0))
+    return Peer(runtime.lookup, runtime.lookup, runtime.bag)
 
 
 def open_numpy(folder: str) -> Peer:

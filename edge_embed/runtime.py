@@ -361,7 +361,8 @@ class Runtime:
         """Return the generation to answer from, after moving to a newly confirmed one."""
         watch = self._watch
         # One thread moves; the others answer from the old generation, which is whole.
-        if watch is not None and (watch.changed() or self._retries()) and self._moving.acquire(blocking=False):
+        is_news = watch is not None and (watch.changed() or (self.problem is not None and self._retries()))
+        if is_news and self._moving.acquire(blocking=False):
             try:
                 self._move()
             finally:
@@ -369,7 +370,7 @@ class Runtime:
         return _given(self._serving)
 
     def _retries(self) -> bool:
-        return self.problem is not None and time.monotonic() >= self._retry_at
+        return time.monotonic() >= self._retry_at
 
     def _move(self) -> None:
         old = _given(self._serving)
