@@ -136,7 +136,8 @@ def _median_us(call: Callable[[Any], object], inputs: Sequence[Any]) -> float:
 def _prepare(folder: Path) -> None:
     from safetensors.numpy import save_file
 
-    from edge_embed_export.exporter import Options, export
+    from edge_embed_export.exporter import export
+    from edge_embed_export.options import Options
     from edge_embed_export.sources import read_source
 
     save_file({f"{name}.weight": table for name, table in make_tables().items()}, folder / _FILE)

@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 from edge_embed.probing import probe
 from edge_embed_bundle.manifest import LatencyBudget
 from edge_embed_bundle.store import Store
-from edge_embed_export.exporter import Options, export
+from edge_embed_export.exporter import export
+from edge_embed_export.options import Options
 from edge_embed_export.sources import read_source
 
 SEED = 20_240_229

@@ -21,7 +21,8 @@ from pathlib import Path
 
 from benchmarks.common import today
 from edge_embed_export.evaluation import Task, read_evaluation
-from edge_embed_export.exporter import Options, Report, export
+from edge_embed_export.exporter import Report, export
+from edge_embed_export.options import Options
 from edge_embed_export.sources import read_source
 
 PAGE = Path(__file__).parents[1] / "docs" / "quality.md"

@@ -32,7 +32,8 @@ from numpy.typing import NDArray
 import edge_embed
 from benchmarks.common import this_machine, today, write_section
 from edge_embed.subwords import ngram_buckets
-from edge_embed_export.exporter import Options, export
+from edge_embed_export.exporter import export
+from edge_embed_export.options import Options
 from edge_embed_export.sources import read_source
 
 TITLE = "fastText's unknown words"

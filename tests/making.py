@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_embed_export.exporter import Options, Report, export
+from edge_embed_export.exporter import Report, export
+from edge_embed_export.options import Options
 from edge_embed_export.sources import Source, SourceTable, SourceText
 
 WORDS = (*(f"word{i}" for i in range(60)), "naïve", "東京", "two words", "🙂")

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from edge_embed.errors import EdgeEmbedError, MissingExtraError, RequestError
 from edge_embed.progress import SILENT, Progress
-from edge_embed_export.exporter import Options, Report, export
+from edge_embed_export.exporter import Report, export
 from edge_embed_export.matrix import spool_folder
+from edge_embed_export.options import Options
 from edge_embed_export.pricing import DEFAULT_MAX_LOSS, LossError, Price
 from edge_embed_export.sources import Source
 

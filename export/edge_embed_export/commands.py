@@ -21,7 +21,8 @@ from edge_embed_export.choosing import AUTO, Trial, export_smallest
 from edge_embed_export.codecs import ENCODERS
 from edge_embed_export.demo import run_demo
 from edge_embed_export.evaluation import KINDS, Evaluation, read_evaluation
-from edge_embed_export.exporter import ALL_TABLES, DEFAULT_BOARD, GRAPH_FORMATS, Hashing, Options, Report, export
+from edge_embed_export.exporter import Report, export
+from edge_embed_export.options import ALL_TABLES, DEFAULT_BOARD, GRAPH_FORMATS, Hashing, Options
 from edge_embed_export.page import Page, check_page, write_page
 from edge_embed_export.preparing import ORDERS, REDUCTIONS, Preparing, prepared
 from edge_embed_export.pricing import DEFAULT_MAX_LOSS, LossError

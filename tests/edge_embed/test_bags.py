@@ -18,7 +18,7 @@ from edge_embed.errors import RequestError, SpaceMismatchError, UnknownKeyError
 from edge_embed.kernels import hash_key, pool
 from edge_embed.runtime import Runtime
 from edge_embed_bundle.manifest import BagRecipe
-from edge_embed_export.exporter import Hashing
+from edge_embed_export.options import Hashing
 from tests.making import make_bundle, small_source, tables_source, vectors_of, with_table
 
 ROWS = np.array([[1, -2], [3, 4], [-5, 0.5], [0, 0], [10, 20]], np.float32)

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 import edge_embed
 from edge_embed.subwords import hash_bytes, ngram_buckets, word_ngram_buckets
-from edge_embed_export.exporter import Options, export
+from edge_embed_export.exporter import export
+from edge_embed_export.options import Options
 from edge_embed_export.sources import read_source
 from tests.attacks.hostile import sign
 from tests.attacks.makers import read_manifest

@@ -41,7 +41,8 @@ EXPORT = """
 import sys
 from pathlib import Path
 from random import Random
-from edge_embed_export.exporter import Options, export
+from edge_embed_export.exporter import export
+from edge_embed_export.options import Options
 from edge_embed_export.sources import read_source
 
 model, target, codec = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]

@@ -18,7 +18,9 @@ from edge_embed_bundle.manifest import LatencyBudget
 from edge_embed_devices.budgets import default_budgets
 from edge_embed_devices.profiles import board_named
 from edge_embed_export.codecs import ENCODERS
-from edge_embed_export.exporter import Options, Report, _prove, export
+from edge_embed_export.exporter import Report, export
+from edge_embed_export.options import Options
+from edge_embed_export.proving import prove
 from edge_embed_export.sources import Source, read_source
 from tests.making import WORDS, keys_of, make_bundle, small_source, small_text_source, vectors_of, with_table
 
@@ -143,9 +145,9 @@ def test_a_graph_that_answers_unlike_the_kernels_is_not_proven_but_an_error(tmp_
     right = make_bundle(tmp_path / "right", graphs=(format,))
     wrong = make_bundle(tmp_path / "wrong", graphs=(format,), source=small_source(seed=1))
     with edge_embed.open(right.path) as runtime, Bundle.open(wrong.path) as other:
-        assert _prove(right.manifest.models[0], runtime, runtime.bundle) == right.manifest.models[0]
+        assert prove(right.manifest.models[0], runtime, runtime.bundle) == right.manifest.models[0]
         with pytest.raises(BundleError, match=rf"table\.{format}: expected the kernels' vectors from .*, found others"):
-            _prove(right.manifest.models[0], runtime, other)
+            prove(right.manifest.models[0], runtime, other)
 
 
 ODD_TABLES: Mapping[str, Source] = {

@@ -20,8 +20,9 @@ from edge_embed.commands import main
 from edge_embed.errors import RequestError
 from edge_embed.runtime import Runtime
 from edge_embed_bundle.store import Store
-from edge_embed_export.exporter import Options, export
+from edge_embed_export.exporter import export
 from edge_embed_export.matrix import Matrix
+from edge_embed_export.options import Options
 from edge_embed_export.sources import Source, read_source
 from tests.fakes.probes import YES, FakeProbe
 from tests.fasttext_files import LABELS, WORDS, Model, quantized

@@ -16,7 +16,8 @@ from edge_embed.runtime import Runtime
 from edge_embed.subwords import bloom_rows, murmur3
 from edge_embed_bundle.manifest import BloomRecipe, Manifest
 from edge_embed_bundle.store import Store
-from edge_embed_export.exporter import Options, export
+from edge_embed_export.exporter import export
+from edge_embed_export.options import Options
 from edge_embed_export.sources import read_source
 from tests.fakes.probes import YES, FakeProbe
 

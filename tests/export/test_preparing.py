@@ -16,8 +16,9 @@ import edge_embed
 from edge_embed.commands import main
 from edge_embed.errors import RequestError
 from edge_embed_export.exact import directions
-from edge_embed_export.exporter import Options, export
+from edge_embed_export.exporter import export
 from edge_embed_export.key_index import hashes_of, repeated_rows
+from edge_embed_export.options import Options
 from edge_embed_export.preparing import Preparing, prepared, without_repeats
 from edge_embed_export.sources import Source, read_source
 from tests.making import keys_of, small_source, small_text_source, vectors_of, with_table

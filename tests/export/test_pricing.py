@@ -16,7 +16,8 @@ from edge_embed_bundle import strict_json
 from edge_embed_bundle.bundle import Bundle
 from edge_embed_export.choosing import candidates, export_smallest
 from edge_embed_export.evaluation import Task, read_evaluation
-from edge_embed_export.exporter import Options, export
+from edge_embed_export.exporter import export
+from edge_embed_export.options import Options
 from edge_embed_export.pricing import LossError
 from tests.making import WORDS, small_source, small_text_source
 

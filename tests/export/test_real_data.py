@@ -17,7 +17,8 @@ import pytest
 from numpy.typing import NDArray
 
 import edge_embed
-from edge_embed_export.exporter import Options, Report, export
+from edge_embed_export.exporter import Report, export
+from edge_embed_export.options import Options
 from edge_embed_export.sources import Source, read_source
 from tests.making import vectors_of
 

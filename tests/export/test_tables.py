@@ -23,8 +23,9 @@ from edge_embed_bundle.manifest import BagRecipe, LatencyBudget
 from edge_embed_bundle.store import Store
 from edge_embed_devices.checking import check
 from edge_embed_devices.profiles import this_machine
-from edge_embed_export.exporter import Hashing, Options, export
+from edge_embed_export.exporter import export
 from edge_embed_export.matrix import blocks_of
+from edge_embed_export.options import Hashing, Options
 from edge_embed_export.sources import Reading, Source, read_source
 
 safetensors = pytest.importorskip("safetensors.numpy")

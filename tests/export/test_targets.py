@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from edge_embed_export.evaluation import read_evaluation
-from edge_embed_export.exporter import Options, Report, export
+from edge_embed_export.exporter import Report, export
+from edge_embed_export.options import Options
 from edge_embed_export.sources import read_source
 
 pytest.importorskip("onnx")

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 import edge_embed
 from edge_embed_bundle.store import Store
-from edge_embed_export.exporter import Options, export
+from edge_embed_export.exporter import export
+from edge_embed_export.options import Options
 from edge_embed_export.sources import read_source
 from tests.fakes.probes import FakeProbe
 from tests.making import keys_of, vectors_of

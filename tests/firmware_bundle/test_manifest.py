@@ -28,7 +28,7 @@ from edge_embed_bundle.manifest import (
     Manifest,
     Tensor,
 )
-from edge_embed_export.exporter import Hashing
+from edge_embed_export.options import Hashing
 from tests.making import make_bundle, small_text_source, tables_source
 
 

@@ -12,7 +12,8 @@ import pytest
 from edge_embed_bundle import strict_json
 from edge_embed_bundle.errors import ManifestError
 from edge_embed_bundle.manifest import MANIFEST_NAME, Manifest
-from edge_embed_export.exporter import Options, export
+from edge_embed_export.exporter import export
+from edge_embed_export.options import Options
 from edge_embed_export.sources import read_source
 from tests.attacks.makers import ABSENT, Place, set_at
 from tests.fasttext_files import LABELS, Model

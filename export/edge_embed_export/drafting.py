@@ -1,0 +1,103 @@
+"""The manifest of models that are written: what it requires, what it adds to a process, what it promises."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from edge_embed.errors import RequestError
+from edge_embed.kernels.reference import SCAN_ROWS
+from edge_embed.memory import format_size
+from edge_embed.text import BATCH_TOKENS
+from edge_embed_bundle.manifest import Blob, Budgets, Manifest, Model, Requirements
+from edge_embed_devices.budgets import default_budgets
+from edge_embed_devices.profiles import board_named
+from edge_embed_export.options import Options
+from edge_embed_export.parts import space_of, tokenizer_of
+from edge_embed_export.questions import searchable
+from edge_embed_export.sources import Source
+
+# Private memory of a runtime beyond numpy, measured on x86-64 with CPython 3.11 and rounded up: its modules and maps;
+# the tokenizers package with its threads; what a tokenizer takes per byte of its definition.
+_RUNTIME_BYTES = 4 * 2**20
+# Each further table: its maps, its arrays and its part of the manifest.
+_TABLE_BYTES = 48 * 2**10
+_TOKENIZERS_BYTES = 6 * 2**20
+_TOKENIZER_FACTOR = 24
+# What a number takes while it is decoded, the result included, and while it is scanned: codes are scanned by tables of
+# products and never decoded.
+_DECODE_BYTES = {"float32": 5, "float16": 7, "int8": 5, "int4": 14, "pq": 17, "opq": 21, "rq": 13}
+_SCAN_BYTES = {"float32": 4, "float16": 6, "int8": 4, "int4": 14, "pq": 0, "opq": 0, "rq": 0}
+
+
+def draft_manifest(source: Source, options: Options, models: tuple[Model, ...], blobs: Mapping[str, Blob]) -> Manifest:
+    """Return the manifest without what is only known when the bundle has answered."""
+    codecs = {f"codec-{model.codec}" for model in models}
+    text = {feature for model in models if model.text is not None for feature in model.text.features}
+    words = {f"subwords-{model.subwords.algorithm}" for model in models if model.subwords is not None}
+    words |= {"classify-fasttext" for model in models if model.classify is not None}
+    keys = {"key-index-1" for model in models if model.key_index is not None}
+    bags = {"bag-1" for model in models if model.bag is not None}
+    spaces = {"model-space" for model in models if model.space is not None}
+    hashes = {"unknown-hash" for model in models if model.hash is not None}
+    features = tuple(sorted({*codecs, *text, *words, *keys, *bags, *spaces, *hashes}))
+    return Manifest(
+        name=options.name,
+        version=options.version,
+        space=space_of(source.table, source.title),
+        models=models,
+        blobs=blobs,
+        requirements=Requirements(features, _private_bytes(source, models)),
+        budgets=_budgets(source, options, models),
+        quality={},
+        golden=(),
+        parent=options.parent,
+    )
+
+
+def _private_bytes(source: Source, models: tuple[Model, ...]) -> int:
+    """Predict what a runtime adds to a process that has numpy: its objects, a tokenizer, the buffers of a call."""
+    definition = tokenizer_of(source)
+    tokenizer = 0 if definition is None else _TOKENIZERS_BYTES + _TOKENIZER_FACTOR * len(definition)
+    # A scan holds a block of rows as float32, and scores with their quotients and order; see kernels and table.
+    scan = max(
+        (
+            _SCAN_BYTES[model.codec] * model.dimensions * min(SCAN_ROWS, model.rows) + 32 * model.rows
+            for model in models
+            # Those that are searched, and labels: of parts, a call reads a few rows.
+            if "norms" in model.tensors or (model.key_index is not None and model.subwords is None)
+        ),
+        default=0,
+    )
+    batch = max(
+        _DECODE_BYTES[model.codec] * BATCH_TOKENS * model.dimensions if model.text is not None else 0
+        for model in models
+    )
+    return _RUNTIME_BYTES + _TABLE_BYTES * (len(models) - 1) + tokenizer + scan + batch
+
+
+def _budgets(source: Source, options: Options, models: tuple[Model, ...]) -> Budgets:
+    there = {
+        "lookup": True,
+        "encode": models[0].text is not None,
+        "classify": models[0].classify is not None,
+        "search": any(map(searchable, models)),
+        "bag": any(model.bag is not None for model in models),
+    }
+    operations = tuple(name for name, answered in there.items() if answered)
+    scanned = max((model.rows * model.dimensions for model in models if searchable(model)), default=0)
+    budgets = default_budgets(board_named(options.board), operations, scanned)
+    strangers = set(options.latency_budgets) - set(operations)
+    if strangers:
+        raise RequestError(f"expected budgets for {', '.join(operations)}, found {', '.join(sorted(strangers))}")
+    budget_bytes = budgets.memory_private_bytes
+    if options.memory_budget_bytes is not None:
+        budget_bytes = options.memory_budget_bytes
+    needed_bytes = _private_bytes(source, models)
+    if needed_bytes > budget_bytes:
+        raise RequestError(
+            f"{source.title}: expected a memory budget of {format_size(needed_bytes)} or more, which the bundle adds "
+            f"to a process, found {format_size(budget_bytes)}; pass --budget memory=..."
+        )
+    return budgets._replace(
+        memory_private_bytes=budget_bytes, operations={**budgets.operations, **options.latency_budgets}
+    )

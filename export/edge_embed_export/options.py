@@ -1,0 +1,70 @@
+"""What the user decides about an export."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from edge_embed.errors import RequestError
+from edge_embed_bundle.manifest import NAME, VERSION, BagRecipe, LatencyBudget
+from edge_embed_devices.profiles import board_named
+from edge_embed_export.codecs import encoder
+from edge_embed_export.evaluation import Task
+
+GRAPH_FORMATS = ("onnx", "tflite")
+DEFAULT_BOARD = "pi-zero-2w"
+COLLECTION = "collection"
+ALL_TABLES = "*"
+
+
+@dataclass(frozen=True)
+class Hashing:
+    """That unknown ids and keys of a table get one of its rows: all of them, or some from ``first_row`` on."""
+
+    first_row: int = 0
+    rows: int | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user decided about an export."""
+
+    target: Path
+    name: str
+    version: str = "1.0.0"
+    codec: str = "int8"
+    #: Of single tables, by their names; ``ALL_TABLES`` in ``bags`` and ``hashes`` stands for those that have none.
+    codecs: Mapping[str, str] = field(default_factory=dict)
+    bags: Mapping[str, BagRecipe] = field(default_factory=dict)
+    hashes: Mapping[str, Hashing] = field(default_factory=dict)
+    graphs: tuple[str, ...] = GRAPH_FORMATS
+    board: str = DEFAULT_BOARD
+    memory_budget_bytes: int | None = None
+    latency_budgets: Mapping[str, LatencyBudget] = field(default_factory=dict)
+    collection: tuple[str, ...] = ()
+    parent: str | None = None
+    replace: bool = False
+    evaluations: tuple[Task, ...] = ()
+    max_loss: float | None = None
+
+
+def check_options(options: Options) -> None:
+    """Refuse what no source could make possible.
+
+    Raises:
+        RequestError: a codec, graph format or board is unknown, or a name or version is none.
+    """
+    for codec in (options.codec, *options.codecs.values()):
+        encoder(codec)
+    if not NAME.fullmatch(options.name):
+        raise RequestError(
+            f"name: expected letters, digits, dots, dashes, underscores, found {options.name!r}; pass --name"
+        )
+    if not VERSION.fullmatch(options.version):
+        raise RequestError(f"version: expected something like 1.2.0 or 1.2.0-rc1, found {options.version!r}")
+    unknown = set(options.graphs) - set(GRAPH_FORMATS)
+    if unknown:
+        raise RequestError(f"expected graphs of {', '.join(GRAPH_FORMATS)}, found {', '.join(sorted(unknown))}")
+    board_named(options.board)

@@ -1,0 +1,243 @@
+"""From a source's tables to parts of a bundle: encoded, indexed, each with its recipes, and not yet written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_embed.errors import RequestError
+from edge_embed.progress import Progress
+from edge_embed.text import HuggingFaceTokenizer, TextEncoder
+from edge_embed_bundle.manifest import (
+    DIMENSIONS_CEILING,
+    HASH_ALGORITHM,
+    INDEX_ALGORITHM,
+    NAME,
+    BagRecipe,
+    ClassifyRecipe,
+    HashRecipe,
+    KeyIndex,
+    Space,
+    SubwordRecipe,
+    TextRecipe,
+)
+from edge_embed_export.codecs import Encoded, decoded_blocks, encoder
+from edge_embed_export.key_index import build_index
+from edge_embed_export.matrix import BLOCK_ROWS, Matrix, blocks_of
+from edge_embed_export.options import ALL_TABLES, COLLECTION, Hashing, Options
+from edge_embed_export.sources import Source, SourceTable
+
+TOKENIZER_BLOB = "tokenizer.json"
+
+# Labels are few, and a rounding of theirs is a rounding of every answer.
+_LABELS_CODEC = "float32"
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One table on its way into the bundle: its model without places, and the arrays that get them."""
+
+    name: str
+    codec: str
+    vectors: Matrix
+    codes: Encoded
+    shared: Encoded
+    row_order: str
+    index: KeyIndex | None
+    text: TextRecipe | None
+    graphs: tuple[str, ...]
+    space: Space | None = None
+    bag: BagRecipe | None = None
+    hash: HashRecipe | None = None
+    subwords: SubwordRecipe | None = None
+    classify: ClassifyRecipe | None = None
+
+
+def check_tables(source: Source, options: Options) -> None:
+    """Refuse names that are none, and what no cosine can be taken of: NaN, infinity, numbers of too large squares.
+
+    Raises:
+        RequestError: a table or an option for one cannot be exported; the error names the row and its key.
+    """
+    names = [table.name for table in source.tables]
+    if options.collection and COLLECTION in names:
+        raise RequestError(f"{source.title}: expected tables of other names than {COLLECTION} beside a collection")
+    strangers = {*options.codecs, *options.bags, *options.hashes} - {*names, ALL_TABLES}
+    if strangers:
+        raise RequestError(
+            f"{source.title}: expected options for the tables {', '.join(names)}, found {', '.join(sorted(strangers))}"
+        )
+    if not names or len(set(names)) != len(names) or not all(map(NAME.fullmatch, names)):
+        raise RequestError(f"{source.title}: expected tables, each with a name of its own, found {names}")
+    for table in source.tables:
+        dimensions = table.vectors.shape[1]
+        if dimensions > DIMENSIONS_CEILING:
+            raise RequestError(
+                f"{source.title}: expected at most {DIMENSIONS_CEILING} dimensions, found {dimensions} in {table.name}"
+            )
+        for block in blocks_of(table.vectors):
+            with np.errstate(over="ignore"):
+                lengths = np.linalg.norm(table.vectors[block], axis=1)
+            endless = np.flatnonzero(~np.isfinite(lengths))
+            if len(endless):
+                row = block.start + int(endless[0])
+                key = "" if table.keys is None else f" ({table.keys[row]!r})"
+                raise RequestError(
+                    f"{table.name} of {source.title}: row {row}{key}: expected a vector of finite length, "
+                    f"found {lengths[endless[0]]}"
+                )
+
+
+def parts_of(source: Source, options: Options, progress: Progress) -> list[Part]:
+    """Return the source's tables and, where one is asked for, the collection's."""
+    parts = []
+    for table in source.tables:
+        part = _part(table, source.title, options.codecs.get(table.name, options.codec), options.graphs)
+        if table.is_helper:
+            # Its rows are in the space of the table that reads them, and nobody else asks it.
+            parts.append(part)
+            continue
+        bag = options.bags.get(table.name, options.bags.get(ALL_TABLES))
+        hashing = options.hashes.get(table.name, options.hashes.get(ALL_TABLES))
+        space = None if table.space_id == source.table.space_id else space_of(table, f"{source.title}: {table.name}")
+        hashed = None if hashing is None else _hash_recipe(table, hashing, source.title)
+        if bag is not None and bag.padding_row is not None and bag.padding_row >= len(table.vectors):
+            raise RequestError(
+                f"{table.name} of {source.title}: expected a padding row below {len(table.vectors)}, "
+                f"found {bag.padding_row}"
+            )
+        parts.append(replace(part, space=space, bag=bag, hash=hashed))
+    if options.collection:
+        parts.append(_part(_collection(source, options.collection, progress), source.title, options.codec, ()))
+    return parts
+
+
+def space_of(table: SourceTable, title: str) -> Space:
+    """Return the space of a table, which says in words where it comes from."""
+    # A file's name may hold bytes that are no UTF-8; JSON may not.
+    said = title.encode("utf-8", "backslashreplace").decode()
+    return Space(table.space_id, table.vectors.shape[1], "cosine", said)
+
+
+def _hash_recipe(table: SourceTable, hashing: Hashing, title: str) -> HashRecipe:
+    rows = len(table.vectors)
+    count = rows - hashing.first_row if hashing.rows is None else hashing.rows
+    if count < 1 or hashing.first_row + count > rows:
+        raise RequestError(
+            f"{table.name} of {title}: expected rows for hashed ids within 0 to {rows - 1}, "
+            f"found {count} from {hashing.first_row} on"
+        )
+    return HashRecipe(HASH_ALGORITHM, hashing.seed, hashing.first_row, count)
+
+
+def _part(table: SourceTable, title: str, codec: str, graphs: tuple[str, ...]) -> Part:
+    # floret's table of words is empty: nothing to store, to run or to price.
+    is_empty = not len(table.vectors)
+    is_labels = table.is_helper and table.keys is not None
+    codec, encode = encoder("float32" if is_empty else _LABELS_CODEC if is_labels else codec)
+    try:
+        codes = encode(table.vectors)
+        shared: dict[str, Matrix] = dict(table.tensors)
+        if _is_searched(table):
+            shared["norms"] = _norms(codec, codes, table.vectors)
+        index = None if table.keys is None else _indexed(table.keys, shared)
+    except RequestError as error:
+        raise RequestError(f"{table.name} of {title}: {error}") from error
+    return Part(
+        table.name,
+        codec,
+        table.vectors,
+        codes,
+        shared,
+        table.row_order,
+        index,
+        _recipe(table),
+        () if table.is_helper or is_empty else graphs,
+        subwords=table.subwords,
+        classify=table.classify,
+    )
+
+
+def _is_searched(table: SourceTable) -> bool:
+    """Whether a search may answer with a row's key: it has one, and the row is what it stands for, not a part."""
+    parts = table.subwords is not None and table.subwords.rows == "parts" and table.subwords.maxn > 0
+    return table.keys is not None and not table.is_helper and not parts and len(table.vectors) > 0
+
+
+def _norms(codec: str, codes: Encoded, vectors: Matrix) -> NDArray[np.float32]:
+    """Return the length ``(n,)`` of each row as a board decodes it."""
+    norms = np.empty(len(vectors), np.float32)
+    at = 0
+    for decoded in decoded_blocks(codec, codes, vectors.shape[1]):
+        # In float64: the squares of a row of tiny numbers are zeros in float32.
+        norms[at : at + len(decoded)] = np.linalg.norm(decoded.astype(np.float64), axis=1)
+        at += len(decoded)
+    return norms
+
+
+def _indexed(keys: Sequence[bytes], shared: dict[str, Matrix]) -> KeyIndex:
+    """Add the tensors of keys, in both directions."""
+    index = build_index(keys)
+    lengths = np.fromiter(map(len, keys), np.uint64, len(keys))
+    total = int(lengths.sum())
+    if total >= 2**32:
+        raise RequestError(f"expected at most 4 GiB of keys, found {total} bytes")
+    shared |= {
+        "index_pilots": index.pilots,
+        "index_slots": index.slots,
+        "key_offsets": np.concatenate([[0], np.cumsum(lengths)]).astype(np.uint32),
+        "key_bytes": np.frombuffer(b"".join(keys), np.uint8),
+    }
+    return KeyIndex(INDEX_ALGORITHM, index.seed)
+
+
+def _recipe(table: SourceTable) -> TextRecipe | None:
+    text = table.text
+    if text is None:
+        return None
+    if table.subwords is not None:
+        pooling = "mean-of-directions" if table.subwords.rows == "words" else "mean"
+        return TextRecipe("fasttext", None, pooling, normalize=False, max_tokens=text.max_tokens)
+    return TextRecipe(
+        tokenizer="whitespace" if text.tokenizer is None else "huggingface",
+        tokenizer_blob=None if text.tokenizer is None else TOKENIZER_BLOB,
+        pooling="mean",
+        normalize=text.normalize,
+        max_tokens=text.max_tokens,
+        max_letters=text.max_letters,
+        skipped_token=text.skipped_token,
+    )
+
+
+def tokenizer_of(source: Source) -> bytes | None:
+    """Return the ``tokenizer.json`` of the source's encoder, if it has one."""
+    return next((table.text.tokenizer for table in source.tables if table.text and table.text.tokenizer), None)
+
+
+def _collection(source: Source, lines: Sequence[str], progress: Progress) -> SourceTable:
+    """Return lines of text with their vectors by the encoder as its source has it, before any codec."""
+    table = source.table
+    if table.text is None or table.text.tokenizer is None:
+        raise RequestError(f"{source.title}: expected a source with a tokenizer to encode a collection, found none")
+    encoder = TextEncoder(
+        HuggingFaceTokenizer(
+            table.text.tokenizer,
+            table.text.max_tokens,
+            source.title,
+            max_letters=table.text.max_letters,
+            skipped=table.text.skipped_token,
+        ),
+        lambda ids: table.vectors[ids],
+        dimensions=table.vectors.shape[1],
+        normalize=table.text.normalize,
+    )
+    blocks = []
+    with progress.task("encoding the collection", len(lines)) as advance:
+        for start in range(0, len(lines), BLOCK_ROWS):
+            blocks.append(encoder.encode(lines[start : start + BLOCK_ROWS]))
+            advance(len(blocks[-1]))
+    keys = tuple(line.encode("utf-8") for line in lines)
+    return SourceTable(COLLECTION, keys, np.concatenate(blocks), table.weights_digest)
