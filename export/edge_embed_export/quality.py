@@ -90,7 +90,7 @@ def measure_quality(source: Matrix, decoded: Matrix, bytes_after: int, progress:
     asked = np.concatenate([block.start + np.flatnonzero(source[block].any(axis=1)) for block in blocks_of(source)])
     count = min(SAMPLE_QUERIES, len(asked))
     queries = np.random.default_rng(0).choice(asked, count, replace=False)
-    shares = _overlaps(source, decoded, queries, progress)
+    shares = neighbour_overlaps(source, decoded, queries, progress)
     return Quality(
         bytes_before=source.nbytes,
         bytes_after=bytes_after,
@@ -126,8 +126,10 @@ def _cosines(source: Matrix, decoded: Matrix) -> NDArray[np.float64]:
     return np.concatenate(cosines) if cosines else np.empty(0)
 
 
-def _overlaps(source: Matrix, decoded: Matrix, queries: NDArray[np.int64], progress: Progress) -> NDArray[np.float64]:
-    """Return the share of each query's neighbours ``(q,)`` that both sides agree on."""
+def neighbour_overlaps(
+    source: Matrix, decoded: Matrix, queries: NDArray[np.int64], progress: Progress
+) -> NDArray[np.float64]:
+    """Return the share of each query's ten neighbours ``(q,)`` that both sides agree on; memory grows with queries."""
     k = min(NEIGHBOURS, len(source) - 1)
     if k < 1 or not len(queries):
         return np.ones(len(queries))
