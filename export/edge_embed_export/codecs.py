@@ -1,4 +1,4 @@
-"""Storing rows: one encoder per codec, each the inverse of its decoder in ``edge_embed.codecs``.
+"""Storing rows: one encoder per codec, each the inverse of its decoder in ``edge_embed.kernels.reference``.
 
 An encoder goes through its matrix in blocks, and what it makes for each row is a spool, so neither has to fit into
 memory. A matrix of one block gets arrays.
@@ -35,6 +35,9 @@ _PQ_WIDTH = 3
 _RQ_BOOKS = 32
 # What a block's largest number is divided by for its scale: 7 keeps it, more cuts it (8 is the lowest code).
 _INT4_STEPS = (7.0, 7.5, 8.0, 8.5, 9.0)
+# The code that a row's largest number gets. A coarser scale may meet a row's numbers better by luck: with the best of
+# eight, 20,000 words of word2vec keep .9898 of their ten neighbours, with 127 alone .9891.
+_INT8_STEPS = tuple(range(127, 119, -1))
 # A rotation's numbers are multiples of 2**-12; what float32 has beyond that is left to the codebooks.
 _ROTATION_BITS = 12
 _FLOAT32_BITS = 24
@@ -73,16 +76,26 @@ def _collected(vectors: Matrix, encode: Callable[[NDArray[np.float32]], Mapping[
 def encode_int8(vectors: NDArray[np.float32]) -> Mapping[str, NDArray[Any]]:
     """Return the tensors of codec ``int8``: codes ``(n, d)`` from -127 to 127 and scales ``(n,)`` float32.
 
-    The largest number of a row gets the code 127. Codes are made with the scale as it is stored, rounded to float32,
-    so the decoder multiplies by exactly what the encoder divided by. A row of zeros has scale 0.
+    Of a few scales for each row the one with the smallest squared error is taken. Codes are made with the scale as it
+    is stored, rounded to float32, so the decoder multiplies by exactly what the encoder divided by. A row of zeros has
+    scale 0.
     """
-    scales = (np.abs(vectors).max(axis=1, initial=0) / np.float32(127)).astype(np.float32)
-    # Below the smallest normal number the quotient would be coarse or infinite; such a row is zeros for any use.
-    scales[scales < np.finfo(np.float32).tiny] = 0
-    divisors = np.where(scales > 0, scales, np.float32(1))[:, np.newaxis]
-    codes = np.clip(np.rint(vectors / divisors), -127, 127)
-    codes[scales == 0] = 0
-    return {"rows": codes.astype(np.int8), "scales": scales}
+    largest = np.abs(vectors).max(axis=1, initial=0)
+    best_codes = np.zeros(vectors.shape, np.int8)
+    best_scales = np.zeros(len(vectors), np.float32)
+    best_errors = np.full(len(vectors), np.inf)
+    # Below the smallest normal number a quotient would be coarse or infinite; such a row is zeros for any use.
+    used = largest / np.float32(_INT8_STEPS[0]) >= np.finfo(np.float32).tiny
+    for step in _INT8_STEPS:
+        scales = largest / np.float32(step)
+        divisors = np.where(used, scales, np.float32(1))[:, np.newaxis]
+        codes = np.clip(np.rint(vectors / divisors), -127, 127)
+        errors = np.square(codes * divisors - vectors, dtype=np.float64).sum(axis=1)
+        better = used & (errors < best_errors)
+        best_codes[better] = codes[better].astype(np.int8)
+        best_scales[better] = scales[better]
+        best_errors[better] = errors[better]
+    return {"rows": best_codes, "scales": best_scales}
 
 
 @_by_blocks
@@ -249,10 +262,13 @@ def encode_rq(vectors: Matrix, codes_a_row: int | None = None) -> Encoded:
         codes_a_row: codebooks, each of 256 rows; a fifth of d, 32 at most, if not given.
 
     Raises:
+        RequestError: the codes would take more bytes than float32.
         MissingExtraError: faiss, which trains the codebooks, is not installed.
     """
     n, d = vectors.shape
     m = min(max(1, d // 5), _RQ_BOOKS) if codes_a_row is None else codes_a_row
+    if m > 4 * d:
+        raise RequestError(f"expected at most {4 * d} codes for a row, which is float32's size, found rq:{m}")
     if n <= CENTROIDS:
         codebooks = np.zeros((m, CENTROIDS, d), np.float32)
         codebooks[0, :n] = directions(vectors[:])
