@@ -4,7 +4,7 @@ The vector of a text is compared with the row of each label; ``output`` says wha
 
  * ``softmax``: the labels' probabilities add up to one;
  * ``sigmoid``: each label is likely or not by itself; the original reads the function from a table of 513 values, and
-   so does this module;
+   so does this module, by products that are added up in the original's order: a last bit decides between two values;
  * ``tree``: labels are leaves of a binary tree (hierarchical softmax), a row belongs to an inner node and says how
    likely its right side is. Only branches that can still lead to one of the ``k`` best are walked.
 
@@ -28,6 +28,8 @@ from edge_embed.table import Table
 
 _SIGMOID_BOUND, _SIGMOID_STEPS = 8, 512
 _SMALLEST = 1e-5
+# Labels whose products are made together: they bound the private memory of a model of very many.
+_BLOCK_LABELS = 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +73,7 @@ class Classifier:
             found = self._walked(self._tree, vector, k, threshold)
             rows, scores = [row for _, row in found], np.array([score for score, _ in found], np.float32)
         else:
-            products = self._labels.rows.scores(vector)
+            products = self._products(vector)
             given = self._probabilities(products)
             # By the products: probabilities of the table are often equal, and the original leaves their order open.
             likely = kernels.top_k(products, k)
@@ -80,6 +82,18 @@ class Classifier:
         if self._labels.names is None:
             raise AssertionError("the manifest's gate lets no labels pass without names")
         return Classification(tuple(self._labels.names[row] for row in rows), np.exp(scores))
+
+    def _products(self, vector: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the dot product ``(n,)`` of every label's row with a text's vector."""
+        if self._output == "softmax":
+            return self._labels.rows.scores(vector)
+        rows = self._labels.model.rows
+        products = np.zeros(rows, np.float32)
+        if len(vector):
+            for start in range(0, rows, _BLOCK_LABELS):
+                ids = np.arange(start, min(start + _BLOCK_LABELS, rows))
+                products[ids] = np.add.accumulate(self._labels.rows.decode(ids) * vector, axis=1)[:, -1]
+        return products
 
     def _probabilities(self, products: NDArray[np.float32]) -> NDArray[np.float32]:
         if self._output == "softmax":
