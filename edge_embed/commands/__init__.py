@@ -13,8 +13,10 @@ import contextlib
 import gc
 import importlib
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, NoReturn
 
 from edge_embed.version import __version__
@@ -87,7 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
-        status = _run(words)
+        with _stopped_cleanly():
+            status = _run(words)
         if sys.stdout is not None:
             sys.stdout.flush()
     except EdgeEmbedError as error:
@@ -106,6 +109,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("edge-embed: interrupted", file=sys.stderr)
         return 130
     return status
+
+
+@contextlib.contextmanager
+def _stopped_cleanly() -> Iterator[None]:
+    """Let a stop by the system (SIGTERM) unwind like any error, so that half-written files are removed.
+
+    Python would end on the spot. Signals are the main thread's; elsewhere, and where the caller has a handler of its
+    own, nothing is changed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    if before is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _stop(number: int, _: object) -> NoReturn:
+    raise SystemExit(128 + number)
 
 
 def _said(message: str, status: int, words: Sequence[str]) -> int:
