@@ -108,8 +108,8 @@ def test_a_graphs_edges_are_no_labels(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "content", "expected"),
     [
-        ("similarity", "a b c d\n", "line 1: expected two fields and a score"),
-        ("similarity", "a\tb\t1\nc\td\tnan\n", "line 2: expected two fields and a score"),
+        ("similarity", "a b c d\n", "line 1: expected two fields and a finite score"),
+        ("similarity", "a\tb\t1\nc\td\tnan\n", "line 2: expected two fields and a finite score"),
         ("analogies", ": x\na b c d\na b c\n", "line 3: expected four words"),
         ("odd-one-out", "a b\n", "line 1: expected 3 fields"),
         ("labels", "1 2\n3\n", "line 2: expected a key and its labels"),
@@ -210,3 +210,18 @@ def test_a_damaged_collection_is_read_or_refused_and_nothing_else(
         assert read_evaluation(str(tmp_path)).questions.kind == "retrieval"
     except RequestError as error:
         assert str(tmp_path) in str(error)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("".join(f"word{i} {9999 - i}\n" for i in range(50)), "name the kind, as in labels:questions.txt"),
+        ("a\tb\t1\nc\td\t1\n", "expected scores that differ, found 1 for all 2 pairs"),
+        ("the of nan\nand in inf\n", "line 1: expected two fields and a finite score"),
+        ("".join(f"word{i} l{i // 2}\n" for i in range(4000)), "expected at most 1000 labels"),
+    ],
+    ids=["words and their counts", "scores all alike", "scores that are none", "labels without end"],
+)
+def test_a_file_that_can_measure_nothing_is_refused(tmp_path: Path, content: str, said: str) -> None:
+    with pytest.raises(RequestError, match=said):
+        _read(tmp_path, content)

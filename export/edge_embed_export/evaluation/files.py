@@ -30,6 +30,7 @@ from edge_embed_export.evaluation.labelled import Labelled
 from edge_embed_export.evaluation.odd_one_out import OddOneOut
 from edge_embed_export.evaluation.similarity import Similarity
 from edge_embed_export.evaluation.tasks import Questions, Task
+from edge_embed_export.files import read_named
 
 # What the kind is seen from.
 _HEAD_LINES = 200
@@ -40,6 +41,9 @@ _COLUMNS = (
 )
 _LABEL = "__label__"
 _STRANGE_SHARE = 0.05
+# Of fewer lines nobody can tell whether labels are shared.
+_FEW_LINES = 20
+_LABELS_CEILING = 1000
 # Words of Chinese and Japanese are shorter than this, and their texts have no white space.
 _TEXT_IDEOGRAPHS = 7
 _IDEOGRAPH = re.compile("[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
@@ -73,12 +77,7 @@ def _name(path: Path) -> str:
 
 def _lines(path: Path) -> tuple[bytes, list[tuple[int, str]]]:
     """Return a file's bytes, and its lines that are not blank with their numbers."""
-    if path.exists() and not path.is_file():
-        raise RequestError(f"{path}: expected a file of questions, found something else")
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise RequestError(f"{path}: expected a file of questions, found: {error.strerror}") from error
+    content = read_named(path, "a file of questions")
     lines = []
     strange = []
     for number, raw in enumerate(content.removeprefix(codecs.BOM_UTF8).split(b"\n"), 1):
@@ -109,18 +108,23 @@ def _detected(path: Path, lines: list[tuple[int, str]]) -> str:
     rows = [_fields(line) for line in head]
     if rows and _named_columns(rows[0]) is not None:
         rows = [_chosen(row, _named_columns(rows[0])) for row in rows[1:]]
-    pairs = [row for row in rows if len(row) == 3 and _number(row[2]) is not None]
-    if rows and len(pairs) > 0.9 * len(rows) and not all(_number(row[1]) is not None for row in pairs):
+    pairs = [row for row in rows if len(row) == 3 and _is_numeric(row[2])]
+    if rows and len(pairs) > 0.9 * len(rows) and not all(_is_numeric(row[1]) for row in pairs):
         return "text-similarity" if _mostly(pairs, lambda row: _is_text(row[0]) or _is_text(row[1])) else "similarity"
     if all("\t" in line for line in head) and {len(row) for row in rows}.issubset(range(3, 100)):
         return "odd-one-out"
     firsts = [line.split(maxsplit=1) for line in head]
     if all(len(parts) == 2 for parts in firsts):
         repeated = len({first for first, _ in firsts}) <= max(2, len(firsts) // 2)
+        # A word and its count are no label: hardly two of the frequent ones share it.
+        counts = [parts[1] for parts in firsts if parts[1].isdigit()]
+        counted = len(counts) > max(_FEW_LINES, 0.9 * len(firsts)) and 2 * len(set(counts)) > len(counts)
         if (repeated and _mostly(firsts, lambda parts: " " in parts[1])) or head[0].startswith(_LABEL):
             return "text-labels"
-        if not repeated and _mostly(
-            firsts, lambda parts: all(map(str.isdigit, parts[1].split())) or len(parts[1].split()) == 1
+        if (
+            not repeated
+            and not counted
+            and _mostly(firsts, lambda parts: all(map(str.isdigit, parts[1].split())) or len(parts[1].split()) == 1)
         ):
             return "labels"
     raise RequestError(
@@ -165,6 +169,15 @@ def _chosen(row: list[str], places: tuple[int, int, int] | None) -> list[str]:
     return [row[i] for i in places] if places is not None and len(row) > max(places) else row
 
 
+def _is_numeric(field: str) -> bool:
+    """Whether a field is a number at all, one that is none to score with (nan, inf) among them."""
+    try:
+        float(field)
+    except ValueError:
+        return False
+    return True
+
+
 def _number(field: str) -> float | None:
     try:
         number = float(field)
@@ -181,11 +194,13 @@ def _similarity(path: Path, lines: list[tuple[int, str]], *, texts: bool) -> Que
         row = _chosen(_fields(line), places)
         score = _number(row[2]) if len(row) == 3 else None
         if score is None:
-            raise RequestError(f"{path}: line {number}: expected two fields and a score, found {line[:60]!r}")
+            raise RequestError(f"{path}: line {number}: expected two fields and a finite score, found {line[:60]!r}")
         pairs.append((row[0], row[1], score))
     if not pairs:
         raise RequestError(f"{path}: expected at least one pair, found none")
     ones, others, scores = zip(*pairs, strict=True)
+    if len(scores) > 1 and len(set(scores)) < 2:
+        raise RequestError(f"{path}: expected scores that differ, found {scores[0]:g} for all {len(scores)} pairs")
     return Similarity(ones, others, scores, texts=texts)
 
 
@@ -257,6 +272,10 @@ def _labelled(path: Path, items: tuple[str, ...], labels: tuple[tuple[str, ...],
     different = len({label for own in labels for label in own})
     if different < 2:
         raise RequestError(f"{path}: expected at least two labels that differ, found {different}")
+    if different > _LABELS_CEILING:
+        raise RequestError(
+            f"{path}: expected at most {_LABELS_CEILING} labels, each of which gets a classifier, found {different}"
+        )
     return Labelled(items, labels, texts=texts)
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from edge_embed.errors import RequestError
 from edge_embed_export.evaluation.retrieval import Retrieval
+from edge_embed_export.files import read_named
 
 _ROLES = {
     "judgements": ("qrel",),
@@ -79,8 +80,8 @@ def _files(folder: Path) -> dict[str, Path]:
 
 def _content(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_named(path, "UTF-8 text").decode("utf-8-sig")
+    except UnicodeDecodeError as error:
         raise RequestError(f"{path}: expected UTF-8 text, found: {error}") from error
 
 

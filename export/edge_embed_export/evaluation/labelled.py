@@ -54,9 +54,8 @@ class Labelled:
         """Return each item's true positives, false positives and false negatives by label, ``(n, 3, c)``."""
         if self.texts:
             return Answers(_counts(side.texts(self.items), self._truth), len(self.items))
-        rows = side.find_all(self.items)
-        known = np.flatnonzero(rows >= 0)
-        return Answers(_counts(side.decode(rows[known]), self._truth[known]), len(self.items))
+        known, vectors = side.words(self.items)
+        return Answers(_counts(vectors[known], self._truth[known]), len(self.items))
 
     def scores(self, values: NDArray[Any], items: NDArray[np.int64]) -> Mapping[str, NDArray[np.float64]]:
         """Return micro- and macro-F1 of each sample; a label that no item has or was given does not count."""

@@ -27,9 +27,9 @@ class OddOneOut:
         """Return whether each group's odd one was found, ``(n,)``."""
         found = []
         for group in self.groups:
-            rows = side.find_all(group)
-            if (rows >= 0).all():
-                found.append(_odd(side.decode(rows)) == len(group) - 1)
+            known, vectors = side.words(group)
+            if known.all():
+                found.append(_odd(vectors) == len(group) - 1)
         return Answers(np.array(found, np.bool_), len(self.groups))
 
     def scores(self, values: NDArray[Any], items: NDArray[np.int64]) -> Mapping[str, NDArray[np.float64]]:

@@ -80,11 +80,6 @@ class Evaluation:
     scores: tuple[Score, ...]
     reproducible: bool
 
-    @property
-    def coverage(self) -> float:
-        """The share of the questions that were scored."""
-        return round(self.known / self.asked, DIGITS)
-
     def to_json(self) -> dict[str, object]:
         """Return the evaluation as manifests and ``--json`` have it."""
         return {

@@ -44,9 +44,10 @@ class Similarity:
         if self.texts:
             cosines = _cosines(side.texts(self.ones), side.texts(self.others))
             return Answers(np.stack([cosines, self._expected], axis=1), len(self.ones))
-        ones, others = side.find_all(self.ones), side.find_all(self.others)
-        known = np.flatnonzero((ones >= 0) & (others >= 0))
-        cosines = _cosines(side.decode(ones[known]), side.decode(others[known]))
+        known_ones, ones = side.words(self.ones)
+        known_others, others = side.words(self.others)
+        known = known_ones & known_others
+        cosines = _cosines(ones[known], others[known])
         return Answers(np.stack([cosines, self._expected[known]], axis=1), len(self.ones))
 
     def scores(self, values: NDArray[Any], items: NDArray[np.int64]) -> Mapping[str, NDArray[np.float64]]:

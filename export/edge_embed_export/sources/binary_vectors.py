@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from edge_embed.errors import RequestError
 from edge_embed.progress import SILENT, Progress
+from edge_embed_export.files import open_named
 from edge_embed_export.matrix import BLOCK_ROWS
 from edge_embed_export.sources import Source
 from edge_embed_export.sources.tables import WORDS, Rows, one_table
@@ -24,6 +25,9 @@ _BLOCK_BYTES = 2**20
 _HEADER_BYTES = 64
 _WORD_CEILING_BYTES = 4096
 _GLOVE_VOCABULARY = "vocab.txt"
+
+# A word and its count; a longer line is cut and refused.
+_LINE_CEILING_BYTES = 2**16
 
 
 def read_word2vec_binary(path: Path, progress: Progress = SILENT) -> Source:
@@ -136,11 +140,6 @@ def read_counts(path: Path) -> tuple[list[bytes], list[int]]:
 
 
 def _vocabulary_lines(path: Path) -> Iterator[bytes]:
-    try:
-        with path.open("rb") as file:
-            for line in file:
-                yield line.rstrip(b"\r\n")
-    except OSError as error:
-        raise RequestError(
-            f"{path}: expected the vocabulary, a word and its count a line, found: {error.strerror}"
-        ) from error
+    with open_named(path, "the vocabulary, a word and its count a line") as file:
+        while line := file.readline(_LINE_CEILING_BYTES):
+            yield line.rstrip(b"\r\n")

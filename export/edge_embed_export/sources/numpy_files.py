@@ -191,7 +191,11 @@ def _transposed(path: Path, header: _Header) -> Spool:
 
 
 def _members(archive: zipfile.ZipFile, path: Path) -> dict[str, _Header]:
-    """Return the headers of the arrays by name; those that hold objects are left out unless there is nothing else."""
+    """Return the headers of the arrays by name.
+
+    Raises:
+        RequestError: one of them cannot be read.
+    """
     members: dict[str, _Header] = {}
     refused: RequestError | None = None
     for info in archive.infolist():

@@ -67,7 +67,7 @@ def _values(path: Path) -> Iterator[tuple[str, Any, int]]:
             try:
                 value = _json(line)
             except ValueError as error:
-                if number > 1:
+                if number > 1 or not isinstance(error, json.JSONDecodeError):
                     raise RequestError(f"{path}: line {number}: expected a JSON record, found: {error}") from error
                 # One answer that is spread over lines.
                 yield "the document", _document(path), path.stat().st_size
@@ -93,6 +93,11 @@ def _json(data: bytes) -> Any:
         return json.loads(data)
     except RecursionError as error:
         raise ValueError("brackets in brackets without end") from error
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise
+    except ValueError as error:
+        # Python refuses whole numbers of more digits, and tells programmers how to have them.
+        raise ValueError("a number of thousands of digits") from error
 
 
 def _records(value: Any, fault: _Fault) -> Iterator[Mapping[str, Any]]:

@@ -57,6 +57,8 @@ def tensors_of(path: Path) -> Mapping[str, Tensor]:
         RequestError: the header is damaged, or says more than the file holds.
     """
     size_bytes = path.stat().st_size
+    if size_bytes < 10:
+        raise RequestError(f"{path}: expected a safetensors file, a length and a header, found {size_bytes} bytes")
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if not 2 <= length <= min(_HEADER_CEILING_BYTES, size_bytes - 8):

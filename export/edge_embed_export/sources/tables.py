@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from edge_embed.errors import RequestError
 from edge_embed.progress import SILENT, Progress
+from edge_embed_export.files import open_named
 from edge_embed_export.matrix import BLOCK_ROWS, Keys, Matrix, Places, Spool, blocks_of
 from edge_embed_export.sources import TABLE, Reading, Source, SourceTable, SourceText
 
@@ -260,11 +261,8 @@ def read_keys(path: Path) -> Keys:
     Raises:
         RequestError: there is none.
     """
-    try:
-        with path.open("rb") as file:
-            return Keys.of(_lines(iter(lambda: file.readlines(2**20), [])))
-    except OSError as error:
-        raise RequestError(f"{path}: expected a file of keys, a key a line, found: {error.strerror}") from error
+    with open_named(path, "a file of keys, a key a line") as file:
+        return Keys.of(_lines(iter(lambda: file.readlines(2**20), [])))
 
 
 def _lines(blocks: Iterator[list[bytes]]) -> Iterator[list[bytes]]:
