@@ -7,12 +7,14 @@ its last.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from edge_embed.errors import BudgetError, RequestError
 from edge_embed.memory import format_size
 from edge_embed.table import Table
 from edge_embed_bundle.bundle import Bundle
+from edge_embed_bundle.manifest import Model
 
 if TYPE_CHECKING:
     from edge_embed.classifier import Classifier
@@ -20,12 +22,14 @@ if TYPE_CHECKING:
 
 
 class Serving:
-    """The tables and the encoder of one bundle."""
+    """The tables and the encoder of one bundle; ``open_table`` makes a table of a model."""
 
-    def __init__(self, bundle: Bundle, *, engine: str = "kernels") -> None:
+    def __init__(
+        self, bundle: Bundle, *, engine: str = "kernels", open_table: Callable[[Bundle, Model], Table] = Table
+    ) -> None:
         self.bundle = bundle
         models = bundle.manifest.models
-        self._tables = {model.name: Table(bundle, model) for model in models}
+        self._tables = {model.name: open_table(bundle, model) for model in models}
         for table in self._tables.values():
             if table.model.subwords is not None:
                 self._give_subwords(table)

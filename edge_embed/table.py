@@ -41,11 +41,12 @@ class Neighbours:
 class Table:
     """A mapped table and its keys."""
 
-    def __init__(self, bundle: Bundle, model: Model) -> None:
+    def __init__(self, bundle: Bundle, model: Model, rows: kernels.Rows | None = None) -> None:
+        """Map a model of a bundle; ``rows`` take the place of those that are stored in it."""
         self.model = model
         self.space = bundle.manifest.space_of(model)
         tensors = {name: mapped(bundle, tensor) for name, tensor in model.tensors.items()}
-        self.rows: kernels.Rows = kernels.open_rows(model.codec, tensors, model.dimensions)
+        self.rows: kernels.Rows = kernels.open_rows(model.codec, tensors, model.dimensions) if rows is None else rows
         self._index: kernels.KeyIndex | None = (
             None
             if model.key_index is None

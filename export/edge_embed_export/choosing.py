@@ -10,7 +10,7 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edge_embed.errors import EdgeEmbedError, MissingExtraError, RequestError
+from edge_embed.errors import BundleError, EdgeEmbedError, MissingExtraError, RequestError
 from edge_embed.progress import SILENT, Progress
 from edge_embed_export.exporter import Report, export
 from edge_embed_export.matrix import spool_folder
@@ -51,13 +51,17 @@ def export_smallest(source: Source, options: Options, progress: Progress = SILEN
         RequestError: as :func:`export`.
     """
     limit = DEFAULT_MAX_LOSS if options.max_loss is None else options.max_loss
+    if options.codecs:
+        raise RequestError(
+            f"--codec {AUTO}: expected no other codec beside it, found one for {', '.join(options.codecs)}"
+        )
     names = candidates(source.table.vectors.shape[1])
     trials = tuple(_tried(source, replace(options, codec=name), limit, progress) for name in names)
-    within = [trial.price for trial in trials if trial.price is not None and trial.within]
+    within = [(trial.price, trial.codec) for trial in trials if trial.price is not None and trial.within]
     if not within:
         raise _none_within(trials, limit)
-    chosen = min(within, key=lambda price: price.size_bytes)
-    return export(source, replace(options, codec=chosen.codec, max_loss=limit), progress), trials
+    _, chosen = min(within, key=lambda tried: tried[0].size_bytes)
+    return export(source, replace(options, codec=chosen, max_loss=limit), progress), trials
 
 
 def _tried(source: Source, options: Options, limit: float, progress: Progress) -> Trial:
@@ -68,7 +72,7 @@ def _tried(source: Source, options: Options, limit: float, progress: Progress) -
             )
         except MissingExtraError:
             raise
-        except RequestError as error:
+        except (RequestError, BundleError) as error:
             # A number that float16 cannot hold, a codec whose decoding is beyond the memory budget.
             return Trial(options.codec, None, str(error))
         return Trial(options.codec, report.price, within=report.price.worst[1] <= limit)

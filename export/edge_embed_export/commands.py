@@ -22,6 +22,7 @@ from edge_embed_export.codecs import ENCODERS
 from edge_embed_export.demo import run_demo
 from edge_embed_export.evaluation import KINDS, Evaluation, read_evaluation
 from edge_embed_export.exporter import Report, export
+from edge_embed_export.files import read_named
 from edge_embed_export.options import ALL_TABLES, DEFAULT_BOARD, GRAPH_FORMATS, Hashing, Options
 from edge_embed_export.page import Page, check_page, write_page
 from edge_embed_export.preparing import ORDERS, REDUCTIONS, Preparing, prepared
@@ -53,7 +54,6 @@ def _configure_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reduce",
         choices=REDUCTIONS,
-        default="pca",
         help="pca: on the table's principal directions; leading: its first numbers, of a model trained for that (pca)",
     )
     parser.add_argument("--key-column", metavar="NAME", help="the column, field or array of keys")
@@ -224,18 +224,21 @@ def trial_lines(trials: tuple[Trial, ...], chosen: str) -> list[str]:
             lines.append(f"  {trial.codec:8} {'refused: ' + trial.refused}")
             continue
         price = trial.price
-        overlap = min(each.neighbour_overlap_at_10 for each in price.quality.values())
         what, loss = price.worst
         taken = "  taken" if trial.codec == chosen else "" if trial.within else "  loses too much"
-        lines.append(
-            f"  {trial.codec:8} {format_size(price.size_bytes):>10} {overlap:10.4f} {loss:10.4f}{taken} ({what})"
-        )
+        figures = f"{format_size(price.size_bytes):>10} {price.neighbour_overlap_at_10:10.4f} {loss:10.4f}"
+        lines.append(f"  {trial.codec:8} {figures}{taken} ({what})")
     return lines
 
 
 def _by_table(words: list[str]) -> dict[str, str]:
     """Return what ``TABLE=WORD`` says by its table; a word alone is for all."""
     split = [word.rpartition("=") for word in words]
+    unnamed = next(
+        (whole for whole, (table, equals, _) in zip(words, split, strict=True) if equals and not table), None
+    )
+    if unnamed is not None:
+        raise RequestError(f"expected a table before the =, found {unnamed!r}")
     return {table if equals else ALL_TABLES: word for table, equals, word in split}
 
 
@@ -262,11 +265,9 @@ def read_lines(path: Path) -> tuple[str, ...]:
     Raises:
         RequestError: the file is absent or not UTF-8, or a line stands twice.
     """
-    if path.exists() and not path.is_file():
-        raise RequestError(f"{path}: expected a file of text, found something else")
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
+        lines = [line.strip() for line in read_named(path, "a file of text").decode("utf-8").splitlines()]
+    except UnicodeDecodeError as error:
         raise RequestError(f"{path}: expected lines of UTF-8 text, found: {error}") from error
     lines = [line for line in lines if line]
     if not lines:
@@ -282,9 +283,9 @@ def report_lines(report: Report) -> list[str]:
     manifest = report.manifest
     lines = [f"{report.path}: {manifest.name} {manifest.version}, {format_size(manifest.size_bytes)} on flash"]
     for name, price in report.quality.items():
+        overlap = f"neighbour overlap@10 {price.neighbour_overlap_at_10:.4f}, " if price.queries else ""
         lines.append(
-            f"  {name}: vectors {format_size(price.bytes_before)} -> {format_size(price.bytes_after)}, "
-            f"neighbour overlap@10 {price.neighbour_overlap_at_10:.4f}, "
+            f"  {name}: vectors {format_size(price.bytes_before)} -> {format_size(price.bytes_after)}, {overlap}"
             f"cosine mean {price.mean_cosine:.6f}, worst {price.worst_cosine:.6f}"
         )
     lines += evaluation_lines(report.price.evaluations)

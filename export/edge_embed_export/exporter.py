@@ -26,7 +26,7 @@ from edge_embed_bundle.manifest import Blob, Golden, Manifest
 from edge_embed_bundle.writer import BundleWriter
 from edge_embed_export.drafting import draft_manifest
 from edge_embed_export.evaluation import Evaluation
-from edge_embed_export.options import Options, check_options
+from edge_embed_export.options import Options, check_options, codec_said
 from edge_embed_export.parts import TOKENIZER_BLOB, check_tables, parts_of, tokenizer_of
 from edge_embed_export.pricing import Price, check_loss, evaluated, manifest_quality
 from edge_embed_export.proving import measured, prove
@@ -70,13 +70,14 @@ def export(source: Source, options: Options, progress: Progress = SILENT) -> Rep
         with Runtime(writer.preview(draft), verify=False) as runtime:
             proven = tuple(prove(model, runtime, runtime.bundle) for model in models)
             quality = measured(parts, models, runtime, progress)
-            evaluations = evaluated(source, options.evaluations, runtime)
+            evaluations = evaluated(source, options.evaluations, runtime.bundle)
             golden = write_golden(writer, runtime)
         prices: list[Price] = []
+        codec = codec_said(options, [table.name for table in source.tables if not table.is_helper])
 
         def sign(blobs: Mapping[str, Blob]) -> Manifest:
             signed = _signed_off(draft_manifest(source, options, proven, blobs), golden, quality, evaluations)
-            prices.append(Price(options.codec, signed.size_bytes, quality, evaluations))
+            prices.append(Price(codec, signed.size_bytes, quality, evaluations))
             check_loss(prices[0], options.max_loss)
             return signed
 

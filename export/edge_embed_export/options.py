@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +16,8 @@ GRAPH_FORMATS = ("onnx", "tflite")
 DEFAULT_BOARD = "pi-zero-2w"
 COLLECTION = "collection"
 ALL_TABLES = "*"
+
+_SHOWN_TABLES = 4
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,16 @@ class Options:
     replace: bool = False
     evaluations: tuple[Task, ...] = ()
     max_loss: float | None = None
+
+
+def codec_said(options: Options, tables: Sequence[str]) -> str:
+    """Return the codec of all tables, or that of each where they differ: ``user=pq:4, item=int8``."""
+    codecs = {table: options.codecs.get(table, options.codec) for table in tables}
+    if len(set(codecs.values())) < 2:
+        return next(iter(codecs.values()), options.codec)
+    shown = [f"{table}={codec}" for table, codec in codecs.items()]
+    more = f" and {len(shown) - _SHOWN_TABLES} more" if len(shown) > _SHOWN_TABLES else ""
+    return ", ".join(shown[:_SHOWN_TABLES]) + more
 
 
 def check_options(options: Options) -> None:

@@ -14,10 +14,12 @@ from pathlib import Path
 from edge_embed.errors import RequestError
 from edge_embed.memory import format_size
 from edge_embed.version import __version__
+from edge_embed_export.files import open_named
 from edge_embed_export.plots import Series, check_plots, lines, points
 from edge_embed_export.pricing import Price
 from edge_embed_export.quality import QUANTILES, Quality
 
+_DOCTYPE = b"<!doctype html>"
 # Below what float32 tells apart.
 _NO_ERROR = 1e-7
 _STYLE = """
@@ -71,9 +73,20 @@ def check_page(path: Path, bundle: Path) -> None:
     """
     if path.is_dir() or not path.parent.is_dir():
         raise RequestError(f"{path}: expected a file in a folder that is there, found a folder or none")
+    if path.exists() and not _is_page(path):
+        raise RequestError(f"{path}: expected a new file or a report to replace, found something else; not touched")
     if path.resolve().is_relative_to(bundle.resolve()):
         raise RequestError(f"{path}: expected a file outside the bundle {bundle}, which is immutable")
     check_plots()
+
+
+def _is_page(path: Path) -> bool:
+    """Whether a report may take the place of what is there: a report, or an empty file."""
+    if not path.is_file():
+        return False
+    with open_named(path, "a report") as file:
+        head = file.read(len(_DOCTYPE))
+    return head in (b"", _DOCTYPE)
 
 
 def write_page(path: Path, page: Page) -> None:
@@ -85,7 +98,10 @@ def write_page(path: Path, page: Page) -> None:
     try:
         path.write_text(render(page), encoding="utf-8", errors="backslashreplace")
     except OSError as error:
-        raise RequestError(f"{path}: expected a file to write the report into, found: {error.strerror}") from error
+        beside = "" if page.taken is None else "; the bundle itself is written"
+        raise RequestError(
+            f"{path}: expected a file to write the report into, found: {error.strerror}{beside}"
+        ) from error
 
 
 def render(page: Page) -> str:
@@ -109,7 +125,7 @@ def render(page: Page) -> str:
         "nearest by the packed ones.</small></p>",
     ]
     return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'{_DOCTYPE.decode()}\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
         f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>\n"
@@ -121,12 +137,11 @@ def render(page: Page) -> str:
 def _figures(price: Price) -> str:
     before = sum(quality.bytes_before for quality in price.quality.values())
     after = sum(quality.bytes_after for quality in price.quality.values())
-    overlap = min(quality.neighbour_overlap_at_10 for quality in price.quality.values())
     facts = {
         "bundle": format_size(price.size_bytes),
         "vectors before": format_size(before),
         "vectors after": format_size(after),
-        "neighbour overlap@10": f"{overlap:.4f}",
+        "neighbour overlap@10": f"{price.neighbour_overlap_at_10:.4f}",
         "mean cosine": f"{min(quality.mean_cosine for quality in price.quality.values()):.6f}",
         "worst cosine": f"{min(quality.worst_cosine for quality in price.quality.values()):.6f}",
     }
@@ -160,8 +175,8 @@ def _tried(page: Page) -> str:
     rows = []
     for price in page.prices:
         what, loss = price.worst
-        overlap = min(quality.neighbour_overlap_at_10 for quality in price.quality.values())
-        rows.append([price.codec, format_size(price.size_bytes), f"{overlap:.4f}", f"{loss:.4f}", what])
+        overlap = f"{price.neighbour_overlap_at_10:.4f}"
+        rows.append([price.codec, format_size(price.size_bytes), overlap, f"{loss:.4f}", what])
     taken = next((i for i, price in enumerate(page.prices) if price.codec == page.taken), -1)
     head = ["codec", "bundle", "overlap@10", "worst loss", "of"]
     told = _table(head, rows, "One row a codec; the taken one is marked.", taken)
@@ -187,7 +202,7 @@ def _sizes(page: Page) -> str:
         Series(
             price.codec,
             [price.size_bytes / 2**20],
-            [min(quality.neighbour_overlap_at_10 for quality in price.quality.values())],
+            [price.neighbour_overlap_at_10],
             price.codec == page.taken,
             place,
         )
@@ -206,14 +221,18 @@ def _errors(page: Page) -> str:
         if errors and errors[-1] > _NO_ERROR:
             series.append(Series(price.codec, shares, errors, price.codec == page.taken, place))
     if not series:
-        return "<section><h2>Error distribution</h2><p>Every row is decoded as its trainer left it.</p></section>"
+        return "<section><h2>Error distribution</h2><p>Every row is decoded as it was packed.</p></section>"
     plot = lines(series, "rows, % (from the best)", "1 - cosine with the source", "errors", log=True)
     told = "; ".join(f"{one.name}: half within {one.y[50]:.2g}, all within {one.y[-1]:.2g}" for one in series)
-    return _plot("Error distribution", plot, told, "How far rows of the first table are from the source's, sorted.")
+    return _plot(
+        "Error distribution", plot, told, "How far decoded rows of the first table are from the packed ones, sorted."
+    )
 
 
 def _bands(page: Page) -> str:
     bands = _first(page.shown).bands
+    if not bands:
+        return ""
     series = [
         Series(
             price.codec,

@@ -43,6 +43,8 @@ class Part:
     name: str
     codec: str
     vectors: Matrix
+    #: What the vectors are compared with: longer ones, where they were made shorter.
+    whole: Matrix
     codes: Encoded
     shared: Encoded
     row_order: str
@@ -54,6 +56,7 @@ class Part:
     hash: HashRecipe | None = None
     subwords: SubwordRecipe | None = None
     classify: ClassifyRecipe | None = None
+    is_helper: bool = False
 
 
 def check_tables(source: Source, options: Options) -> None:
@@ -150,6 +153,7 @@ def _part(table: SourceTable, title: str, codec: str, graphs: tuple[str, ...]) -
         table.name,
         codec,
         table.vectors,
+        table.whole,
         codes,
         shared,
         table.row_order,
@@ -158,6 +162,7 @@ def _part(table: SourceTable, title: str, codec: str, graphs: tuple[str, ...]) -
         () if table.is_helper or is_empty else graphs,
         subwords=table.subwords,
         classify=table.classify,
+        is_helper=table.is_helper,
     )
 
 

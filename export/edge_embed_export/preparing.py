@@ -41,7 +41,7 @@ class Preparing:
     keep: int | None = None
     keep_words: Path | None = None
     dimensions: int | None = None
-    reduce: str = "pca"
+    reduce: str | None = None
 
 
 def prepared(source: Source, preparing: Preparing) -> Source:
@@ -59,7 +59,9 @@ def prepared(source: Source, preparing: Preparing) -> Source:
     if preparing.keep is not None:
         source = with_first(source, preparing.keep)
     if preparing.dimensions is not None:
-        source = shortened(source, preparing.dimensions, preparing.reduce)
+        source = shortened(source, preparing.dimensions, preparing.reduce or REDUCTIONS[0])
+    elif preparing.reduce is not None:
+        raise RequestError(f"--reduce {preparing.reduce}: expected --dimensions beside it, found none")
     return source
 
 
@@ -93,6 +95,11 @@ def by_frequency(source: Source, counts: Mapping[bytes, int] | None = None) -> S
     known = table.counts
     if counts is not None:
         known = np.fromiter((counts.get(key, 0) for key in keys), np.int64, len(keys))
+        if not known.any():
+            raise RequestError(
+                f"{source.title}: expected a vocabulary that counts some of its {len(keys)} keys, "
+                f"found {len(counts)} words and none of them"
+            )
     if known is not None:
         table = _selected(replace(table, counts=known), np.argsort(-known, kind="stable"))
     return replace(source, tables=(replace(table, row_order="frequency"),))
@@ -150,7 +157,7 @@ def shortened(source: Source, dimensions: int, how: str) -> Source:
     short = _leading(dimensions) if how == "leading" else _principal(table, dimensions)
     vectors = Spool.of((short(table.vectors[block]) for block in blocks_of(table.vectors)), np.float32, (dimensions,))
     recipe = {**table.recipe, "dimensions": dimensions, "reduced": how}
-    return replace(source, tables=(replace(table, vectors=vectors, recipe=recipe),))
+    return replace(source, tables=(replace(table, vectors=vectors, recipe=recipe, longer=table.vectors),))
 
 
 def _leading(dimensions: int) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:

@@ -3,24 +3,34 @@
 The losses that count are those of every score of every ``--eval`` file. Without such a file nobody said what the
 vectors are for, and what counts is the share of the ten nearest neighbours that changed, of the table where it is most:
 the strictest of the figures that every export measures. Intervals do not count: the limit is held by the scores
-themselves, so a file of few questions decides by chance, which its interval shows.
+themselves, so a file of few questions decides by chance, which its interval shows. Of a table that only another one
+reads nobody asks for neighbours: there the mean cosine counts.
+
+The float32 side of a file's questions is the bundle's own machinery, its keys, tokenizer and subwords, over the vectors
+as their trainer left them, before they were made shorter or packed: what differs between the sides is the price alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_embed.errors import RequestError
+from edge_embed.kernels.pure import Pooling
+from edge_embed.kernels.reference import scores_by_decoding
 from edge_embed.keys import to_bytes
-from edge_embed.runtime import Runtime
-from edge_embed.text import HuggingFaceTokenizer, TextEncoder, Tokenizer, WhitespaceTokenizer
+from edge_embed.serving import Serving
+from edge_embed.table import Table
+from edge_embed_bundle.bundle import Bundle
+from edge_embed_bundle.manifest import Model
 from edge_embed_export.evaluation import Evaluation, Side, Task, evaluate
+from edge_embed_export.matrix import Matrix
 from edge_embed_export.quality import Quality
-from edge_embed_export.sources import Source
+from edge_embed_export.sources import Source, SourceTable
 
 DEFAULT_MAX_LOSS = 0.01
 
@@ -39,15 +49,17 @@ class Price:
         """What counts against a limit: words for people -> loss."""
         if self.evaluations:
             return {f"{each.name} {score.measure}": score.loss for each in self.evaluations for score in each.scores}
-        return {
-            f"{name} 1 - neighbour overlap@10": round(1 - quality.neighbour_overlap_at_10, 4)
-            for name, quality in self.quality.items()
-        }
+        return dict(_unasked_loss(name, quality) for name, quality in self.quality.items())
 
     @property
     def worst(self) -> tuple[str, float]:
         """The largest loss and what it is of."""
-        return max(self.losses.items(), key=lambda loss: loss[1])
+        return max(self.losses.items(), key=lambda loss: loss[1], default=("nothing", 0.0))
+
+    @property
+    def neighbour_overlap_at_10(self) -> float:
+        """That of the table where it is least."""
+        return min((quality.neighbour_overlap_at_10 for quality in self.quality.values()), default=1.0)
 
     def to_json(self) -> dict[str, object]:
         """Return the price as ``--json`` has it."""
@@ -58,6 +70,13 @@ class Price:
             "evaluations": [each.to_json() for each in self.evaluations],
             "losses": dict(self.losses),
         }
+
+
+def _unasked_loss(name: str, quality: Quality) -> tuple[str, float]:
+    """Return what counts of a table that no question was asked of."""
+    if quality.queries:
+        return f"{name} 1 - neighbour overlap@10", round(1 - quality.neighbour_overlap_at_10, 4)
+    return f"{name} 1 - mean cosine", round(1 - quality.mean_cosine, 4)
 
 
 class LossError(RequestError):
@@ -87,8 +106,8 @@ def check_loss(price: Price, max_loss: float | None) -> None:
         )
 
 
-def evaluated(source: Source, tasks: tuple[Task, ...], runtime: Runtime) -> tuple[Evaluation, ...]:
-    """Return what each file's questions show of the first table: the source's vectors, and the runtime's.
+def evaluated(source: Source, tasks: tuple[Task, ...], bundle: Bundle) -> tuple[Evaluation, ...]:
+    """Return what each file's questions show of the first table: as it was trained, and as the bundle has it.
 
     Raises:
         RequestError: the table has no keys, knows too few of the words, or encodes no text where that is asked for.
@@ -96,27 +115,48 @@ def evaluated(source: Source, tasks: tuple[Task, ...], runtime: Runtime) -> tupl
     """
     if not tasks:
         return ()
-    table, packed = source.table, runtime.table()
-    if table.keys is None:
+    if source.table.keys is None:
         raise RequestError(f"{source.title}: expected keys for --eval to ask for, found a table of row ids alone")
-
-    def row(key: str) -> int:
-        return packed.find(to_bytes(key))
-
-    def decode(ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        return table.vectors[ids]
-
-    before = Side(len(table.vectors), row, decode)
-    after = Side(packed.model.rows, row, packed.decode)
-    if table.text is not None:
-        tokenizer: Tokenizer = (
-            WhitespaceTokenizer(packed, table.text.max_tokens)
-            if table.text.tokenizer is None
-            else HuggingFaceTokenizer(table.text.tokenizer, table.text.max_tokens, source.title)
-        )
-        encoder = TextEncoder(tokenizer, decode, dimensions=table.vectors.shape[1], normalize=table.text.normalize)
-        before, after = replace(before, encode=encoder.encode), replace(after, encode=runtime.encode)
+    tables = {table.name: table for table in source.tables}
+    before = _side(Serving(bundle, open_table=partial(_as_trained, tables)))
+    after = _side(Serving(bundle))
     return tuple(evaluate(task, before, after) for task in tasks)
+
+
+class _TrainedRows(Pooling):
+    """A source's vectors in the place of a bundle's rows."""
+
+    def __init__(self, vectors: Matrix) -> None:
+        self._vectors = vectors
+
+    def decode(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """See :meth:`Rows.decode`."""
+        return np.asarray(self._vectors[ids], np.float32)
+
+    def scores(self, query: NDArray[np.float32]) -> NDArray[np.float32]:
+        """See :meth:`Rows.scores`."""
+        return scores_by_decoding(self.decode, len(self._vectors), query)
+
+
+def _as_trained(tables: Mapping[str, SourceTable], bundle: Bundle, model: Model) -> Table:
+    """Return a model's table over its source's vectors; a collection is of no source, and stays as it is stored."""
+    table = tables.get(model.name)
+    if table is None:
+        return Table(bundle, model)
+    return Table(bundle, model._replace(dimensions=table.whole.shape[1]), _TrainedRows(table.whole))
+
+
+def _side(serving: Serving) -> Side:
+    table = serving.table()
+    return Side(
+        table.model.rows,
+        lambda key: table.find(to_bytes(key)),
+        table.rows.decode,
+        None if table.model.text is None else lambda texts: serving.encoder().encode(texts),
+        None
+        if table.subwords is None
+        else lambda words: table.lookup_all([to_bytes(word) for word in words], "subwords"),
+    )
 
 
 def manifest_quality(
@@ -129,5 +169,5 @@ def manifest_quality(
     block: dict[str, dict[str, object]] = {name: dict(price.to_json()) for name, price in quality.items()}
     kept = [each.to_json() for each in evaluations if each.reproducible]
     if kept:
-        block[model]["evaluations"] = kept
+        block.setdefault(model, {})["evaluations"] = kept
     return block

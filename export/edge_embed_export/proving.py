@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,14 +15,12 @@ from edge_embed.runtime import Runtime
 from edge_embed_bundle.bundle import Bundle
 from edge_embed_bundle.manifest import Engine, Graph, Model
 from edge_embed_export.graphs.onnx import check_onnx
-from edge_embed_export.matrix import Places, Selection
+from edge_embed_export.matrix import Places
 from edge_embed_export.parts import Part
 from edge_embed_export.quality import Quality, measure_quality
 from edge_embed_export.questions import spread_rows
 
 _PROOF_ROWS = 16
-# Nobody looks for neighbours in a table of parts: of a large one a share says what its rows cost.
-_HELPER_ROWS = 20_000
 
 
 def prove(model: Model, runtime: Runtime, bundle: Bundle) -> Model:
@@ -79,14 +76,10 @@ def measured(
     for part, model in zip(parts, models, strict=True):
         decoded = Decoded(runtime, model)
         bytes_after = sum(model.tensors[name].size_bytes for name in part.codes)
-        if not model.rows:
-            continue
-        if part.graphs or "norms" in part.shared or len(part.vectors) <= _HELPER_ROWS:
-            prices[model.name] = measure_quality(part.vectors, decoded, bytes_after, progress)
-            continue
-        some = spread_rows(len(part.vectors), _HELPER_ROWS)
-        price = measure_quality(Selection(part.vectors, some), Selection(decoded, some), bytes_after, progress)
-        prices[model.name] = replace(price, bytes_before=part.vectors.nbytes)
+        if model.rows:
+            prices[model.name] = measure_quality(
+                part.vectors, decoded, bytes_after, progress, whole=part.whole, neighbours=not part.is_helper
+            )
     return prices
 
 

@@ -76,29 +76,41 @@ class Quality:
         }
 
 
-def measure_quality(source: Matrix, decoded: Matrix, bytes_after: int, progress: Progress) -> Quality:
+def measure_quality(
+    source: Matrix,
+    decoded: Matrix,
+    bytes_after: int,
+    progress: Progress,
+    *,
+    whole: Matrix | None = None,
+    neighbours: bool = True,
+) -> Quality:
     """Compare decoded rows ``(n, d)`` with the source's.
 
     Args:
-        source: ``(n, d)`` float32, as the trainer left them.
+        source: ``(n, d)`` float32, what was packed.
         decoded: ``(n, d)`` float32, as the runtime answers.
         bytes_after: what the stored tensors take.
         progress: told each block of queries.
+        whole: ``(n, D)`` float32, as the trainer left them, where what was packed is shorter: neighbours are those of
+            the whole vectors, so what the shortening cost counts. Cosines need rows of one length: the packed ones'.
+        neighbours: whether anybody looks for them; without, no query is asked.
     """
     cosines = _cosines(source, decoded)
+    whole = source if whole is None else whole
     # Rows of zeros are like nothing; their neighbours would be whatever comes first, on both sides.
-    asked = np.concatenate([block.start + np.flatnonzero(source[block].any(axis=1)) for block in blocks_of(source)])
-    count = min(SAMPLE_QUERIES, len(asked))
+    asked = np.concatenate([block.start + np.flatnonzero(whole[block].any(axis=1)) for block in blocks_of(whole)])
+    count = min(SAMPLE_QUERIES, len(asked)) if neighbours else 0
     queries = np.random.default_rng(0).choice(asked, count, replace=False)
-    shares = neighbour_overlaps(source, decoded, queries, progress)
+    shares = neighbour_overlaps(whole, decoded, queries, progress)
     return Quality(
-        bytes_before=source.nbytes,
+        bytes_before=whole.nbytes,
         bytes_after=bytes_after,
         mean_cosine=round(float(cosines.mean()) if len(cosines) else 1.0, 6),
         worst_cosine=round(float(cosines.min(initial=1)), 6),
         neighbour_overlap_at_10=_mean_overlap(shares),
         queries=count,
-        bands=_bands(len(source), queries, shares),
+        bands=_bands(len(source), queries, shares) if neighbours else (),
         cosine_quantiles=tuple(np.quantile(cosines, QUANTILES).tolist()) if len(cosines) else (),
     )
 

@@ -87,7 +87,8 @@ def test_the_first_rows_or_those_of_a_list_are_kept(tmp_path: Path) -> None:
         (Preparing(keep=0), "--keep: expected at least 1 row, found 0"),
         (Preparing(dimensions=6), "expected 1 to 5 dimensions to keep, found 6"),
         (Preparing(dimensions=0), "expected 1 to 5 dimensions to keep, found 0"),
-        (Preparing(keep_words=Path("/dev/null")), "expected some of the 0 words to keep, found none"),
+        (Preparing(reduce="leading"), "--reduce leading: expected --dimensions beside it, found none"),
+        (Preparing(keep_words=Path("/dev/null")), "/dev/null: expected a file of keys, a key a line, found no file"),
         (Preparing(vocabulary=Path("nowhere")), "nowhere: expected the vocabulary"),
     ],
 )

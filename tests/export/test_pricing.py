@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import edge_embed
@@ -15,10 +21,13 @@ from edge_embed.errors import RequestError
 from edge_embed_bundle import strict_json
 from edge_embed_bundle.bundle import Bundle
 from edge_embed_export.choosing import candidates, export_smallest
-from edge_embed_export.evaluation import Task, read_evaluation
+from edge_embed_export.evaluation import Interval, Task, read_evaluation
 from edge_embed_export.exporter import export
 from edge_embed_export.options import Options
+from edge_embed_export.preparing import Preparing, prepared
 from edge_embed_export.pricing import LossError
+from edge_embed_export.sources import Source, read_source
+from tests.fasttext_files import LABELS, Model
 from tests.making import WORDS, small_source, small_text_source
 
 pytest.importorskip("onnx")
@@ -76,6 +85,92 @@ def test_sentences_are_asked_of_the_source_and_of_the_runtime(tmp_path: Path) ->
     assert found.scores[0].packed == found.scores[0].float32
     with edge_embed.open(report.path) as runtime:
         assert runtime.encode("word1 word2").shape == (16,)
+
+
+TEXTS = "the board is warm\tboards are warmer\t4\nüber the board\t東京 stranger\t2\nboard board\tboards boards\t5\n"
+TEXTS += "word1 stranger word2\tword2\t3\nword4 nobody\tword5 word4\t1\nword7 word8\tword9\t2\n"
+
+
+def _fasttext(folder: Path, model: Model) -> Source:
+    (folder / "model.bin").write_bytes(model.to_bytes())
+    return read_source(folder / "model.bin")
+
+
+def _floret(folder: Path) -> Source:
+    rows = np.random.default_rng(0).normal(size=(40, 6))
+    lines = [f"{row} " + " ".join(f"{x:.5g}" for x in numbers) for row, numbers in enumerate(rows)]
+    (folder / "model.vec").write_text("\n".join(["40 6 3 4 2 2166136261 < >", *lines, ""]))
+    return read_source(folder / "model.vec")
+
+
+def _skipping(folder: Path) -> Source:
+    source = small_text_source()
+    text = source.table.text
+    assert text is not None
+    return replace(source, tables=(replace(source.table, text=replace(text, skipped_token=0, max_letters=12)),))
+
+
+@pytest.mark.parametrize(
+    "source_in",
+    [
+        lambda folder: _fasttext(folder, Model()),
+        lambda folder: _fasttext(folder, Model(labels=LABELS, model=3, loss=3, word_ngrams=2)),
+        _floret,
+        _skipping,
+    ],
+    ids=["fastText", "fastText, supervised", "floret", "an encoder that skips unknown tokens"],
+)
+@pytest.mark.parametrize("questions", [TEXTS, TEXTS.replace("the board is ", "").replace("are ", "")])
+def test_what_is_stored_as_float32_loses_nothing_on_any_question(
+    tmp_path: Path, source_in: Callable[[Path], Source], questions: str
+) -> None:
+    pytest.importorskip("tokenizers")
+    (tmp_path / "texts.tsv").write_text(questions, encoding="utf-8")
+    task = read_evaluation(f"text-similarity:{tmp_path / 'texts.tsv'}")
+    report = export(source_in(tmp_path), _options(tmp_path / "bundle", codec="float32", evaluations=(task,)))
+    (score,) = report.price.evaluations[0].scores
+    assert (score.float32, score.loss) == (score.packed, 0)
+    assert score.loss_interval == Interval(0, 0)
+
+
+def test_words_that_a_model_makes_of_their_parts_are_known(tmp_path: Path) -> None:
+    (tmp_path / "pairs.tsv").write_text("board\tboarding\t4\nwarm\tcold\t1\nWARM\tübermäßig\t2\n", encoding="utf-8")
+    task = read_evaluation(f"similarity:{tmp_path / 'pairs.tsv'}")
+    report = export(_fasttext(tmp_path, Model()), _options(tmp_path / "bundle", codec="int4", evaluations=(task,)))
+    (found,) = report.price.evaluations
+    assert (found.asked, found.known) == (3, 3)
+
+
+def test_numbers_that_were_cut_off_are_part_of_the_price(tmp_path: Path) -> None:
+    short = prepared(small_source(), Preparing(dimensions=4, reduce="leading"))
+    report = export(short, _options(tmp_path / "bundle", codec="float32", evaluations=(_pairs(tmp_path),)))
+    quality = report.quality["table"]
+    assert quality.bytes_before == 4 * quality.bytes_after
+    assert quality.neighbour_overlap_at_10 < 0.6
+    whole = export(small_source(), _options(tmp_path / "whole", codec="float32", evaluations=(_pairs(tmp_path),)))
+    (score,), (untouched,) = (each.price.evaluations[0].scores for each in (report, whole))
+    assert score.float32 == untouched.float32
+    assert score.packed < score.float32
+    with pytest.raises(LossError, match="neighbour overlap"):
+        export(short, _options(tmp_path / "refused", codec="float32", max_loss=0.01))
+
+
+def test_a_table_that_only_another_one_reads_is_priced_by_its_cosines(tmp_path: Path) -> None:
+    report = export(_fasttext(tmp_path, Model()), _options(tmp_path / "bundle", codec="int4"))
+    assert set(report.price.losses) == {"table 1 - neighbour overlap@10", "subwords 1 - mean cosine"}
+    assert 0 < report.price.losses["subwords 1 - mean cosine"] < 0.01
+
+
+def test_tables_of_different_codecs_are_said_by_name(tmp_path: Path) -> None:
+    with pytest.raises(LossError, match=r"^a=int8, b=int4: expected to lose"):
+        export(_two_tables(), _options(tmp_path / "bundle", codecs={"b": "int4"}, max_loss=0.01))
+    with pytest.raises(RequestError, match="--codec auto: expected no other codec beside it, found one for b"):
+        export_smallest(_two_tables(), _options(tmp_path / "bundle", codec="auto", codecs={"b": "pq:1"}))
+
+
+def _two_tables() -> Source:
+    tables = tuple(replace(small_source(seed=seed).table, name=name) for seed, name in enumerate("ab"))
+    return Source("two", tables)
 
 
 def test_a_loss_above_the_limit_leaves_nothing_at_the_target(tmp_path: Path) -> None:
@@ -172,6 +267,46 @@ def test_the_command_shows_what_each_codec_cost(tmp_path: Path) -> None:
     assert [trial["codec"] for trial in answer["tried"]] == list(candidates(16))
     assert answer["codec"] in {trial["codec"] for trial in answer["tried"] if trial["within"]}
     assert answer["evaluations"][0]["file"] == "pairs.tsv"
+
+
+@pytest.mark.parametrize("option", ["--keys", "--vocab", "--keep-words", "--eval", "--collection", "--report"])
+def test_a_pipe_or_a_device_is_no_file_beside_a_source(tmp_path: Path, option: str) -> None:
+    source, pipe = _source_file(tmp_path), tmp_path / "pipe"
+    os.mkfifo(pipe)
+    array = tmp_path / "v.npy"
+    np.save(array, np.eye(20, dtype=np.float32))
+    given = str(array if option == "--keys" else source)
+    for name in (str(pipe), "/dev/zero"):
+        found = _run(given, "-o", str(tmp_path / "bundle"), "--graphs", "none", option, name)
+        assert (found.returncode, found.stderr.count("\n")) == (2, 1), found.stderr
+        assert name in found.stderr
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_report_never_takes_the_place_of_anything_else(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    source = _source_file(tmp_path)
+    before = source.read_bytes()
+    words = (str(source), "-o", str(tmp_path / "bundle"), "--graphs", "none", "--report")
+    found = _run(*words, str(source))
+    assert (found.returncode, source.read_bytes()) == (2, before)
+    assert "expected a new file or a report to replace" in found.stderr
+    for _ in range(2):
+        assert _run(*words, str(tmp_path / "report.html"), "--force").returncode == 0
+
+
+def test_an_export_that_the_system_stops_leaves_nothing(tmp_path: Path) -> None:
+    source = tmp_path / "v.npy"
+    np.save(source, np.random.default_rng(0).normal(size=(20_000, 64)).astype(np.float32))
+    command = [sys.executable, "-m", "edge_embed", "export", str(source), "-o", str(tmp_path / "b"), "--codec", "rq:64"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+        until = time.monotonic() + 60
+        while not list(tmp_path.glob(".b.partial-*")):
+            assert process.poll() is None and time.monotonic() < until
+            time.sleep(0.01)
+        process.terminate()
+        assert process.wait(60) == 128 + signal.SIGTERM
+    assert [path.name for path in tmp_path.iterdir()] == ["v.npy"]
 
 
 @pytest.mark.parametrize("loss", ["-1", "2", "nan", "much"])

@@ -60,6 +60,13 @@ class SourceTable:
     tensors: Mapping[str, NDArray[np.uint32]] = field(default_factory=dict)
     #: Whether only another table reads this one: then nobody searches it, and no graph is drawn for it.
     is_helper: bool = False
+    #: The vectors ``(n, D)`` before they were made shorter, where they were.
+    longer: Matrix | None = None
+
+    @property
+    def whole(self) -> Matrix:
+        """The vectors as their trainer left them: what a bundle is compared with."""
+        return self.vectors if self.longer is None else self.longer
 
     @property
     def text_ids(self) -> bytes | None:
