@@ -20,9 +20,7 @@ from edge_embed_export.exporter import export
 from edge_embed_export.options import Options
 from edge_embed_export.sources import read_source
 from tests.fakes.probes import YES, FakeProbe
-
-SEED = 2166136261
-BUCKETS, DIMENSIONS = 40, 6
+from tests.floret_files import BUCKETS, DIMENSIONS, SEED, floret_file
 
 #: Rows that floret 0.10.5 names for a word (``get_subwords``, less its words), by hashes, shortest and longest n-gram.
 FOUND = {
@@ -35,14 +33,6 @@ FOUND = {
 }
 
 TEXT = "the board is small and the board is warm\nnaïve café 東京 running runner table\n" * 60
-
-
-def _file(folder: Path, header: str = f"{BUCKETS} {DIMENSIONS} 3 4 2 {SEED} < >", rows: int = BUCKETS) -> Path:
-    path = folder / "model.floret.vec"
-    numbers = np.random.default_rng(0).normal(size=(rows, DIMENSIONS)).astype(np.float32)
-    lines = [f"{row} " + " ".join(f"{number:.5g}" for number in numbers[row]) + " " for row in range(rows)]
-    path.write_text("\n".join([header, *lines]) + "\n")
-    return path
 
 
 def _stored(folder: Path, path: Path, codec: str) -> Runtime:
@@ -67,7 +57,7 @@ def test_a_word_is_found_in_the_rows_that_the_original_names(asked: tuple[int, i
 
 
 def test_a_file_becomes_a_bundle_that_makes_every_word_of_its_rows(tmp_path: Path) -> None:
-    path = _file(tmp_path)
+    path = floret_file(tmp_path)
     numbers = np.loadtxt(path, skiprows=1, dtype=np.float32)[:, 1:]
     with _stored(tmp_path, path, "float32") as runtime:
         for word in ("board", "naïve", "東京", "a", "thermometers" * 20):
@@ -122,11 +112,11 @@ def _cosine(a: np.ndarray, b: np.ndarray) -> float:
 )
 def test_a_header_that_lies_is_refused(tmp_path: Path, header: str, fault: str) -> None:
     with pytest.raises(RequestError, match=fault):
-        read_source(_file(tmp_path, header), "floret")
+        read_source(floret_file(tmp_path, header), "floret")
 
 
 def test_rows_out_of_their_order_and_rows_cut_short_are_refused(tmp_path: Path) -> None:
-    path = _file(tmp_path)
+    path = floret_file(tmp_path)
     lines = path.read_text().splitlines()
     for damaged, fault in (
         ([*lines[:3], lines[4], lines[3], *lines[5:]], "row 2: expected its number, 2, found b'3'"),
@@ -143,7 +133,7 @@ def test_rows_out_of_their_order_and_rows_cut_short_are_refused(tmp_path: Path) 
 def test_a_damaged_file_is_read_or_refused_by_its_name(
     tmp_path_factory: pytest.TempPathFactory, at: int, data: bytes, cut: bool
 ) -> None:
-    path = _file(tmp_path_factory.mktemp("floret"), rows=12, header=f"12 {DIMENSIONS} 3 4 2 {SEED} < >")
+    path = floret_file(tmp_path_factory.mktemp("floret"), rows=12, header=f"12 {DIMENSIONS} 3 4 2 {SEED} < >")
     whole = path.read_bytes()
     path.write_bytes(whole[:at] + data + (b"" if cut else whole[at + len(data) :]))
     try:
@@ -158,7 +148,9 @@ def test_a_damaged_file_is_read_or_refused_by_its_name(
     ("field", "value"), [("hashes", 5), ("hashes", 0), ("seed", -1), ("begin", ""), ("begin", "a b"), ("end", None)]
 )
 def test_a_manifest_with_another_recipe_is_refused(tmp_path: Path, field: str, value: object) -> None:
-    report = export(read_source(_file(tmp_path)), Options(target=tmp_path / "bundle", name="words", codec="float32"))
+    report = export(
+        read_source(floret_file(tmp_path)), Options(target=tmp_path / "bundle", name="words", codec="float32")
+    )
     manifest = json.loads((report.path / "manifest.json").read_bytes())
     manifest["models"][0]["subwords"]["bloom"][field] = value
     with pytest.raises(BundleError, match=field):

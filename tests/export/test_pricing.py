@@ -28,6 +28,7 @@ from edge_embed_export.preparing import Preparing, prepared
 from edge_embed_export.pricing import LossError
 from edge_embed_export.sources import Source, read_source
 from tests.fasttext_files import LABELS, Model
+from tests.floret_files import floret_file
 from tests.making import WORDS, small_source, small_text_source
 
 pytest.importorskip("onnx")
@@ -96,13 +97,6 @@ def _fasttext(folder: Path, model: Model) -> Source:
     return read_source(folder / "model.bin")
 
 
-def _floret(folder: Path) -> Source:
-    rows = np.random.default_rng(0).normal(size=(40, 6))
-    lines = [f"{row} " + " ".join(f"{x:.5g}" for x in numbers) for row, numbers in enumerate(rows)]
-    (folder / "model.vec").write_text("\n".join(["40 6 3 4 2 2166136261 < >", *lines, ""]))
-    return read_source(folder / "model.vec")
-
-
 def _skipping(folder: Path) -> Source:
     source = small_text_source()
     text = source.table.text
@@ -115,7 +109,7 @@ def _skipping(folder: Path) -> Source:
     [
         lambda folder: _fasttext(folder, Model()),
         lambda folder: _fasttext(folder, Model(labels=LABELS, model=3, loss=3, word_ngrams=2)),
-        _floret,
+        lambda folder: read_source(floret_file(folder)),
         _skipping,
     ],
     ids=["fastText", "fastText, supervised", "floret", "an encoder that skips unknown tokens"],
