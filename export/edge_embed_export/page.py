@@ -225,7 +225,10 @@ def _errors(page: Page) -> str:
     plot = lines(series, "rows, % (from the best)", "1 - cosine with the source", "errors", log=True)
     told = "; ".join(f"{one.name}: half within {one.y[50]:.2g}, all within {one.y[-1]:.2g}" for one in series)
     return _plot(
-        "Error distribution", plot, told, "How far decoded rows of the first table are from the packed ones, sorted."
+        "Error distribution",
+        plot,
+        told,
+        "How far decoded rows of the first table are from what went into the codec, sorted.",
     )
 
 
