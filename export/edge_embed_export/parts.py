@@ -34,6 +34,8 @@ TOKENIZER_BLOB = "tokenizer.json"
 
 # Labels are few, and a rounding of theirs is a rounding of every answer.
 _LABELS_CODEC = "float32"
+# The smallest normal number of float32 and eight digits more.
+_SHORTEST = 1e-30
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,13 +87,28 @@ def check_tables(source: Source, options: Options) -> None:
             with np.errstate(over="ignore"):
                 lengths = np.linalg.norm(table.vectors[block], axis=1)
             endless = np.flatnonzero(~np.isfinite(lengths))
+            short = np.flatnonzero(_is_too_short(table.vectors[block], lengths))
             if len(endless):
-                row = block.start + int(endless[0])
-                key = "" if table.keys is None else f" ({table.keys[row]!r})"
+                place = _row_said(table, source.title, block.start + int(endless[0]))
+                raise RequestError(f"{place}: expected a vector of finite length, found {lengths[endless[0]]}")
+            if len(short):
+                place = _row_said(table, source.title, block.start + int(short[0]))
                 raise RequestError(
-                    f"{table.name} of {source.title}: row {row}{key}: expected a vector of finite length, "
-                    f"found {lengths[endless[0]]}"
+                    f"{place}: expected zeros or a vector of length {_SHORTEST:g} or more, found a shorter one; "
+                    "multiply the table by a number"
                 )
+
+
+def _row_said(table: SourceTable, title: str, row: int) -> str:
+    key = "" if table.keys is None else f" ({table.keys[row]!r})"
+    return f"{table.name} of {title}: row {row}{key}"
+
+
+def _is_too_short(vectors: NDArray[np.float32], lengths: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Return which rows ``(n,)`` are no zeros, and so short that float32 has hardly a digit of their products."""
+    short = lengths < 1e-15  # squares may have gone to zero: those are looked at again
+    short[short] = np.linalg.norm(vectors[short].astype(np.float64), axis=1) < _SHORTEST
+    return short & vectors.any(axis=1)
 
 
 def parts_of(source: Source, options: Options, progress: Progress) -> list[Part]:

@@ -119,6 +119,10 @@ IMPOSSIBLE_SOURCES: Mapping[str, tuple[Callable[[], Source], str]] = {
     ),
     "infinity": (lambda: _table([[np.inf]]), "expected a vector of finite length, found inf"),
     "a length that float32 cannot hold": (lambda: _table([[1e30, 1]]), "expected a vector of finite length, found inf"),
+    "a length that float32 has no digits for": (
+        lambda: _table([[1, 1], [0, 0], [1e-38, 3e-40]]),
+        r"row 2 \(b'key 2'\): expected zeros or a vector of length 1e-30 or more, found a shorter one",
+    ),
 }
 
 
