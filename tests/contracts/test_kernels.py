@@ -60,8 +60,10 @@ def test_rows_have_the_bits_of_the_reference_alone_together_and_in_bags(
         np.testing.assert_array_equal(found.pool(ids, counts, None, mode), meant.pool(ids, counts, None, mode))
     np.testing.assert_array_equal(found.pool(ids, counts, weights, "sum"), meant.pool(ids, counts, weights, "sum"))
     query = np.random.default_rng(3).normal(size=dimensions).astype(np.float32)
-    exact = meant.decode(np.arange(ROWS)).astype(np.float64) @ query
-    np.testing.assert_allclose(found.scores(query), exact, rtol=1e-4, atol=1e-4)
+    decoded = meant.decode(np.arange(ROWS)).astype(np.float64)
+    exact = decoded @ query
+    rounded = np.abs(decoded).sum(axis=1) * np.abs(query).max() / (2 * reference.QUERY_LEVELS) if codec == "int8" else 0
+    assert (np.abs(found.scores(query) - exact) <= 1e-4 + 1e-4 * np.abs(exact) + rounded).all()
 
 
 @given(counts=st.lists(st.integers(0, 5), max_size=6), mode=st.sampled_from(["sum", "mean", "max"]))
@@ -157,3 +159,28 @@ def test_threads_share_one_table(kernels: Any) -> None:
     with ThreadPoolExecutor(4) as pool:
         answers = list(pool.map(lambda _: kernels.lookup(index, rows, many).tobytes(), range(24)))
     assert set(answers) == {expected}
+
+
+@pytest.mark.parametrize("dimensions", [1, 2, 63, 64, 384, 511, 512, 513, 1024, 1025, 2000])
+@pytest.mark.parametrize("extreme", [False, True])
+def test_a_scan_of_int8_rows_has_the_references_bits(kernels: Any, dimensions: int, extreme: bool) -> None:
+    random = np.random.default_rng(dimensions)
+    codes = random.integers(-128, 128, (40, dimensions)).astype(np.int8)
+    scales = random.random(40, np.float32)
+    query = random.normal(size=dimensions).astype(np.float32)
+    if extreme:
+        codes[:20], query = -128, np.where(query > 0, np.float32(3), np.float32(-3))
+        codes[20], query[:] = 127, -3
+    found = kernels.open_rows("int8", {"rows": codes, "scales": scales}, dimensions).scores(query)
+    np.testing.assert_array_equal(found, reference.scores_int8(codes, scales, query))
+    exact = (codes.astype(np.float64) @ query) * scales
+    # Half a level of the query in every number, and every code at its largest.
+    bound = np.abs(query).max() / reference.QUERY_LEVELS / 2 * 128 * dimensions * scales + 1e-6 * np.abs(exact)
+    assert (np.abs(found - exact) <= bound).all()
+
+
+def test_a_scan_by_a_query_that_is_not_finite_scores_nothing(kernels: Any) -> None:
+    rows = kernels.open_rows("int8", {"rows": np.ones((3, 2), np.int8), "scales": np.ones(3, np.float32)}, 2)
+    assert np.isnan(rows.scores(np.array([np.nan, 1], np.float32))).all()
+    assert np.isnan(rows.scores(np.array([np.inf, 1], np.float32))).all()
+    assert not rows.scores(np.zeros(2, np.float32)).any()

@@ -2,6 +2,7 @@
 #include "core.h"
 #include "variants.h"
 
+#include <math.h>
 #include <string.h>
 
 /* Rows whose cache lines are on their way while one is decoded, and how many lines of each are asked for: the
@@ -262,16 +263,47 @@ static inline float dot_floats(const unsigned char *row, const float *query, siz
     return sum;
 }
 
-static inline float dot_bytes(const signed char *row, const float *query, size_t d) {
-    float lanes[LANES] = {0}, sum;
-    size_t i = 0;
-    for (; i + LANES <= d; i += LANES)
-        for (size_t lane = 0; lane < LANES; lane++)
-            lanes[lane] += (float)row[i + lane] * query[i + lane];
-    sum = sum_of(lanes);
-    for (; i < d; i++)
-        sum += (float)row[i] * query[i];
+/* A query of whole numbers from -32512 to 32512, so that products add up to the same sum in any order and at any width.
+ * Processors multiply 16 bits by 16 bits and add up pairs in one step (pmaddwd, smlal). */
+#define LEVELS 32512
+/* Products of this many codes and levels, 128 * 32512 each at most, add up within 32 bits. */
+#define PART 512
+
+/* Write the levels of a query and return what one counts: NaN of what is not finite. */
+static double levels_of(const float *query, size_t d, int16_t *levels) {
+    double largest = 0, step;
+    memset(levels, 0, d * sizeof *levels);
+    for (size_t i = 0; i < d; i++) {
+        if (!isfinite(query[i]))
+            return NAN;
+        largest = fmax(largest, fabs((double)query[i]));
+    }
+    step = largest / LEVELS;
+    if (step > 0)
+        for (size_t i = 0; i < d; i++)
+            levels[i] = (int16_t)rint(query[i] / step);
+    return step;
+}
+
+static inline int32_t dot_levels(const signed char *codes, const int16_t *levels, size_t d) {
+    int32_t sum = 0;
+    for (size_t i = 0; i < d; i++) {
+        int16_t code = codes[i];
+        sum += code * levels[i];
+    }
     return sum;
+}
+
+static void scores_int8(const ee_rows *rows, const float *query, float *out, int16_t *levels) {
+    size_t d = rows->dimensions;
+    double step = levels_of(query, d, levels);
+    for (size_t id = 0; id < rows->row_count; id++) {
+        const signed char *codes = (const signed char *)rows->rows + id * rows->row_bytes;
+        int64_t sum = 0;
+        for (size_t from = 0; from < d; from += PART)
+            sum += dot_levels(codes + from, levels + from, d - from < PART ? d - from : PART);
+        out[id] = (float)((double)sum * step * read_float(rows->scales + 4 * id));
+    }
 }
 
 /* The query's dot product with each centroid, (books, 256), so that a row's is a sum of as many as it has codes. */
@@ -296,13 +328,17 @@ static void products_of(const ee_rows *rows, const float *query, float *products
 
 static void scores(const ee_rows *rows, const float *query, float *out, float *scratch) {
     size_t n = rows->row_count, d = rows->dimensions, books = rows->books;
+    if (rows->codec == EE_INT8) {
+        scores_int8(rows, query, out, (int16_t *)scratch);
+        return;
+    }
     if (rows->codec >= EE_PQ)
         products_of(rows, query, scratch, scratch + 256 * books);
     for (size_t id = 0; id < n; id++) {
         const unsigned char *row = rows->rows + id * rows->row_bytes;
         switch (rows->codec) {
             case EE_FLOAT32: out[id] = dot_floats(row, query, d); break;
-            case EE_INT8: out[id] = dot_bytes((const signed char *)row, query, d) * read_float(rows->scales + 4 * id); break;
+            case EE_INT8: break;
             case EE_FLOAT16:
             case EE_INT4:
                 decode_row(rows, (int64_t)id, scratch, NULL);
