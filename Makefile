@@ -51,6 +51,7 @@ bench: $(BENCH_ENV)/ready
 	$(BENCH_ENV)/bin/python benchmarks/lookup.py --write
 	$(BENCH_ENV)/bin/python benchmarks/bags.py --write
 	$(BENCH_ENV)/bin/python benchmarks/reading.py --write
+	$(BENCH_ENV)/bin/python benchmarks/scan.py --write
 
 clean:
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
