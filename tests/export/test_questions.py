@@ -32,7 +32,8 @@ def test_a_key_is_asked_for_its_neighbours_and_not_for_itself(bundle: Path) -> N
     with edge_embed.open(bundle) as runtime:
         (search,) = (question for question in answered(runtime) if question.operation == "search")
         for key, scores in zip(search.inputs, search.answer, strict=True):
-            np.testing.assert_allclose(scores, runtime.search(key, k=len(scores)).scores, atol=1e-6)
+            # The scan of int8 rows rounds its query to 16 bits.
+            np.testing.assert_allclose(scores, runtime.search(key, k=len(scores)).scores, atol=2e-5)
     assert search.by == "key" and search.answer.max() < 0.999
 
 
