@@ -77,12 +77,13 @@ def compile_kernels(root: Path, extension: Path) -> None:
 
         compiled("index.c", "index")
         compiled("choose.c", "choose")
+        compiled("search.c", "search")
         compiled("module.c", "module", *includes)
         for name, options in _VARIANTS.get(target.split("-")[0], _ANYWHERE):
             compiled("rows.c", name, *options, f"-DEE_VARIANT=ee_{name}", f'-DEE_VARIANT_NAME="{name}"')
         # Beside its place first: an extension that a process has mapped is replaced, never written over.
         made = extension.with_suffix(".new")
-        subprocess.run([*compiler, *flags, "-shared", *objects, "-o", str(made)], check=True)
+        subprocess.run([*compiler, *flags, "-shared", *objects, "-lm", "-o", str(made)], check=True)
         made.replace(extension)
 
 

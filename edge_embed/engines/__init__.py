@@ -71,6 +71,21 @@ class EngineRows(Pooling):
         """See :meth:`edge_embed.kernels.Rows.scores`."""
         return self._rows.scores(query)
 
+    def nearest(
+        self,
+        queries: NDArray[np.float32],
+        norms: NDArray[np.float32],
+        k: int,
+        runs: NDArray[np.int64],
+        wanted: NDArray[np.bool_] | None,
+        without: NDArray[np.int64],
+        deadline_ns: int,
+        plane: Rows | None,
+        length: int,
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32], bool]:
+        """See :meth:`edge_embed.kernels.Rows.nearest`."""
+        return self._rows.nearest(queries, norms, k, runs, wanted, without, deadline_ns, plane, length)
+
 
 def load_engine(name: str, path: str, *, bags: bool = False) -> OnnxRuntime | LiteRt:
     """Load a graph file, of lookups or of bags, into an engine by name.

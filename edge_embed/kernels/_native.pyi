@@ -24,6 +24,19 @@ class open_rows:  # noqa: N801 (a type that is called like the function it stand
         self, ids: NDArray[np.int64], counts: NDArray[np.int64], weights: NDArray[np.float32] | None, mode: str
     ) -> NDArray[np.float32]: ...
     def scores(self, query: NDArray[np.float32]) -> NDArray[np.float32]: ...
+    def nearest(
+        self,
+        queries: NDArray[np.float32],
+        norms: NDArray[np.float32],
+        k: int,
+        runs: NDArray[np.int64],
+        wanted: NDArray[np.bool_] | None,
+        without: NDArray[np.int64],
+        deadline_ns: int,
+        plane: RowsProtocol | None,
+        length: int,
+        /,
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32], bool]: ...
 
 def lookup(index: KeyIndex, rows: RowsProtocol, asked: object, /) -> NDArray[np.float32] | None: ...
 def bag(

@@ -7,6 +7,7 @@ checked, too.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -54,6 +55,35 @@ class Rows(Protocol):
     def scores(self, query: Vectors) -> Vectors:
         """Return the dot product ``(n,)`` of every row with the query ``(d,)``."""
 
+    def nearest(
+        self,
+        queries: Vectors,
+        norms: Vectors,
+        k: int,
+        runs: Ids,
+        wanted: NDArray[np.bool_] | None,
+        without: Ids,
+        deadline_ns: int,
+        plane: Rows | None,
+        length: int,
+        /,
+    ) -> tuple[Ids, Vectors, bool]:
+        """Return the ``k`` best rows ``(q, k)`` of each query by cosine, their cosines, and whether all were scanned.
+
+        Best first, of equal ones the first row; where fewer were scanned, rows of -1 that score 0.
+
+        Args:
+            queries: ``(q, d)``.
+            norms: ``(n,)``, the rows' lengths; a row of length 0 scores 0.
+            k: at most n.
+            runs: ``(r, 2)``, the first row of each run and the one after its last; they do not overlap.
+            wanted: ``(q, r)``, which query wants which run; None: all want all.
+            without: ``(q,)``, the row that is left out of each answer, or -1.
+            deadline_ns: on the monotonic clock; 0 for none. One block of rows is scanned whatever it says.
+            plane: a coarser table of the same rows that is scanned in their place, or None.
+            length: how many of the best rows of the plane are compared as they are: k to n.
+        """
+
 
 class Index:
     """See :class:`KeyIndex`."""
@@ -87,7 +117,7 @@ class Index:
 
 
 class Pooling:
-    """Bags of rows that were decoded first: for every codec, and for engines."""
+    """What follows from decoding and scoring: bags and neighbours, for every codec, and for engines."""
 
     def decode(self, ids: Ids) -> Vectors:
         """See :meth:`Rows.decode`."""
@@ -100,6 +130,75 @@ class Pooling:
             vectors = vectors * weights[:, np.newaxis]
         return reference.pool(vectors, counts, mode)
 
+    def run(self, first: int, stop: int) -> Pooling:
+        """Return some rows as a table of their own."""
+        raise NotImplementedError
+
+    def scores(self, query: Vectors) -> Vectors:
+        """See :meth:`Rows.scores`."""
+        raise NotImplementedError
+
+    def all_scores(self, queries: Vectors) -> Vectors:
+        """Return the dot products ``(q, n)`` of every row with each query ``(q, d)``."""
+        return np.stack([self.scores(query) for query in queries])
+
+    def nearest(
+        self,
+        queries: Vectors,
+        norms: Vectors,
+        k: int,
+        runs: Ids,
+        wanted: NDArray[np.bool_] | None,
+        without: Ids,
+        deadline_ns: int,
+        plane: Rows | None,
+        length: int,
+        /,
+    ) -> tuple[Ids, Vectors, bool]:
+        """See :meth:`Rows.nearest`."""
+        if plane is None:
+            return self._scanned(queries, norms, k, runs, wanted, without, deadline_ns)
+        listed, _, complete = plane.nearest(queries, norms, length, runs, wanted, without, deadline_ns, None, 0)
+        found = []
+        for query, shortlist in zip(queries, listed, strict=True):
+            rows = np.sort(shortlist[shortlist >= 0])
+            alone = np.stack([rows, rows + 1], axis=1)
+            found.append(self._scanned(query[np.newaxis], norms, k, alone, None, np.full(1, -1), 0))
+        best = np.concatenate([np.empty((0, k), np.int64), *(each[0] for each in found)])
+        return best, np.concatenate([np.empty((0, k), np.float32), *(each[1] for each in found)]), complete
+
+    def _scanned(
+        self,
+        queries: Vectors,
+        norms: Vectors,
+        k: int,
+        runs: Ids,
+        wanted: NDArray[np.bool_] | None,
+        without: Ids,
+        deadline_ns: int,
+    ) -> tuple[Ids, Vectors, bool]:
+        best = [reference.Best(k, int(row)) for row in without]
+        lengths = [reference.length(query) for query in queries]
+        blocks = [
+            (place, first, min(first + reference.SCAN_ROWS, stop))
+            for place, (start, stop) in enumerate(runs.tolist())
+            for first in range(start, stop, reference.SCAN_ROWS)
+        ]
+        scanned = 0
+        for place, first, stop in blocks:
+            asking = np.arange(len(queries)) if wanted is None else np.flatnonzero(wanted[:, place])
+            if len(asking):
+                products = self.run(first, stop).all_scores(queries[asking])
+                for i, of_query in zip(asking.tolist(), products, strict=True):
+                    best[i].offer(first, reference.cosines(of_query, norms[first:stop], lengths[i]))
+            scanned += 1
+            if deadline_ns and time.monotonic_ns() >= deadline_ns:
+                break
+        found = [each.in_order() for each in best]
+        rows = np.array([each[0] for each in found], np.int64).reshape(len(queries), k)
+        scores = np.array([each[1] for each in found], np.float32).reshape(len(queries), k)
+        return rows, scores, scanned == len(blocks)
+
 
 class Float32Rows(Pooling):
     """Codec ``float32``: the numbers themselves."""
@@ -110,6 +209,10 @@ class Float32Rows(Pooling):
     def decode(self, ids: Ids) -> Vectors:
         """See :meth:`Rows.decode`."""
         return reference.decode_float32(self._rows, ids)
+
+    def run(self, first: int, stop: int) -> Float32Rows:
+        """See :meth:`Pooling.run`."""
+        return Float32Rows(self._rows[first:stop])
 
     def scores(self, query: Vectors) -> Vectors:
         """See :meth:`Rows.scores`."""
@@ -125,6 +228,10 @@ class Float16Rows(Pooling):
     def decode(self, ids: Ids) -> Vectors:
         """See :meth:`Rows.decode`."""
         return reference.decode_float16(self._rows, ids)
+
+    def run(self, first: int, stop: int) -> Float16Rows:
+        """See :meth:`Pooling.run`."""
+        return Float16Rows(self._rows[first:stop])
 
     def scores(self, query: Vectors) -> Vectors:
         """See :meth:`Rows.scores`."""
@@ -142,9 +249,18 @@ class Int8Rows(Pooling):
         """See :meth:`Rows.decode`."""
         return reference.decode_int8(self._rows, self._scales, ids)
 
+    def run(self, first: int, stop: int) -> Int8Rows:
+        """See :meth:`Pooling.run`."""
+        return Int8Rows(self._rows[first:stop], self._scales[first:stop])
+
     def scores(self, query: Vectors) -> Vectors:
         """See :meth:`Rows.scores`."""
-        return reference.scores_int8(self._rows, self._scales, query)
+        alone: Vectors = reference.scores_int8(self._rows, self._scales, query[np.newaxis])[0]
+        return alone
+
+    def all_scores(self, queries: Vectors) -> Vectors:
+        """See :meth:`Pooling.all_scores`: codes become float32 once for all queries."""
+        return reference.scores_int8(self._rows, self._scales, queries)
 
 
 class Int4Rows(Pooling):
@@ -159,15 +275,41 @@ class Int4Rows(Pooling):
         """See :meth:`Rows.decode`."""
         return reference.decode_int4(self._rows, self._scales, ids, self._dimensions)
 
+    def run(self, first: int, stop: int) -> Int4Rows:
+        """See :meth:`Pooling.run`."""
+        return Int4Rows(self._rows[first:stop], self._scales[first:stop], self._dimensions)
+
     def scores(self, query: Vectors) -> Vectors:
         """See :meth:`Rows.scores`."""
         return reference.scores_by_decoding(self.decode, len(self._rows), query)
+
+
+class PlaneRows(Pooling):
+    """A plane of 4-bit codes, one float32 scale per row: what a search goes through before it looks at int8 rows."""
+
+    def __init__(self, rows: NDArray[np.uint8], scales: NDArray[np.float32], dimensions: int) -> None:
+        self._rows = rows
+        self._scales = scales
+        self._dimensions = dimensions
+
+    def decode(self, ids: Ids) -> Vectors:
+        """See :meth:`Rows.decode`."""
+        return reference.decode_plane(self._rows, self._scales, ids, self._dimensions)
+
+    def run(self, first: int, stop: int) -> PlaneRows:
+        """See :meth:`Pooling.run`."""
+        return PlaneRows(self._rows[first:stop], self._scales[first:stop], self._dimensions)
+
+    def scores(self, query: Vectors) -> Vectors:
+        """See :meth:`Rows.scores`."""
+        return reference.scores_plane(self._rows, self._scales, query)
 
 
 class PqRows(Pooling):
     """Codec ``pq``: a centroid for each part of a row, and the row's length."""
 
     def __init__(self, tensors: Mapping[str, NDArray[Any]], dimensions: int) -> None:
+        self._tensors = tensors
         self._rows = tensors["rows"]
         self._codebooks = tensors["codebooks"]
         self._length_codes, self._length_levels = tensors["length_codes"], tensors["length_levels"]
@@ -177,6 +319,10 @@ class PqRows(Pooling):
         """See :meth:`Rows.decode`."""
         lengths = self._length_levels[self._length_codes[ids]]
         return reference.decode_pq(self._rows, self._codebooks, lengths, ids, self._dimensions)
+
+    def run(self, first: int, stop: int) -> PqRows:
+        """See :meth:`Pooling.run`."""
+        return PqRows(_run_of_codes(self._tensors, first, stop), self._dimensions)
 
     def scores(self, query: Vectors) -> Vectors:
         """See :meth:`Rows.scores`."""
@@ -191,6 +337,7 @@ class OpqRows(Pooling):
     """Codec ``opq``: ``pq`` of rows that were rotated, so that each part says as much as the others."""
 
     def __init__(self, tensors: Mapping[str, NDArray[Any]]) -> None:
+        self._tensors = tensors
         self._rows = tensors["rows"]
         self._codebooks, self._rotation = tensors["codebooks"], tensors["rotation"]
         self._length_codes, self._length_levels = tensors["length_codes"], tensors["length_levels"]
@@ -199,6 +346,10 @@ class OpqRows(Pooling):
         """See :meth:`Rows.decode`."""
         lengths = self._length_levels[self._length_codes[ids]]
         return reference.decode_opq(self._rows, self._codebooks, self._rotation, lengths, ids)
+
+    def run(self, first: int, stop: int) -> OpqRows:
+        """See :meth:`Pooling.run`."""
+        return OpqRows(_run_of_codes(self._tensors, first, stop))
 
     def scores(self, query: Vectors) -> Vectors:
         """See :meth:`Rows.scores`."""
@@ -211,6 +362,7 @@ class RqRows(Pooling):
     """Codec ``rq``: the sum of a centroid of each of m codebooks, and the row's length."""
 
     def __init__(self, tensors: Mapping[str, NDArray[Any]]) -> None:
+        self._tensors = tensors
         self._rows = tensors["rows"]
         self._codebooks = tensors["codebooks"]
         self._length_codes, self._length_levels = tensors["length_codes"], tensors["length_levels"]
@@ -219,18 +371,27 @@ class RqRows(Pooling):
         """See :meth:`Rows.decode`."""
         return reference.decode_rq(self._rows, self._codebooks, self._length_levels[self._length_codes[ids]], ids)
 
+    def run(self, first: int, stop: int) -> RqRows:
+        """See :meth:`Pooling.run`."""
+        return RqRows(_run_of_codes(self._tensors, first, stop))
+
     def scores(self, query: Vectors) -> Vectors:
         """See :meth:`Rows.scores`."""
         return reference.scores_codes(self._rows, self._codebooks @ query, self._length_levels[self._length_codes])
 
 
-#: Each codec makes its rows from its tensors, by their names, and the number of dimensions.
+def _run_of_codes(tensors: Mapping[str, NDArray[Any]], first: int, stop: int) -> Mapping[str, NDArray[Any]]:
+    return {**tensors, **{name: tensors[name][first:stop] for name in ("rows", "length_codes")}}
+
+
+#: Each codec, and a plane, makes its rows from its tensors, by their names, and the number of dimensions.
 CODECS: Mapping[str, Callable[[Mapping[str, NDArray[Any]], int], Rows]] = MappingProxyType(
     {
         "float32": lambda tensors, _: Float32Rows(tensors["rows"]),
         "float16": lambda tensors, _: Float16Rows(tensors["rows"]),
         "int8": lambda tensors, _: Int8Rows(tensors["rows"], tensors["scales"]),
         "int4": lambda tensors, dimensions: Int4Rows(tensors["rows"], tensors["scales"], dimensions),
+        "plane": lambda tensors, dimensions: PlaneRows(tensors["rows"], tensors["scales"], dimensions),
         "pq": PqRows,
         "opq": lambda tensors, _: OpqRows(tensors),
         "rq": lambda tensors, _: RqRows(tensors),

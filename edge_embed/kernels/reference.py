@@ -19,6 +19,8 @@ from edge_embed_bundle.manifest import INT4_BLOCK
 SCAN_ROWS = 4096
 #: What the largest number of a query of int8 rows becomes: 127 * 256, so that the upper byte stays within -127 and 127.
 QUERY_LEVELS = 127 * 256
+#: What the largest number of a query of a plane becomes.
+PLANE_LEVELS = 127
 # A float32 holds the sum of so many products of two bytes.
 _EXACT_PRODUCTS = 1024
 
@@ -218,6 +220,24 @@ def decode_int4(
     return decoded
 
 
+def decode_plane(
+    rows: NDArray[np.uint8], scales: NDArray[np.float32], ids: NDArray[np.int64], dimensions: int
+) -> NDArray[np.float32]:
+    """Return ``(n, dimensions)`` float32: each code, less 8, times its row's scale; bytes as for ``decode_int4``."""
+    places = _places(ids)
+    codes = plane_codes(np.take(rows, places, axis=0, mode="clip"), dimensions)
+    return np.multiply(codes, np.take(scales, places, mode="clip")[:, np.newaxis], dtype=np.float32)
+
+
+def plane_codes(rows: NDArray[np.uint8], dimensions: int) -> NDArray[np.int8]:
+    """Return the codes ``(n, dimensions)``, from -8 to 7, of rows ``(n, ceil(d / 2))``."""
+    codes = np.empty((len(rows), 2 * rows.shape[1]), np.int8)
+    codes[:, ::2] = rows & 15
+    codes[:, 1::2] = rows >> 4
+    codes -= 8
+    return codes[:, :dimensions]
+
+
 def decode_pq(
     rows: NDArray[np.uint8],
     codebooks: NDArray[np.float32],
@@ -356,37 +376,59 @@ def scores_float32(rows: NDArray[np.float32], query: NDArray[np.float32]) -> NDA
     return _scanned(rows, query)
 
 
-def scores_int8(rows: NDArray[np.int8], scales: NDArray[np.float32], query: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the dot product ``(n,)`` of every decoded row with the query ``(d,)``, rounded to 16 bits a number.
+def scores_int8(
+    rows: NDArray[np.int8], scales: NDArray[np.float32], queries: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Return the dot products ``(q, n)`` of every decoded row with queries ``(q, d)``, rounded to 16 bits a number.
 
-    Codes and levels of the query are whole numbers: their sums have no rounding, so every order and every instruction
-    set gives the same bits. The query's rounding is 1/65,024 of its largest number at most, a 256th of a code's own.
+    Codes and levels of a query are whole numbers: their sums have no rounding, so every order and every instruction
+    set gives the same bits. A query's rounding is 1/65,024 of its largest number at most, a 256th of a code's own.
     """
-    levels, step = query_levels(query)
+    levelled = [query_levels(query) for query in queries]
+    levels, steps = np.stack([each[0] for each in levelled]), np.array([each[1] for each in levelled])
     # In bytes, so that float32 adds them up without a rounding.
     upper = (levels + np.int16(128)) >> 8
-    halves = upper.astype(np.float32), (levels - 256 * upper).astype(np.float32)
-    sums = np.zeros(len(rows))
+    halves = np.concatenate([upper, levels - 256 * upper]).astype(np.float32).T
+    sums = np.zeros((len(queries), len(rows)))
     numbers = np.empty((min(SCAN_ROWS, len(rows)), rows.shape[1]), np.float32)
     for start in range(0, len(rows), SCAN_ROWS):
         block = rows[start : start + SCAN_ROWS]
         np.copyto(numbers[: len(block)], block)
         for first in range(0, rows.shape[1], _EXACT_PRODUCTS):
             part = slice(first, first + _EXACT_PRODUCTS)
-            high, low = (numbers[: len(block), part] @ half[part] for half in halves)
-            sums[start : start + len(block)] += 256 * high.astype(np.float64) + low
-    return (sums * step * scales).astype(np.float32)
+            products = (numbers[: len(block), part] @ halves[part]).T.astype(np.float64)
+            sums[:, start : start + len(block)] += 256 * products[: len(queries)] + products[len(queries) :]
+    scores: NDArray[np.float32] = (sums * steps[:, np.newaxis] * scales).astype(np.float32)
+    return scores
 
 
-def query_levels(query: NDArray[np.float32]) -> tuple[NDArray[np.int16], float]:
-    """Return a query as whole numbers ``(d,)`` from -32,512 to 32,512, and what one counts.
+def scores_plane(
+    rows: NDArray[np.uint8], scales: NDArray[np.float32], query: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Return the dot product ``(n,)`` of every row of a plane with the query ``(d,)``, rounded to 8 bits a number.
+
+    Whole numbers again: the same bits on every path.
+    """
+    levels, step = query_levels(query, PLANE_LEVELS)
+    sums = np.zeros(len(rows))
+    for start in range(0, len(rows), SCAN_ROWS):
+        codes = plane_codes(rows[start : start + SCAN_ROWS], len(query)).astype(np.float32)
+        for first in range(0, len(query), _EXACT_PRODUCTS):
+            part = slice(first, first + _EXACT_PRODUCTS)
+            sums[start : start + len(codes)] += codes[:, part] @ levels[part].astype(np.float32)
+    scores: NDArray[np.float32] = (sums * step * scales).astype(np.float32)
+    return scores
+
+
+def query_levels(query: NDArray[np.float32], count: int = QUERY_LEVELS) -> tuple[NDArray[np.int16], float]:
+    """Return a query as whole numbers ``(d,)`` from ``-count`` to ``count``, and what one counts.
 
     Of a query that is not finite: zeros, and NaN.
     """
     wide = query.astype(np.float64)
     if not np.isfinite(wide).all():
         return np.zeros(len(query), np.int16), np.nan
-    step = float(np.abs(wide).max(initial=0)) / QUERY_LEVELS
+    step = float(np.abs(wide).max(initial=0)) / count
     return (np.rint(wide / step) if step else wide).astype(np.int16), step
 
 
@@ -445,3 +487,47 @@ def top_k(scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:
     else:
         places = np.arange(len(scores))
     return places[np.argsort(-scores[places], kind="stable")][:k]
+
+
+def length(query: NDArray[np.float32]) -> np.float32:
+    """Return the Euclidean length of a query ``(d,)``: squares in float64, added one after the other."""
+    return np.float32(np.sqrt(np.cumsum(np.square(query, dtype=np.float64))[-1])) if len(query) else np.float32(0)
+
+
+def cosines(products: NDArray[np.float32], norms: NDArray[np.float32], length: np.float32) -> NDArray[np.float32]:
+    """Return the cosines ``(n,)`` of rows of some lengths, 0 where one has none, with a query of ``length``."""
+    lengths = norms * length
+    found: NDArray[np.float32] = np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0)
+    return found
+
+
+class Best:
+    """The ``k`` best rows of one query so far; ``without`` is left out."""
+
+    def __init__(self, k: int, without: int) -> None:
+        self._k = k
+        self._without = without
+        self._rows = np.empty(0, np.int64)
+        self._scores = np.empty(0, np.float32)
+
+    def offer(self, first: int, scores: NDArray[np.float32]) -> None:
+        """Look at the scores ``(m,)`` of the rows from ``first`` on."""
+        if len(self._rows) < self._k or not self._k:
+            places = np.arange(len(scores))
+        else:
+            places = np.flatnonzero(~(scores < self._scores[-1]))
+        if len(places) > self._k:
+            # No row below the k-th score of a block can be among the best; one may be left out.
+            among = min(self._k + 1, len(places))
+            border = np.partition(scores[places], len(places) - among)[len(places) - among]
+            places = places[~(scores[places] < border)]
+        rows, scores = first + places, scores[places]
+        kept = rows != self._without
+        rows, scores = np.concatenate([self._rows, rows[kept]]), np.concatenate([self._scores, scores[kept]])
+        order = np.lexsort((rows, -scores))[: self._k]
+        self._rows, self._scores = rows[order], scores[order]
+
+    def in_order(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Return rows and scores ``(k,)``, best first; -1 and 0 where there are fewer."""
+        left = self._k - len(self._rows)
+        return np.pad(self._rows, (0, left), constant_values=-1), np.pad(self._scores, (0, left))

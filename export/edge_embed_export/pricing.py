@@ -137,6 +137,10 @@ class _TrainedRows(Pooling):
         """See :meth:`Rows.scores`."""
         return scores_by_decoding(self.decode, len(self._vectors), query)
 
+    def run(self, first: int, stop: int) -> _TrainedRows:
+        """See :meth:`Pooling.run`."""
+        return _TrainedRows(self._vectors[first:stop])
+
 
 def _as_trained(tables: Mapping[str, SourceTable], bundle: Bundle, model: Model) -> Table:
     """Return a model's table over its source's vectors; a collection is of no source, and stays as it is stored."""

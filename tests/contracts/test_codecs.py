@@ -64,7 +64,7 @@ def _decoder(kernels: Any, codec: str, tensors: Mapping[str, NDArray[Any]], dime
 
 
 def test_a_codec_that_one_side_knows_the_other_side_and_the_format_know_too() -> None:
-    assert set(ENCODERS) == set(CODECS) == set(CODEC_TENSORS)
+    assert set(ENCODERS) == set(CODEC_TENSORS) == set(CODECS) - {"plane"}
 
 
 @pytest.mark.parametrize("codec", ENCODERS)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -172,7 +174,7 @@ def test_a_scan_of_int8_rows_has_the_references_bits(kernels: Any, dimensions: i
         codes[:20], query = -128, np.where(query > 0, np.float32(3), np.float32(-3))
         codes[20], query[:] = 127, -3
     found = kernels.open_rows("int8", {"rows": codes, "scales": scales}, dimensions).scores(query)
-    np.testing.assert_array_equal(found, reference.scores_int8(codes, scales, query))
+    np.testing.assert_array_equal(found, reference.scores_int8(codes, scales, query[np.newaxis])[0])
     exact = (codes.astype(np.float64) @ query) * scales
     # Half a level of the query in every number, and every code at its largest.
     bound = np.abs(query).max() / reference.QUERY_LEVELS / 2 * 128 * dimensions * scales + 1e-6 * np.abs(exact)
@@ -184,3 +186,142 @@ def test_a_scan_by_a_query_that_is_not_finite_scores_nothing(kernels: Any) -> No
     assert np.isnan(rows.scores(np.array([np.nan, 1], np.float32))).all()
     assert np.isnan(rows.scores(np.array([np.inf, 1], np.float32))).all()
     assert not rows.scores(np.zeros(2, np.float32)).any()
+
+
+# The nearest rows
+
+
+def _plane(dimensions: int) -> dict[str, NDArray[Any]]:
+    random = np.random.default_rng(dimensions)
+    codes = random.integers(0, 256, (ROWS, -(-dimensions // 2))).astype(np.uint8)
+    return {"rows": _unaligned(codes), "scales": random.random(ROWS, np.float32)}
+
+
+def _searched(codec: str, dimensions: int) -> dict[str, NDArray[Any]]:
+    return _plane(dimensions) if codec == "plane" else _tensors(codec, dimensions)
+
+
+def _nearest(rows: Any, queries: NDArray[np.float32], norms: NDArray[np.float32], k: int, **more: Any) -> Any:
+    asked = {
+        "runs": np.array([[0, ROWS]]),
+        "wanted": None,
+        "without": np.full(len(queries), -1),
+        "deadline_ns": 0,
+        "plane": None,
+        "length": 0,
+    }
+    return rows.nearest(queries, norms, k, *{**asked, **more}.values())
+
+
+@pytest.mark.parametrize("dimensions", [1, 2, 31, 32, 33, 63, 64, 65, 100, 384, 1025])
+@pytest.mark.parametrize("extreme", [False, True])
+def test_a_plane_has_the_references_bits(kernels: Any, dimensions: int, extreme: bool) -> None:
+    tensors = _plane(dimensions)
+    query = np.random.default_rng(3).normal(size=dimensions).astype(np.float32)
+    if extreme:
+        tensors["rows"], query[:] = np.full((ROWS, -(-dimensions // 2)), 255, np.uint8), -3
+    found, meant = kernels.open_rows("plane", tensors, dimensions), pure.open_rows("plane", tensors, dimensions)
+    np.testing.assert_array_equal(found.scores(query), meant.scores(query))
+    decoded = meant.decode(np.arange(ROWS))
+    np.testing.assert_array_equal(found.decode(np.arange(ROWS)), decoded)
+    bound = np.abs(decoded).sum(axis=1) * np.abs(query).max() / (2 * reference.PLANE_LEVELS)
+    assert (np.abs(found.scores(query) - decoded.astype(np.float64) @ query) <= 1e-4 + bound).all()
+
+
+@pytest.mark.parametrize("codec", [*ENCODERS, "plane"])
+@pytest.mark.parametrize("k", [0, 1, 5, ROWS])
+def test_the_nearest_rows_are_the_best_of_all_cosines_and_of_equal_ones_the_first(
+    kernels: Any, codec: str, k: int
+) -> None:
+    tensors = _searched(codec, 33)
+    for name in tensors.keys() & {"rows", "scales", "length_codes"}:
+        # Rows that stand twice, with equal scores.
+        tensors[name] = np.concatenate([tensors[name][:20], tensors[name][: ROWS - 20]])
+    rows = kernels.open_rows(codec, tensors, 33)
+    norms = np.linalg.norm(rows.decode(np.arange(ROWS)), axis=1).astype(np.float32)
+    queries = np.random.default_rng(1).normal(size=(3, 33)).astype(np.float32)
+    queries[1] = 0
+    found, scores, complete = _nearest(rows, queries, norms, k, without=np.array([-1, -1, 7]))
+    assert complete
+    for query, left_out, row, score in zip(queries, (-1, -1, 7), found, scores, strict=True):
+        cosines = reference.cosines(rows.scores(query), norms, reference.length(query))
+        order = [int(each) for each in np.lexsort((np.arange(ROWS), -cosines)) if each != left_out][:k]
+        assert row[: len(order)].tolist() == order
+        np.testing.assert_array_equal(score[: len(order)], cosines[order])
+        assert (row[len(order) :] == -1).all() and not score[len(order) :].any()
+
+
+@given(data=st.data())
+@settings(deadline=None)
+def test_both_spellings_search_any_runs_for_any_queries_alike(data: st.DataObject) -> None:
+    native = pytest.importorskip("edge_embed.kernels._native", reason="the native kernels were not built here")
+    random = np.random.default_rng(data.draw(st.integers(0, 1000)))
+    borders = sorted(data.draw(st.lists(st.integers(0, ROWS), max_size=8)))
+    runs = np.array(list(pairwise(borders)), np.int64).reshape(-1, 2)[random.permutation(max(0, len(borders) - 1))]
+    queries = random.normal(size=(data.draw(st.integers(0, 4)), 24)).astype(np.float32)
+    wanted = random.random((len(queries), len(runs))) < 0.6 if data.draw(st.booleans()) else None
+    k, without = data.draw(st.integers(0, ROWS)), random.integers(-1, ROWS, len(queries))
+    length = data.draw(st.integers(k, ROWS))
+    norms = random.random(ROWS).astype(np.float32)
+    tensors, plane = _tensors("int8", 24), _plane(24)
+    answers = []
+    for kernels in (pure, native):
+        planes = kernels.open_rows("plane", plane, 24) if length % 2 else None
+        rows = kernels.open_rows("int8", tensors, 24)
+        more = {"runs": runs, "wanted": wanted, "without": without, "plane": planes, "length": length}
+        answers.append(_nearest(rows, queries, norms, k, **more))
+    for meant, found in zip(*answers, strict=True):
+        np.testing.assert_array_equal(found, meant)
+
+
+def test_a_deadline_that_has_passed_leaves_one_block_and_says_so(kernels: Any) -> None:
+    rows = kernels.open_rows("int8", _tensors("int8", 8), 8)
+    queries, norms = np.ones((1, 8), np.float32), np.ones(ROWS, np.float32)
+    runs = np.array([[20, ROWS], [0, 20]])
+    late = _nearest(rows, queries, norms, ROWS, runs=runs, deadline_ns=1)
+    assert not late[2]
+    assert set(late[0][0].tolist()) == {*range(20, ROWS), -1}
+    in_time = _nearest(rows, queries, norms, ROWS, runs=runs, deadline_ns=time.monotonic_ns() + 10**12)
+    assert in_time[2] and sorted(in_time[0][0].tolist()) == list(range(ROWS))
+    # What was scanned to its end was not cut off, whatever the clock says.
+    assert _nearest(rows, queries, norms, ROWS, deadline_ns=1)[2]
+
+
+def test_threads_search_one_table(kernels: Any) -> None:
+    rows = kernels.open_rows("int8", _tensors("int8", 300), 300)
+    queries = np.random.default_rng(1).normal(size=(16, 300)).astype(np.float32)
+    norms = np.ones(ROWS, np.float32)
+
+    def ask(_: int) -> bytes:
+        found, scores, _ = _nearest(rows, queries, norms, 10)
+        return bytes(found.tobytes() + scores.tobytes())
+
+    with ThreadPoolExecutor(4) as pool:
+        assert len(set(pool.map(ask, range(24)))) == 1
+
+
+def test_no_search_reads_outside_the_table() -> None:
+    native = pytest.importorskip("edge_embed.kernels._native", reason="the native kernels were not built here")
+    rows, plane = native.open_rows("int8", _tensors("int8", 8), 8), native.open_rows("plane", _plane(8), 8)
+    queries, norms = np.ones((2, 8), np.float32), np.ones(ROWS, np.float32)
+    for run in ([-1, 3], [0, ROWS + 1], [5, 4], [-(2**63), 2**63 - 1], [2**62, 2**62]):
+        with pytest.raises(IndexError, match="expected runs of rows from 0 to"):
+            _nearest(rows, queries, norms, 3, runs=np.array([[0, 2], run]))
+    wrong: list[dict[str, Any]] = [
+        {"k": ROWS + 1},
+        {"k": -1},
+        {"norms": norms[1:]},
+        {"queries": queries[:, 1:].copy()},
+        {"wanted": np.ones((2, 2), bool)},
+        {"without": np.array([-1])},
+        {"runs": np.array([[0, 1, 2]])},
+        {"plane": plane, "length": 2},
+        {"plane": plane, "length": ROWS + 1},
+        {"plane": native.open_rows("plane", _plane(10), 10), "length": 5},
+    ]
+    for each in wrong:
+        asked: dict[str, Any] = {"queries": queries, "norms": norms, "k": 3, **each}
+        with pytest.raises(ValueError, match="expected"):
+            _nearest(rows, **asked)
+    with pytest.raises(TypeError, match="plane"):
+        _nearest(rows, queries, norms, 3, plane=7, length=5)

@@ -128,7 +128,7 @@ def test_scores_are_the_dot_products_in_float64_within_the_tolerance(rows: int, 
     # The query's numbers are rounded to levels: half a level off at most, and then nothing is.
     level = np.abs(query).max() / reference.QUERY_LEVELS
     bound = np.abs(codes.astype(np.float64)).sum(axis=1) * scales * level / 2 + 1e-7 * np.abs(exact)
-    found = reference.scores_int8(codes, scales, query)
+    found = reference.scores_int8(codes, scales, query[np.newaxis])[0]
     assert found.shape == exact.shape and found.dtype == np.float32
     assert (np.abs(found - exact) <= bound).all()
     numbers = source.normal(size=(rows, dimensions)).astype(np.float32)

@@ -23,5 +23,7 @@ const ee_kernels *ee_choose(void) {
 size_t ee_scratch(const ee_rows *rows) { return rows->codec == EE_OPQ ? rows->books * rows->width : 0; }
 
 size_t ee_scan_scratch(const ee_rows *rows) {
+    if (rows->codec == EE_PLANE)
+        return rows->dimensions + EE_PLANE_STRIDE;
     return rows->codec >= EE_PQ ? rows->books * (256 + rows->width) : rows->dimensions;
 }

@@ -27,7 +27,7 @@ int64_t ee_find(const ee_index *index, uint64_t hash);
 /* Find many: as ee_find for each, with the reads of several keys under way at a time. */
 void ee_find_all(const ee_index *index, const uint64_t *hashes, size_t n, int64_t *rows);
 
-typedef enum { EE_FLOAT32, EE_FLOAT16, EE_INT8, EE_INT4, EE_PQ, EE_OPQ, EE_RQ } ee_codec;
+typedef enum { EE_FLOAT32, EE_FLOAT16, EE_INT8, EE_INT4, EE_PLANE, EE_PQ, EE_OPQ, EE_RQ } ee_codec;
 
 /* A table as its codec stores it; the tensors are those of SPEC.md, "Codecs", and null where a codec has none. */
 typedef struct {
@@ -35,7 +35,7 @@ typedef struct {
     size_t row_count, dimensions;
     const unsigned char *rows;
     size_t row_bytes;
-    const unsigned char *scales;        /* int8: float32 x n; int4: float16 x (n, blocks) */
+    const unsigned char *scales;        /* int8, plane: float32 x n; int4: float16 x (n, blocks) */
     const unsigned char *codebooks;     /* float32 (books, 256, width) */
     size_t books, width;
     const unsigned char *rotation;      /* opq: float32 (d, books * width) */
@@ -45,7 +45,21 @@ typedef struct {
 
 #define EE_INT4_BLOCK 32
 
+/* A query of a plane is padded with zeros to a multiple of so many bytes. */
+#define EE_PLANE_STRIDE 32
+
 typedef enum { EE_SUM, EE_MEAN, EE_MAX } ee_mode;
+
+/* A query in the form in which a codec's rows are compared with it. */
+typedef struct {
+    const float *query;    /* (d,) */
+    const int16_t *levels; /* int8: (d,) whole numbers, each worth step */
+    const int8_t *bytes;   /* plane: those of the numbers in low halves of a byte, then of those in high halves */
+    int64_t lowered;       /* plane: what codes that were stored with 8 added count too much */
+    double step;
+    const float *products; /* pq, opq, rq: (books, 256), with each centroid */
+    float *row;            /* others: room for a decoded one */
+} ee_query;
 
 /* One spelling of the hot loops for one instruction set. */
 typedef struct {
@@ -62,9 +76,56 @@ typedef struct {
     /* The same for vectors (n, d) that are already decoded. */
     void (*pool_vectors)(const float *vectors, const int64_t *counts, size_t b, size_t d, ee_mode mode, float *out);
 
-    /* Write the dot product of every row with the query (d,) to out (n,). scratch: ee_scan_scratch(rows) floats. */
-    void (*scores)(const ee_rows *rows, const float *query, float *out, float *scratch);
+    /* Make a query (d,) ready for scores. scratch: ee_scan_scratch(rows) floats, the query's as long as it is asked. */
+    ee_query (*prepare)(const ee_rows *rows, const float *query, float *scratch);
+
+    /* Write the dot products of count rows from first on with the query to out (count,). */
+    void (*scores)(const ee_rows *rows, const ee_query *query, size_t first, size_t count, float *out);
 } ee_kernels;
+
+typedef struct {
+    float score;
+    int64_t row;
+} ee_hit;
+
+/* The best rows of one query so far, in any order: k of them and more, until there is no room. */
+typedef struct {
+    size_t count, k, room; /* room: more than k, or the rows there are */
+    ee_hit *hits;
+    float length;    /* of the query */
+    int64_t without; /* a row that is left out, or -1 */
+    int has_bar;
+    ee_hit bar;      /* what comes after it is none of the k best */
+} ee_best;
+
+/* Whose cosines are asked for: q queries over runs of rows, in their order. */
+typedef struct {
+    const ee_rows *rows;
+    const float *norms;           /* (n,), of the decoded rows */
+    const ee_query *queries;      /* (q,) */
+    size_t q;
+    const int64_t *runs;          /* (r, 2): rows from the first to before the second */
+    size_t r;
+    const unsigned char *wanted;  /* (q, r): which query wants which run; null: all want all */
+    int64_t deadline_ns;          /* on the clock that only goes forward; 0: as long as it takes */
+} ee_scan;
+
+/* Find the k best rows of each query by cosine; of equal ones the first. Return whether all were looked at before the
+ * deadline; a block of rows is, whatever the deadline says. */
+int ee_nearest(const ee_kernels *kernels, const ee_scan *scan, ee_best *best);
+
+/* Rows that are on their way while one is compared. */
+#define EE_FETCHED 8
+
+/* Replace scores by those of a finer table of the same rows, and keep the k best. */
+void ee_compare(const ee_kernels *kernels, const ee_rows *rows, const float *norms, const ee_query *query, size_t k,
+                ee_best *best);
+
+/* Put the best one first. */
+void ee_in_order(ee_best *best);
+
+/* Return the Euclidean length of a query. */
+float ee_length(const float *query, size_t d);
 
 /* How many floats of scratch a decoder and a scan need. */
 size_t ee_scratch(const ee_rows *rows);

@@ -267,7 +267,7 @@ static PyType_Spec index_spec = {
 
 /* Rows */
 
-static const char *const codec_names[] = {"float32", "float16", "int8", "int4", "pq", "opq", "rq"};
+static const char *const codec_names[] = {"float32", "float16", "int8", "int4", "plane", "pq", "opq", "rq"};
 
 /* Return a tensor by its name, checked; -1 for an axis of any length, which is then written to ``shape``. */
 static const unsigned char *tensor(PyObject *tensors, const char *name, int type, int axes, npy_intp *shape) {
@@ -325,7 +325,7 @@ static int read_codebooks(ee_rows *rows, PyObject *tensors) {
 }
 
 static int read_tensors(ee_rows *rows, PyObject *tensors) {
-    static const int types[] = {NPY_FLOAT32, NPY_FLOAT16, NPY_INT8, NPY_UINT8};
+    static const int types[] = {NPY_FLOAT32, NPY_FLOAT16, NPY_INT8, NPY_UINT8, NPY_UINT8};
     static const size_t sizes[] = {4, 2, 1};
     npy_intp d = (npy_intp)rows->dimensions, shape[2] = {-1, d}, blocks[2];
     PyObject *first = PyMapping_GetItemString(tensors, "rows");
@@ -337,14 +337,15 @@ static int read_tensors(ee_rows *rows, PyObject *tensors) {
     rows->row_count = shape[0] < 0 ? 0 : (size_t)shape[0];
     if (rows->codec >= EE_PQ)
         return read_codebooks(rows, tensors);
-    if (rows->codec == EE_INT4)
+    if (rows->codec >= EE_INT4)
         shape[1] = (d + 1) / 2;
-    rows->row_bytes = rows->codec == EE_INT4 ? (size_t)shape[1] : sizes[rows->codec] * (size_t)d;
+    rows->row_bytes = rows->codec >= EE_INT4 ? (size_t)shape[1] : sizes[rows->codec] * (size_t)d;
     if (!(rows->rows = tensor(tensors, "rows", types[rows->codec], 2, shape)))
         return -1;
     blocks[0] = shape[0];
     blocks[1] = (d + EE_INT4_BLOCK - 1) / EE_INT4_BLOCK;
-    if ((rows->codec == EE_INT8 && !(rows->scales = tensor(tensors, "scales", NPY_FLOAT32, 1, blocks))) ||
+    if (((rows->codec == EE_INT8 || rows->codec == EE_PLANE) &&
+         !(rows->scales = tensor(tensors, "scales", NPY_FLOAT32, 1, blocks))) ||
         (rows->codec == EE_INT4 && !(rows->scales = tensor(tensors, "scales", NPY_FLOAT16, 2, blocks))))
         return -1;
     return 0;
@@ -523,11 +524,127 @@ static PyObject *rows_scores(PyObject *self, PyObject *argument) {
     products = PyArray_SimpleNew(1, &n, NPY_FLOAT32);
     if (products) {
         Py_BEGIN_ALLOW_THREADS
-        kernels->scores(rows, (const float *)PyArray_DATA(query), floats(products), scratch);
+        ee_query ready = kernels->prepare(rows, (const float *)PyArray_DATA(query), scratch);
+        kernels->scores(rows, &ready, 0, rows->row_count, floats(products));
         Py_END_ALLOW_THREADS
     }
     PyMem_Free(scratch);
     return products;
+}
+
+/* Whether runs (r, 2) lie inside the table. */
+static int runs_there(const ee_rows *rows, PyArrayObject *runs) {
+    const int64_t *ends = (const int64_t *)PyArray_DATA(runs);
+    for (npy_intp i = 0; i < PyArray_DIM(runs, 0); i++)
+        if (ends[2 * i] < 0 || ends[2 * i] > ends[2 * i + 1] || (uint64_t)ends[2 * i + 1] > rows->row_count) {
+            PyErr_Format(PyExc_IndexError, "expected runs of rows from 0 to %lld, found %lld to %lld",
+                         (long long)rows->row_count, (long long)ends[2 * i], (long long)ends[2 * i + 1]);
+            return 0;
+        }
+    return 1;
+}
+
+/* Scan for the queries of ``scan``, and compare what was found with ``finer``, if that is another table; the room for
+ * all of it is made here. Return -1 with an error if there is none. */
+static int scan_into(ee_scan *scan, const ee_rows *finer, size_t length, const float *asked, const int64_t *without,
+                     size_t k, int64_t *found, float *scores) {
+    size_t d = finer->dimensions, coarse = ee_scan_scratch(scan->rows), fine = ee_scan_scratch(finer), n = finer->row_count;
+    size_t room = length < n / 2 ? 2 * length + 1 : n + 1;
+    ee_query *queries = PyMem_Calloc(scan->q, sizeof *queries);
+    ee_best *best = PyMem_Calloc(scan->q, sizeof *best);
+    float *scratch = PyMem_Calloc(scan->q * coarse + fine, sizeof *scratch);
+    ee_hit *hits = scan->q <= PY_SSIZE_T_MAX / sizeof *hits / room ? PyMem_Malloc(scan->q * room * sizeof *hits) : NULL;
+    int is_whole = -1;
+    if (!queries || !best || !scratch || !hits) {
+        PyErr_NoMemory();
+    } else {
+        Py_BEGIN_ALLOW_THREADS
+        for (size_t q = 0; q < scan->q; q++) {
+            ee_best none = {0, length, room, hits + q * room, ee_length(asked + q * d, d), without[q], 0, {0, 0}};
+            queries[q] = kernels->prepare(scan->rows, asked + q * d, scratch + q * coarse);
+            best[q] = none;
+        }
+        scan->queries = queries;
+        is_whole = ee_nearest(kernels, scan, best);
+        for (size_t q = 0; q < scan->q; q++) {
+            if (finer != scan->rows) {
+                ee_query query = kernels->prepare(finer, asked + q * d, scratch + scan->q * coarse);
+                ee_compare(kernels, finer, scan->norms, &query, k, &best[q]);
+            }
+            ee_in_order(&best[q]);
+            for (size_t i = 0; i < k; i++) {
+                found[q * k + i] = i < best[q].count ? best[q].hits[i].row : -1;
+                scores[q * k + i] = i < best[q].count ? best[q].hits[i].score : 0;
+            }
+        }
+        Py_END_ALLOW_THREADS
+    }
+    PyMem_Free(queries);
+    PyMem_Free(best);
+    PyMem_Free(scratch);
+    PyMem_Free(hits);
+    return is_whole;
+}
+
+static PyObject *rows_nearest(PyObject *self, PyObject *const *arguments, Py_ssize_t count) {
+    const ee_rows *rows = &((const Rows *)self)->rows;
+    PyArrayObject *queries, *norms, *runs, *wanted = NULL, *without;
+    PyObject *found, *scores;
+    ee_scan scan = {rows, NULL, NULL, 0, NULL, 0, NULL, 0};
+    npy_intp shape[2];
+    Py_ssize_t length;
+    int is_whole;
+    if (count != 9 || (arguments[7] != Py_None && Py_TYPE(arguments[7]) != rows_type)) {
+        PyErr_SetString(PyExc_TypeError,
+                        "expected queries, norms, k, runs, wanted, without, deadline_ns, plane and length");
+        return NULL;
+    }
+    shape[1] = PyLong_AsSsize_t(arguments[2]);
+    length = arguments[7] == Py_None ? shape[1] : PyLong_AsSsize_t(arguments[8]);
+    if (arguments[7] != Py_None)
+        scan.rows = &((const Rows *)arguments[7])->rows;
+    scan.deadline_ns = PyLong_AsLongLong(arguments[6]);
+    if (PyErr_Occurred())
+        return NULL;
+    if (!(queries = array_of(arguments[0], "queries", NPY_FLOAT32, 2)) ||
+        !(norms = array_of(arguments[1], "norms", NPY_FLOAT32, 1)) ||
+        !(runs = array_of(arguments[3], "runs", NPY_INT64, 2)) || !(without = whole_numbers(arguments[5], "without")) ||
+        (arguments[4] != Py_None && !(wanted = array_of(arguments[4], "wanted", NPY_BOOL, 2))))
+        return NULL;
+    shape[0] = PyArray_DIM(queries, 0);
+    if (shape[1] < 0 || (size_t)shape[1] > rows->row_count || length < shape[1] || (size_t)length > rows->row_count ||
+        scan.rows->row_count != rows->row_count || scan.rows->dimensions != rows->dimensions ||
+        PyArray_DIM(runs, 1) != 2 ||
+        (size_t)PyArray_DIM(queries, 1) != rows->dimensions || (size_t)PyArray_DIM(norms, 0) != rows->row_count ||
+        PyArray_DIM(without, 0) != shape[0] || !PyArray_ISALIGNED(queries) || !PyArray_ISALIGNED(norms) ||
+        !PyArray_ISALIGNED(runs) ||
+        (wanted && (PyArray_DIM(wanted, 0) != shape[0] || PyArray_DIM(wanted, 1) != PyArray_DIM(runs, 0)))) {
+        PyErr_Format(PyExc_ValueError, "expected queries (q, %zd), norms (%zd,), k up to that, runs (r, 2), wanted (q, r)",
+                     (Py_ssize_t)rows->dimensions, (Py_ssize_t)rows->row_count);
+        return NULL;
+    }
+    if (!runs_there(rows, runs))
+        return NULL;
+    found = PyArray_SimpleNew(2, shape, NPY_INT64);
+    scores = PyArray_SimpleNew(2, shape, NPY_FLOAT32);
+    if (!found || !scores) {
+        Py_XDECREF(found);
+        Py_XDECREF(scores);
+        return NULL;
+    }
+    scan.norms = (const float *)PyArray_DATA(norms);
+    scan.q = (size_t)shape[0];
+    scan.runs = (const int64_t *)PyArray_DATA(runs);
+    scan.r = (size_t)PyArray_DIM(runs, 0);
+    scan.wanted = wanted ? (const unsigned char *)PyArray_DATA(wanted) : NULL;
+    is_whole = scan_into(&scan, rows, (size_t)length, (const float *)PyArray_DATA(queries),
+                         (const int64_t *)PyArray_DATA(without), (size_t)shape[1], (int64_t *)PyArray_DATA((PyArrayObject *)found), floats(scores));
+    if (is_whole < 0) {
+        Py_DECREF(found);
+        Py_DECREF(scores);
+        return NULL;
+    }
+    return Py_BuildValue("(NNO)", found, scores, is_whole ? Py_True : Py_False);
 }
 
 static PyMethodDef rows_methods[] = {
@@ -535,6 +652,8 @@ static PyMethodDef rows_methods[] = {
     {"pool", (PyCFunction)(void (*)(void))rows_pool, METH_FASTCALL,
      "Return one vector for each run of rows: ids (n,), counts (b,), weights (n,) or None, mode."},
     {"scores", rows_scores, METH_O, "Return the dot product (n,) of every row with the query (d,)."},
+    {"nearest", (PyCFunction)(void (*)(void))rows_nearest, METH_FASTCALL,
+     "Return the k best rows (q, k) of each query, their cosines (q, k), and whether all runs were looked at."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -4,6 +4,9 @@
 
 #include <math.h>
 #include <string.h>
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
 
 /* Rows whose cache lines are on their way while one is decoded, and how many lines of each are asked for: the
  * processor follows by itself from there (EPYC, 2026-11). */
@@ -72,6 +75,13 @@ static void decode_int4(const ee_rows *rows, int64_t id, float *restrict out) {
         for (; i < d; i++)
             out[i] = (float)((row[i / 2] >> (i % 2 * 4) & 15) - 8) * scale;
     }
+}
+
+static void decode_plane(const ee_rows *rows, int64_t id, float *restrict out) {
+    const unsigned char *row = rows->rows + (size_t)id * rows->row_bytes;
+    float scale = read_float(rows->scales + 4 * (size_t)id);
+    for (size_t i = 0; i < rows->dimensions; i++)
+        out[i] = (float)((row[i / 2] >> (i % 2 * 4) & 15) - 8) * scale;
 }
 
 /* The centroids of one row, times its length; a constant width lets the compiler keep a centroid in registers. */
@@ -150,6 +160,7 @@ static inline void decode_row(const ee_rows *rows, int64_t id, float *restrict o
         case EE_FLOAT16: decode_float16(rows, id, out); break;
         case EE_INT8: decode_int8(rows, id, out); break;
         case EE_INT4: decode_int4(rows, id, out); break;
+        case EE_PLANE: decode_plane(rows, id, out); break;
         case EE_PQ: decode_pq(rows, id, out); break;
         case EE_OPQ: decode_opq(rows, id, out, scratch); break;
         case EE_RQ: decode_rq(rows, id, out); break;
@@ -162,7 +173,7 @@ static inline void fetch(const ee_rows *rows, int64_t id) {
     for (size_t line = 0; line < (lines < AHEAD_LINES ? lines : AHEAD_LINES); line++)
         __builtin_prefetch(row + LINE * line);
     if (rows->scales)
-        __builtin_prefetch(rows->scales + (rows->codec == EE_INT8 ? 4 : 2 * ((rows->dimensions + 31) / 32)) * (size_t)id);
+        __builtin_prefetch(rows->scales + (rows->codec == EE_INT4 ? 2 * ((rows->dimensions + 31) / 32) : 4) * (size_t)id);
     if (rows->length_codes)
         __builtin_prefetch(rows->length_codes + id);
 }
@@ -269,16 +280,21 @@ static inline float dot_floats(const unsigned char *row, const float *query, siz
 /* Products of this many codes and levels, 128 * 32512 each at most, add up within 32 bits. */
 #define PART 512
 
-/* Write the levels of a query and return what one counts: NaN of what is not finite. */
-static double levels_of(const float *query, size_t d, int16_t *levels) {
-    double largest = 0, step;
-    memset(levels, 0, d * sizeof *levels);
+/* Return what one of so many levels counts: NaN of a query that is not finite. */
+static double step_of(const float *query, size_t d, int levels) {
+    double largest = 0;
     for (size_t i = 0; i < d; i++) {
         if (!isfinite(query[i]))
             return NAN;
         largest = fmax(largest, fabs((double)query[i]));
     }
-    step = largest / LEVELS;
+    return largest / levels;
+}
+
+/* Write the levels of a query and return what one counts. */
+static double levels_of(const float *query, size_t d, int16_t *levels) {
+    double step = step_of(query, d, LEVELS);
+    memset(levels, 0, d * sizeof *levels);
     if (step > 0)
         for (size_t i = 0; i < d; i++)
             levels[i] = (int16_t)rint(query[i] / step);
@@ -294,15 +310,76 @@ static inline int32_t dot_levels(const signed char *codes, const int16_t *levels
     return sum;
 }
 
-static void scores_int8(const ee_rows *rows, const float *query, float *out, int16_t *levels) {
+static void scores_int8(const ee_rows *rows, const ee_query *query, size_t first, size_t count, float *out) {
     size_t d = rows->dimensions;
-    double step = levels_of(query, d, levels);
-    for (size_t id = 0; id < rows->row_count; id++) {
+    for (size_t id = first; id < first + count; id++) {
         const signed char *codes = (const signed char *)rows->rows + id * rows->row_bytes;
         int64_t sum = 0;
         for (size_t from = 0; from < d; from += PART)
-            sum += dot_levels(codes + from, levels + from, d - from < PART ? d - from : PART);
-        out[id] = (float)((double)sum * step * read_float(rows->scales + 4 * id));
+            sum += dot_levels(codes + from, query->levels + from, d - from < PART ? d - from : PART);
+        *out++ = (float)((double)sum * query->step * read_float(rows->scales + 4 * id));
+    }
+}
+
+/* A plane's queries have 8 bits a number: what they lose is far below what 4 bits of a row lose. */
+#define PLANE_LEVELS 127
+
+static size_t plane_bytes(const ee_rows *rows) {
+    return (rows->row_bytes + EE_PLANE_STRIDE - 1) / EE_PLANE_STRIDE * EE_PLANE_STRIDE;
+}
+
+static void bytes_of(const ee_rows *rows, const float *query, int8_t *bytes, ee_query *ready) {
+    size_t padded = plane_bytes(rows);
+    memset(bytes, 0, 2 * padded);
+    ready->bytes = bytes;
+    ready->step = step_of(query, rows->dimensions, PLANE_LEVELS);
+    for (size_t i = 0; ready->step > 0 && i < rows->dimensions; i++) {
+        int8_t level = (int8_t)rint(query[i] / ready->step);
+        bytes[i % 2 * padded + i / 2] = level;
+        ready->lowered += 8 * level;
+    }
+}
+
+/* Return the sum of the products of codes 0 to 15 with the query's bytes, for one stride of a row. */
+#ifdef __AVX2__
+static inline __m256i dot_stride(const unsigned char *pairs, const int8_t *low, const int8_t *high) {
+    __m256i both = _mm256_loadu_si256((const __m256i *)pairs), mask = _mm256_set1_epi8(15);
+    __m256i lows = _mm256_and_si256(both, mask), highs = _mm256_and_si256(_mm256_srli_epi16(both, 4), mask);
+    /* Two products of 15 * 127 at most, and those of two halves: 7,620 in 16 bits. */
+    __m256i sums = _mm256_add_epi16(_mm256_maddubs_epi16(lows, _mm256_loadu_si256((const __m256i *)low)),
+                                    _mm256_maddubs_epi16(highs, _mm256_loadu_si256((const __m256i *)high)));
+    return _mm256_madd_epi16(sums, _mm256_set1_epi16(1));
+}
+
+static inline int64_t dot_plane(const unsigned char *row, size_t row_bytes, const int8_t *low, const int8_t *high) {
+    __m256i sums = _mm256_setzero_si256();
+    __m128i folded;
+    size_t i = 0;
+    for (; i + EE_PLANE_STRIDE <= row_bytes; i += EE_PLANE_STRIDE)
+        sums = _mm256_add_epi32(sums, dot_stride(row + i, low + i, high + i));
+    if (i < row_bytes) {
+        unsigned char rest[EE_PLANE_STRIDE] = {0};
+        memcpy(rest, row + i, row_bytes - i);
+        sums = _mm256_add_epi32(sums, dot_stride(rest, low + i, high + i));
+    }
+    folded = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
+    folded = _mm_add_epi32(folded, _mm_shuffle_epi32(folded, 0x4E));
+    return _mm_cvtsi128_si32(_mm_add_epi32(folded, _mm_shuffle_epi32(folded, 0xB1)));
+}
+#else
+static inline int64_t dot_plane(const unsigned char *row, size_t row_bytes, const int8_t *low, const int8_t *high) {
+    int32_t sum = 0;
+    for (size_t i = 0; i < row_bytes; i++)
+        sum += (row[i] & 15) * low[i] + (row[i] >> 4) * high[i];
+    return sum;
+}
+#endif
+
+static void scores_plane(const ee_rows *rows, const ee_query *query, size_t first, size_t count, float *out) {
+    const int8_t *low = query->bytes, *high = low + plane_bytes(rows);
+    for (size_t id = first; id < first + count; id++) {
+        int64_t sum = dot_plane(rows->rows + id * rows->row_bytes, rows->row_bytes, low, high) - query->lowered;
+        *out++ = (float)((double)sum * query->step * read_float(rows->scales + 4 * id));
     }
 }
 
@@ -326,34 +403,48 @@ static void products_of(const ee_rows *rows, const float *query, float *products
                                                      parts + (rows->codec == EE_RQ ? 0 : book * width), width);
 }
 
-static void scores(const ee_rows *rows, const float *query, float *out, float *scratch) {
-    size_t n = rows->row_count, d = rows->dimensions, books = rows->books;
+static ee_query prepare(const ee_rows *rows, const float *query, float *scratch) {
+    ee_query ready = {query, NULL, NULL, 0, 0, NULL, scratch};
     if (rows->codec == EE_INT8) {
-        scores_int8(rows, query, out, (int16_t *)scratch);
+        ready.step = levels_of(query, rows->dimensions, (int16_t *)scratch);
+        ready.levels = (int16_t *)scratch;
+    } else if (rows->codec == EE_PLANE) {
+        bytes_of(rows, query, (int8_t *)scratch, &ready);
+    } else if (rows->codec >= EE_PQ) {
+        products_of(rows, query, scratch, scratch + 256 * rows->books);
+        ready.products = scratch;
+    }
+    return ready;
+}
+
+static inline float dot_codes(const ee_rows *rows, const ee_query *query, size_t id) {
+    const unsigned char *row = rows->rows + id * rows->row_bytes;
+    float sum = 0;
+    for (size_t book = 0; book < rows->books; book++)
+        sum += query->products[256 * book + row[book]];
+    return sum * length_of(rows, (int64_t)id);
+}
+
+static void scores(const ee_rows *rows, const ee_query *query, size_t first, size_t count, float *out) {
+    size_t d = rows->dimensions;
+    if (rows->codec == EE_INT8) {
+        scores_int8(rows, query, first, count, out);
         return;
     }
-    if (rows->codec >= EE_PQ)
-        products_of(rows, query, scratch, scratch + 256 * books);
-    for (size_t id = 0; id < n; id++) {
-        const unsigned char *row = rows->rows + id * rows->row_bytes;
-        switch (rows->codec) {
-            case EE_FLOAT32: out[id] = dot_floats(row, query, d); break;
-            case EE_INT8: break;
-            case EE_FLOAT16:
-            case EE_INT4:
-                decode_row(rows, (int64_t)id, scratch, NULL);
-                out[id] = dot_floats((const unsigned char *)scratch, query, d);
-                break;
-            case EE_PQ:
-            case EE_OPQ:
-            case EE_RQ:
-                out[id] = 0;
-                for (size_t book = 0; book < books; book++)
-                    out[id] += scratch[256 * book + row[book]];
-                out[id] *= length_of(rows, (int64_t)id);
-                break;
+    if (rows->codec == EE_PLANE) {
+        scores_plane(rows, query, first, count, out);
+        return;
+    }
+    for (size_t id = first; id < first + count; id++) {
+        if (rows->codec == EE_FLOAT32) {
+            *out++ = dot_floats(rows->rows + id * rows->row_bytes, query->query, d);
+        } else if (rows->codec >= EE_PQ) {
+            *out++ = dot_codes(rows, query, id);
+        } else {
+            decode_row(rows, (int64_t)id, query->row, NULL);
+            *out++ = dot_floats((const unsigned char *)query->row, query->query, d);
         }
     }
 }
 
-const ee_kernels EE_VARIANT = {EE_VARIANT_NAME, decode, pool, pool_vectors, scores};
+const ee_kernels EE_VARIANT = {EE_VARIANT_NAME, decode, pool, pool_vectors, prepare, scores};
