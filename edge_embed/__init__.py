@@ -7,7 +7,7 @@ with edge_embed.open("words", memory_budget="64MiB") as runtime:   # a bundle fo
     runtime.lookup(["king", "queen"])      # (n, d) float32
     runtime.encode("a small board")        # text -> (d,) float32
     runtime.classify("a small board", k=3)  # Classification(labels, probabilities), of a classifier
-    runtime.search("king", k=10)           # Neighbours(keys, scores, space)
+    runtime.search("king", k=10)           # Neighbours(keys, scores, space, complete)
     runtime.bag([3, 17, 4], model="genre")  # several rows, one vector (d,) float32, as nn.EmbeddingBag
     runtime.bags({"genre": [3, 17], "user_id": [5]})  # one call for many tables
     runtime.space                          # what these vectors may be compared with

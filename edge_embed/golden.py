@@ -115,11 +115,13 @@ def _answer(serving: Serving, golden: Golden) -> NDArray[np.float32]:
         return _probabilities(serving, golden, k)
     if golden.by == "key":
         found = [
-            table.search(table.lookup(key, table.policy_of_questions), k, without_row=table.find(key))
+            table.search(
+                table.lookup(key, table.policy_of_questions)[np.newaxis], k, np.array([table.find(key)], np.int64)
+            )[0]
             for key in golden.inputs
         ]
     else:
-        found = [table.search(vector, k) for vector in serving.encoder().encode(golden.inputs)]
+        found = table.search(serving.encoder().encode(golden.inputs), k)
     if any(len(neighbours) != k for neighbours in found):
         raise RequestError(f"{golden.model}: expected {k} neighbours for each golden search, found fewer rows")
     return np.stack([neighbours.scores for neighbours in found]) if found else np.empty((0, k), np.float32)

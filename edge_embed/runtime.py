@@ -43,6 +43,10 @@ T = TypeVar("T")
 #: A generation may be collected between reading its name and opening it, if two installs pass meanwhile.
 _OPEN_ATTEMPTS = 5
 
+#: A deadline further away than a day is none.
+_LONGEST_MS = 86_400_000.0
+_BATCH_AXES = 2
+
 #: How long a move to a new generation that failed is not tried again.
 _RETRY_SECONDS = 1.0
 
@@ -226,6 +230,7 @@ class Runtime:
         table = serving.table() if key is not None else serving.encoding_table()
         return Stamped(vector, table.space.id)
 
+    @overload
     def search(
         self,
         key: Key | None = None,
@@ -234,40 +239,79 @@ class Runtime:
         vector: Stamped | Vector | None = None,
         k: int = 10,
         model: str | None = None,
-    ) -> Neighbours:
-        """Return the ``k`` nearest rows by cosine: an exact scan.
+        exact: bool = False,
+        deadline_ms: float | None = None,
+    ) -> Neighbours: ...
+
+    @overload
+    def search(
+        self,
+        key: Sequence[Key] | None = None,
+        *,
+        text: Sequence[str] | None = None,
+        vector: Sequence[Stamped | Vector] | None = None,
+        k: int = 10,
+        model: str | None = None,
+        exact: bool = False,
+        deadline_ms: float | None = None,
+    ) -> list[Neighbours]: ...
+
+    def search(
+        self,
+        key: Key | Sequence[Key] | None = None,
+        *,
+        text: str | Sequence[str] | None = None,
+        vector: Stamped | Vector | Sequence[Stamped | Vector] | None = None,
+        k: int = 10,
+        model: str | None = None,
+        exact: bool = False,
+        deadline_ms: float | None = None,
+    ) -> Neighbours | list[Neighbours]:
+        """Return the ``k`` nearest rows by cosine; of several questions, which share one scan, a list of answers.
+
+        A table that was exported with lists is scanned in those that are likeliest, as many as its exporter measured
+        to be enough; any other is scanned as a whole.
 
         Args:
-            key: a key of the searched table (the first one if ``model`` is not given); it is left out of the answer.
-            text: a text to encode and search for, in the bundle's collection if ``model`` is not given.
-            vector: ``(d,)`` values, or a ``Stamped`` vector, searched like a text.
+            key: a key of the searched table (the first one if ``model`` is not given), or several; a key is left out
+                of its own answer.
+            text: a text, or several, to encode and search for, in the bundle's collection if ``model`` is not given.
+            vector: ``(d,)`` values or a ``Stamped`` vector, searched like a text; several as a list or ``(q, d)``.
             k: how many, at most the table's rows.
             model: the table to search.
+            exact: scan all rows of a table that has lists, too.
+            deadline_ms: return the best of what was scanned so many milliseconds after the call; ``complete`` says
+                whether that was all. A text is encoded first, whatever time that takes.
 
         Raises:
             RequestError: not exactly one of ``key``, ``text`` and ``vector``, or the table keeps no keys.
-            SpaceMismatchError: the vector is stamped with another space.
-            UnknownKeyError: the table does not have the key.
+            SpaceMismatchError: a vector is stamped with another space.
+            UnknownKeyError: the table does not have a key.
         """
+        deadline_ns = _deadline_ns(deadline_ms)
         if sum(given is not None for given in (key, text, vector)) != 1:
             raise RequestError("expected exactly one of key, text and vector to search for")
         if not isinstance(k, int | np.integer) or k < 1:
             raise RequestError(f"expected k of at least 1, found {k!r}")
         serving = self._current()
+        without = None
         if key is not None:
+            keys, alone = _listed(key, isinstance(key, str | bytes))
             table = serving.table(model)
-            return table.search(table.lookup(key, table.policy_of_questions), k, without_row=table.find(key))
-        table = serving.collection() if model is None else serving.table(model)
-        if text is not None:
-            if table.space.id != serving.encoding_table().space.id:
-                raise SpaceMismatchError(
-                    f"{table.model.name}: expected a table in the space of the bundle's texts, found one of "
-                    f"{table.space.id[:12]} ({table.space.source})"
-                )
-            return table.search(serving.encoder().encode([text])[0], k)
-        if vector is not None:
-            return table.search(comparable(vector, table.space), k)
-        raise AssertionError("one of the three was given")
+            queries = table.lookup_all(keys, table.policy_of_questions)
+            without = np.array([table.find(each) for each in keys], np.int64)
+        elif text is not None:
+            texts, alone = _listed(text, isinstance(text, str))
+            table = _table_of_texts(serving, model)
+            queries = serving.encoder().encode(texts)
+        else:
+            vectors, alone = _listed(vector, isinstance(vector, Stamped) or np.ndim(vector) < _BATCH_AXES)  # type: ignore[arg-type]
+            table = serving.collection() if model is None else serving.table(model)
+            queries = np.empty((len(vectors), table.model.dimensions), np.float32)
+            for place, each in enumerate(vectors):
+                queries[place] = comparable(each, table.space)
+        found = table.search(queries, int(k), without, exact=exact, deadline_ns=deadline_ns)
+        return found[0] if alone else found
 
     @property
     def space(self) -> Space:
@@ -422,6 +466,33 @@ class Runtime:
         except BaseException:
             bundle.close()
             raise
+
+
+def _deadline_ns(deadline_ms: float | None) -> int:
+    """Return when a call that begins now has to be done, on the clock of ``time.monotonic_ns``; 0 for never."""
+    if deadline_ms is None:
+        return 0
+    if isinstance(deadline_ms, bool) or not isinstance(deadline_ms, int | float | np.number) or not deadline_ms > 0:
+        raise RequestError(f"expected a deadline of more than 0 milliseconds, found {deadline_ms!r}")
+    return time.monotonic_ns() + int(min(deadline_ms, _LONGEST_MS) * 1e6)
+
+
+def _table_of_texts(serving: Serving, model: str | None) -> Table:
+    """Return the table that a text is searched in."""
+    table = serving.collection() if model is None else serving.table(model)
+    if table.space.id != serving.encoding_table().space.id:
+        raise SpaceMismatchError(
+            f"{table.model.name}: expected a table in the space of the bundle's texts, found one of "
+            f"{table.space.id[:12]} ({table.space.source})"
+        )
+    return table
+
+
+def _listed(asked: Any, alone: bool) -> tuple[list[Any], bool]:
+    """Return what is asked as a list, and whether it stands for itself."""
+    if not alone and not isinstance(asked, Iterable):
+        raise RequestError(f"expected one or several questions, found {type(asked).__name__}")
+    return [asked] if alone else list(asked), alone
 
 
 def _given(value: T | None) -> T:

@@ -14,6 +14,7 @@ from edge_embed import kernels
 from edge_embed.bags import Runs
 from edge_embed.errors import RequestError, UnknownKeyError
 from edge_embed.keys import Key, KeyNames, to_bytes
+from edge_embed.search import Found, Searcher, probes_for
 from edge_embed_bundle.bundle import Bundle
 from edge_embed_bundle.manifest import BAG_MODES, BagRecipe, HashRecipe, Model, Tensor
 
@@ -21,17 +22,24 @@ if TYPE_CHECKING:
     from edge_embed.subwords import Subwords
 
 _MEAN = BagRecipe("mean")
+# Between them nothing that is multiplied with them leaves float32.
+_SMALL, _LARGE = 1e-15, 1e15
+_NONE = np.full(1, -1, np.int64)
 
 UNKNOWN_POLICIES = ("error", "zeros", "hash", "subwords")
 
 
 @dataclass(frozen=True, eq=False)
 class Neighbours:
-    """The answer of a search, best first: keys, cosine scores ``(k,)`` float32, and the space they hold in."""
+    """The answer of a search, best first: keys, cosine scores ``(k,)`` float32, and the space they hold in.
+
+    ``complete`` is false where a deadline ended the search first: these are the best of what was looked at.
+    """
 
     keys: tuple[str, ...]
     scores: NDArray[np.float32]
     space: str
+    complete: bool = True
 
     def __len__(self) -> int:
         """Return how many were found."""
@@ -53,7 +61,7 @@ class Table:
             else kernels.Index(tensors["index_pilots"], tensors["index_slots"], model.key_index.seed, model.rows)
         )
         self.names = KeyNames(tensors["key_offsets"], tensors["key_bytes"].data) if "key_offsets" in tensors else None
-        self._norms = tensors.get("norms")
+        self._searcher = Searcher(model, tensors, str(bundle.path)) if "norms" in tensors else None
         self.bucket_ids: NDArray[np.uint32] | None = tensors.get("bucket_ids")
         self.tree: NDArray[np.uint32] | None = tensors.get("tree")
         #: How words are made of parts, where the model has a recipe for that.
@@ -146,27 +154,76 @@ class Table:
             return np.zeros((len(counts), self.model.dimensions), np.float32)
         return self.rows.pool(rows, counts, weights, mode)
 
-    def search(self, query: NDArray[np.float32], k: int, without_row: int = -1) -> Neighbours:
-        """Return the ``k`` rows whose cosine with ``query`` ``(d,)`` is highest: an exact scan of all rows.
-
-        A row of zeros is like nothing and scores 0; so does every row if the query is zeros.
-        """
+    def search(
+        self,
+        queries: NDArray[np.float32],
+        k: int,
+        without: NDArray[np.int64] | None = None,
+        *,
+        exact: bool = False,
+        deadline_ns: int = 0,
+    ) -> list[Neighbours]:
+        """Return for each query ``(q, d)`` the ``k`` rows whose cosine with it is highest, as :meth:`nearest` does."""
         if self.names is None:
             raise RequestError(
                 f"{self.model.name}: expected a table that keeps its keys, found one without; export it with them"
             )
-        if self._norms is None:
+        probes, shortlist = (self._lists(), 0) if exact else (None, None)
+        found = self.nearest(queries, k, without, probes=probes, shortlist=shortlist, deadline_ns=deadline_ns)
+        counts = np.count_nonzero(found.rows >= 0, axis=1).tolist()
+        return [
+            Neighbours(
+                tuple(self.names[row] for row in rows[:count].tolist()), scores[:count], self.space.id, found.complete
+            )
+            for rows, scores, count in zip(found.rows, found.scores, counts, strict=True)
+        ]
+
+    def nearest(
+        self,
+        queries: NDArray[np.float32],
+        k: int,
+        without: NDArray[np.int64] | None = None,
+        *,
+        probes: int | None = None,
+        shortlist: int | None = None,
+        deadline_ns: int = 0,
+    ) -> Found:
+        """Return the ``k`` best rows of each query ``(q, d)``, finite, and their cosines.
+
+        A row of zeros is like nothing and scores 0; so does every row if the query is zeros.
+
+        Args:
+            queries: ``(q, d)`` float32, finite.
+            k: how many, at most the table's rows but the one that is left out.
+            without: ``(q,)`` the row that is left out of each answer, -1 for none.
+            probes: lists to scan; those of the manifest, and more for more than ten neighbours, if not given.
+            shortlist: rows of the plane to compare for each neighbour, 0 for no plane; the manifest's if not given.
+            deadline_ns: on ``time.monotonic_ns``'s clock; 0 for none.
+        """
+        if self._searcher is None:
             raise RequestError(f"{self.model.name}: expected a table made for search (with norms), found none")
-        # A cosine does not depend on the query's length, so squares of any finite numbers stay within float32.
-        query = query / max(np.abs(query).max(initial=0), np.finfo(np.float32).tiny)
-        norms = self._norms * np.linalg.norm(query)
-        scores = self.rows.scores(query)
-        scores = np.divide(scores, norms, out=np.zeros_like(scores), where=norms > 0)
-        if without_row >= 0:
-            scores[without_row] = -np.inf
-            k = min(k, len(scores) - 1)
-        best = kernels.top_k(scores, k)
-        return Neighbours(tuple(self.names[row] for row in best.tolist()), scores[best], self.space.id)
+        largest = np.abs(queries).max(axis=1, keepdims=True, initial=0)
+        outside = (largest > _LARGE) | ((largest < _SMALL) & (largest > 0))
+        if outside.any():
+            # A cosine does not depend on the query's length, so products of any finite numbers stay within float32.
+            queries = queries / np.where(outside, largest, np.ones_like(largest))
+        if without is None:
+            without = _NONE if len(queries) == 1 else np.full(len(queries), -1, np.int64)
+        k = min(k, self.model.rows - int(without.max(initial=-1) >= 0))
+        probes = probes_for(self._searcher.probes, k) if probes is None else probes
+        shortlist = self._searcher.shortlist if shortlist is None else shortlist
+        return self._searcher.nearest(
+            self.rows,
+            np.ascontiguousarray(queries),
+            k,
+            without,
+            probes=probes,
+            shortlist=shortlist,
+            deadline_ns=deadline_ns,
+        )
+
+    def _lists(self) -> int:
+        return 0 if self._searcher is None else self._searcher.lists
 
     def _keys(self) -> kernels.KeyIndex:
         if self._index is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -119,18 +120,32 @@ def _configure_search(parser: argparse.ArgumentParser) -> None:
     asked.add_argument("--text", metavar="T", help="a text to encode and search for")
     parser.add_argument("-k", type=int, default=10, help="how many neighbours (10)")
     parser.add_argument("--model", metavar="NAME", help="the table to search; by default the collection for a text")
+    parser.add_argument("--exact", action="store_true", help="scan all rows of a table that has lists, too")
+    parser.add_argument(
+        "--deadline-ms", metavar="MS", type=float, help="the best that is found in so many milliseconds"
+    )
 
 
 def _search(arguments: argparse.Namespace) -> int:
     with _open(arguments) as runtime:
-        found = runtime.search(arguments.key, text=arguments.text, k=arguments.k, model=arguments.model)
+        found = runtime.search(
+            arguments.key,
+            text=arguments.text,
+            k=arguments.k,
+            model=arguments.model,
+            exact=arguments.exact,
+            deadline_ms=arguments.deadline_ms,
+        )
         scores = found.scores.tolist()
         if arguments.json:
             neighbours = [{"key": spelled(key), "score": score} for key, score in zip(found.keys, scores, strict=True)]
-            print(json.dumps({"generation": runtime.generation, "space": found.space, "neighbours": neighbours}))
+            answer = {"generation": runtime.generation, "space": found.space, "complete": found.complete}
+            print(json.dumps({**answer, "neighbours": neighbours}))
         else:
             for key, score in zip(found.keys, scores, strict=True):
                 print(f"{score:7.4f}  {printable(key)}")
+            if not found.complete:
+                print("the deadline came first: these are the best of what was looked at", file=sys.stderr)
     return 0
 
 

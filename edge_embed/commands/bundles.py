@@ -64,6 +64,15 @@ def _print_model(model: Model) -> None:
     pooled = [f"bag ({model.bag.mode})"] if model.bag is not None else []
     abilities = ["lookup"] + pooled + ["encode"] * (model.text is not None) + ["search"] * ("norms" in model.tensors)
     print(f"model     {model.name}: {model.rows} x {model.dimensions} {model.codec}, {', '.join(abilities)}")
+    if model.search is not None:
+        lists = model.tensors["list_ends"].shape[0]
+        first = (
+            "" if model.search.shortlist is None else f", 4 bits first, {model.search.shortlist} rows compared for each"
+        )
+        print(
+            f"          search of {model.search.probes} of {lists} lists{first}: "
+            f"recall@10 {model.search.recall_at_10} of {model.search.queries} queries"
+        )
     if model.space is not None:
         print(printable(f"          space {model.space.id[:12]}, {model.space.source}"))
     for graph in model.graphs:

@@ -56,6 +56,12 @@ CODEC_TENSORS: Mapping[str, Mapping[str, tuple[str, tuple[str, ...]]]] = Mapping
 SHARED_TENSORS: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
     {
         "norms": ("float32", ("n",)),
+        "centroids": ("int8", ("c", "d")),
+        "centroid_scales": ("float32", ("c",)),
+        "centroid_norms": ("float32", ("c",)),
+        "list_ends": ("uint32", ("c",)),
+        "plane": ("uint8", ("n", "h")),
+        "plane_scales": ("float32", ("n",)),
         "index_pilots": ("uint16", ("b",)),
         "index_slots": ("uint32", ("slots", "2")),
         "key_offsets": ("uint32", ("n+1",)),
@@ -75,6 +81,10 @@ OPERATIONS = ("lookup", "encode", "search", "bag", "classify")
 BAG_MODES = ("sum", "mean", "max")
 HASH_ALGORITHM = "xxh64-modulo"
 INDEX_ALGORITHM = "xxh64-pilot"
+SEARCH_ALGORITHM = "lists"
+#: The tensors of a table's lists.
+LIST_TENSORS = ("centroids", "centroid_scales", "centroid_norms", "list_ends")
+PLANE_TENSORS = ("plane", "plane_scales")
 
 # One plain name in one flat folder: no separator, no leading dot, so no path can climb out.
 _FILE_NAME = re.compile(r"(?!(?:manifest\.json|slot\.[01])$)[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -90,6 +100,7 @@ _TOKENS_CEILING = 1_000_000
 # A word of so many letters has more parts than one of them is worth.
 _NGRAM_CEILING = 1_000
 _LETTERS_CEILING = 2**32
+_SHORTLIST_CEILING = 10_000
 # numpy multiplies the other axes of an empty array, too, and refuses what a board's word cannot count.
 _EMPTY_CEILING_BYTES = 2**31 - 1
 
@@ -444,6 +455,46 @@ class ClassifyRecipe(NamedTuple):
         return {**self.extra, "labels": self.labels, "output": self.output}
 
 
+class SearchRecipe(NamedTuple):
+    """How a table in the order of its clusters is searched: the lists of the ``probes`` nearest centroids.
+
+    Where there is a ``shortlist``, a plane of 4-bit codes is scanned first, and so many rows for each neighbour that is
+    asked for are then compared as they are. ``recall_at_10`` is what was found of the ten nearest rows by the source's
+    vectors, of ``queries`` rows that the clusters were not trained on.
+    """
+
+    algorithm: str
+    probes: int
+    recall_at_10: float
+    queries: int
+    shortlist: int | None = None
+    extra: Mapping[str, Any] = NOTHING
+
+    @classmethod
+    def read(cls, fields: Fields) -> SearchRecipe:
+        """Read ``search``; whether there are so many lists is checked with the model."""
+        return cls(
+            fields.text("algorithm", among=(SEARCH_ALGORITHM,)),
+            fields.count("probes", floor=1, ceiling=_ROWS_CEILING),
+            fields.number("recall_at_10"),
+            fields.count("queries"),
+            fields.count("shortlist", floor=1, ceiling=_SHORTLIST_CEILING) if fields.has("shortlist") else None,
+            fields.rest(),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object."""
+        shortlist = {} if self.shortlist is None else {"shortlist": self.shortlist}
+        return {
+            **self.extra,
+            **shortlist,
+            "algorithm": self.algorithm,
+            "probes": self.probes,
+            "recall_at_10": self.recall_at_10,
+            "queries": self.queries,
+        }
+
+
 class Model(NamedTuple):
     """One table of ``rows`` vectors of ``dimensions``, and what can be asked of it."""
 
@@ -464,6 +515,7 @@ class Model(NamedTuple):
     hash: HashRecipe | None = None
     subwords: SubwordRecipe | None = None
     classify: ClassifyRecipe | None = None
+    search: SearchRecipe | None = None
     extra: Mapping[str, Any] = NOTHING
 
     @classmethod
@@ -486,6 +538,7 @@ class Model(NamedTuple):
             fields.nested("hash", HashRecipe.read) if fields.has("hash") else None,
             fields.nested("subwords", SubwordRecipe.read) if fields.has("subwords") else None,
             fields.nested("classify", ClassifyRecipe.read) if fields.has("classify") else None,
+            fields.nested("search", SearchRecipe.read) if fields.has("search") else None,
             fields.rest(),
         )
         _check_tensors(model, fields)
@@ -502,6 +555,7 @@ class Model(NamedTuple):
             "hash": self.hash,
             "subwords": self.subwords,
             "classify": self.classify,
+            "search": self.search,
         }
         return {
             **self.extra,
@@ -751,6 +805,10 @@ def _check_tensors(model: Model, fields: Fields) -> None:
     if "key_offsets" in model.tensors or "key_bytes" in model.tensors:
         needed |= {name: SHARED_TENSORS[name] for name in ("key_offsets", "key_bytes")}
     needed |= {name: SHARED_TENSORS[name] for name in ("norms", "bucket_ids", "tree") if name in model.tensors}
+    if model.search is not None:
+        plane = () if model.search.shortlist is None else PLANE_TENSORS
+        needed |= {name: SHARED_TENSORS[name] for name in ("norms", *LIST_TENSORS, *plane)}
+        axes |= {"c": next(iter(model.tensors["list_ends"].shape), 0)} if "list_ends" in model.tensors else {}
     for name, (dtype, letters) in needed.items():
         tensor = model.tensors.get(name)
         if tensor is None:
@@ -794,6 +852,8 @@ def _check_recipes(model: Model, fields: Fields) -> None:
             fields.fail("text.pooling", f"{pooling} of {model.subwords.rows}", model.text.pooling)
     if model.classify is not None and (model.text is None or model.text.pooling != "mean"):
         fields.fail("classify", "a model whose texts are the mean of their words' parts", NOTHING_THERE)
+    if model.search is not None and model.search.probes > model.tensors["list_ends"].shape[0]:
+        fields.fail("search.probes", f"at most the {model.tensors['list_ends'].shape[0]} lists", model.search.probes)
     if model.classify is not None and model.subwords is None:
         fields.fail("classify", "a model with a recipe for subwords", NOTHING_THERE)
 

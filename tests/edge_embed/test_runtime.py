@@ -126,7 +126,7 @@ def test_a_search_wants_exactly_one_question(bundle: Path) -> None:
     with edge_embed.open(bundle) as runtime:
         for question in ({}, {"key": "word1", "text": "word1"}):
             with pytest.raises(edge_embed.RequestError, match="exactly one"):
-                runtime.search(**question)  # type: ignore[arg-type]
+                runtime.search(**question)  # type: ignore[call-overload]
         with pytest.raises(edge_embed.RequestError, match="k of at least 1"):
             runtime.search("word1", k=0)
 
@@ -143,7 +143,7 @@ def test_a_vector_of_another_space_is_refused_and_one_of_this_space_is_searched(
         assert here.search(vector=here.lookup("word5"), k=1).space == here.space.id
 
 
-@pytest.mark.parametrize("vector", [np.zeros(3, np.float32), np.full(16, np.nan, np.float32), np.zeros((1, 16))])
+@pytest.mark.parametrize("vector", [np.zeros(3, np.float32), np.full(16, np.nan, np.float32), np.zeros((1, 1, 16))])
 def test_a_query_vector_of_another_shape_or_without_finite_numbers_is_refused(
     bundle: Path, vector: np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 ) -> None:

@@ -17,6 +17,7 @@ from edge_embed_export.options import Options
 from edge_embed_export.sources import read_source
 from tests.attacks.makers import ABSENT, Place, set_at
 from tests.fasttext_files import LABELS, Model
+from tests.making import make_bundle, rows_in_topics
 
 
 @pytest.fixture(scope="module")
@@ -80,3 +81,52 @@ def test_a_recipe_that_cannot_be_followed_is_refused(value: Any, name: str) -> N
     with pytest.raises(ManifestError) as refused:
         _parse(spoilt)
     assert says in str(refused.value)
+
+
+# How a table is searched
+
+
+@pytest.fixture(scope="module")
+def listed(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A good manifest of a table in lists with a plane, as plain JSON."""
+    target = tmp_path_factory.mktemp("listed") / "bundle"
+    make_bundle(target, source=rows_in_topics(600, 9), graphs=(), clustered=True, plane=True)
+    return json.loads((target / MANIFEST_NAME).read_bytes())
+
+
+def test_how_a_table_is_searched_is_written_as_it_was_read(listed: Any) -> None:
+    assert json.loads(_parse(listed).to_bytes()) == listed
+    # An exact search is always right, so a reader need not know lists.
+    assert not any("list" in feature for feature in listed["requirements"]["features"])
+
+
+SEARCH: Place = ("models", 0, "search")
+TENSORS: Place = ("models", 0, "tensors")
+
+BROKEN_SEARCHES: dict[str, tuple[Place, Any, str]] = {
+    "another algorithm": ((*SEARCH, "algorithm"), "graph", "search.algorithm: expected one of lists"),
+    "no probes": ((*SEARCH, "probes"), 0, "search.probes: expected"),
+    "more probes than lists": ((*SEARCH, "probes"), 10_000, "search.probes: expected at most the"),
+    "a shortlist of none": ((*SEARCH, "shortlist"), 0, "search.shortlist: expected"),
+    "an endless shortlist": ((*SEARCH, "shortlist"), 2**40, "search.shortlist: expected"),
+    "a recall below zero": ((*SEARCH, "recall_at_10"), -1, "search.recall_at_10: expected"),
+    "no norms": ((*TENSORS, "norms"), ABSENT, "tensors: expected the tensor norms"),
+    "no centroids": ((*TENSORS, "centroids"), ABSENT, "tensors: expected the tensor centroids"),
+    "no ends": ((*TENSORS, "list_ends"), ABSENT, "tensors: expected the tensor list_ends"),
+    "no plane": ((*TENSORS, "plane"), ABSENT, "tensors: expected the tensor plane"),
+    "ends of fewer lists": ((*TENSORS, "list_ends", "shape", 0), 3, "expected int8 of shape (3, 9)"),
+    "ends of no list": ((*TENSORS, "list_ends", "shape"), [], "tensors."),
+    "norms of fewer lists": ((*TENSORS, "centroid_norms", "shape", 0), 3, "tensors.centroid_norms: expected"),
+    "a wider plane": ((*TENSORS, "plane", "shape", 1), 9, "tensors.plane: expected uint8 of shape (600, 5)"),
+    "a plane of other numbers": ((*TENSORS, "plane", "dtype"), "int8", "tensors.plane: expected uint8"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_SEARCHES)
+def test_a_search_that_cannot_be_made_is_refused(listed: Any, name: str) -> None:
+    place, wrong, says = BROKEN_SEARCHES[name]
+    value = copy.deepcopy(listed)
+    set_at(value, place, wrong)
+    with pytest.raises(ManifestError) as error:
+        _parse(value)
+    assert says in str(error.value)

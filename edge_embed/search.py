@@ -1,0 +1,128 @@
+"""Search: the rows whose cosine with a query is highest, among all rows or among those of the likeliest lists.
+
+* A table in the order of its clusters has lists: runs of rows that are like one centroid. A search compares the query
+  with the centroids and scans the lists of the nearest ones, ``probes`` of them: the inverted file of Sivic and
+  Zisserman, "Video Google", ICCV 2003, over rows that stay where a lookup finds them.
+* Scanning all rows is the exact search; one table serves both. A table without lists is always searched so.
+* A plane of 4-bit codes halves the bytes of a scan: it makes a shortlist, whose int8 rows are then compared. An exact
+  search leaves it out.
+* Several queries share one scan: a row comes from memory once, for all that want it.
+* A deadline ends a scan between two blocks of rows. The lists are scanned likeliest first, so what was found by then is
+  the best guess; one block is always scanned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_embed import kernels
+from edge_embed.errors import BundleError
+from edge_embed_bundle.manifest import Model
+
+#: The number of neighbours that the probes of a bundle were chosen for; who asks for more gets more probes.
+MEASURED_NEIGHBOURS = 10
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """The best rows ``(q, k)`` int64 of each query, best first, -1 where there were fewer; cosines ``(q, k)`` float32.
+
+    ``complete``: whether everything that should be scanned was, before the deadline.
+    """
+
+    rows: NDArray[np.int64]
+    scores: NDArray[np.float32]
+    complete: bool
+
+
+class Searcher:
+    """What a search needs of a table beside its rows: their lengths, and its lists where it has some."""
+
+    def __init__(self, model: Model, tensors: Mapping[str, NDArray[Any]], place: str) -> None:
+        self._norms: NDArray[np.float32] = tensors["norms"]
+        self._all_rows = np.array([[0, model.rows]], np.int64)
+        self.probes = self.lists = self.shortlist = 0
+        self._plane: kernels.Rows | None = None
+        if model.search is not None:
+            self.probes = model.search.probes
+            self._lists = _runs(tensors["list_ends"], model.rows, f"{place}: {model.name}")
+            self.lists = len(self._lists)
+            self._all_lists = np.array([[0, self.lists]], np.int64)
+            self._sizes = self._lists[:, 1] - self._lists[:, 0]
+            centroids = {"rows": tensors["centroids"], "scales": tensors["centroid_scales"]}
+            self._centroids = kernels.open_rows("int8", centroids, model.dimensions)
+            self._centroid_norms: NDArray[np.float32] = tensors["centroid_norms"]
+            if model.search.shortlist is not None:
+                self.shortlist = model.search.shortlist
+                plane = {"rows": tensors["plane"], "scales": tensors["plane_scales"]}
+                self._plane = kernels.open_rows("plane", plane, model.dimensions)
+
+    def nearest(
+        self,
+        rows: kernels.Rows,
+        queries: NDArray[np.float32],
+        k: int,
+        without: NDArray[np.int64],
+        *,
+        probes: int,
+        shortlist: int,
+        deadline_ns: int = 0,
+    ) -> Found:
+        """Return the ``k`` best rows of each query.
+
+        Args:
+            rows: the table's.
+            queries: ``(q, d)`` float32, finite.
+            k: at most the table's rows.
+            without: ``(q,)`` the row that is left out of each query's answer, -1 for none.
+            probes: lists to scan for each query; as many as there are, or more, scan all rows.
+            shortlist: rows of the plane, for each neighbour, that are compared; 0 leaves the plane out.
+            deadline_ns: on ``time.monotonic_ns``'s clock; 0 for none.
+        """
+        runs, wanted = self._all_rows, None
+        if probes < self.lists:
+            none = without if len(queries) == 1 and without[0] < 0 else np.full(len(queries), -1, np.int64)
+            likeliest, _, _ = self._centroids.nearest(
+                queries, self._centroid_norms, probes, self._all_lists, None, none, 0, None, 0
+            )
+            # One row more than is asked for: one may be left out.
+            if probes > k or int(self._sizes[likeliest].sum(axis=1).min(initial=k + 1)) > k:
+                runs, wanted = self._wanted(likeliest)
+        plane = self._plane if shortlist else None
+        length = min(shortlist * k, len(self._norms))
+        return Found(*rows.nearest(queries, self._norms, k, runs, wanted, without, deadline_ns, plane, length))
+
+    def _wanted(self, likeliest: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_] | None]:
+        """Return the lists' runs, likeliest first, and which query wants which of them, None where all want all."""
+        if len(likeliest) == 1:
+            return self._lists.take(likeliest[0], axis=0), None
+        # What is somebody's first comes before what is everybody's second.
+        by_rank = likeliest.T.reshape(-1)
+        lists, first_places = np.unique(by_rank, return_index=True)
+        order = np.argsort(first_places)
+        place_of_list = np.empty(len(lists), np.int64)
+        place_of_list[order] = np.arange(len(lists))
+        wanted = np.zeros((len(likeliest), len(lists)), bool)
+        places = place_of_list[np.searchsorted(lists, likeliest)]
+        wanted[np.arange(len(likeliest))[:, np.newaxis], places] = True
+        return self._lists[lists[order]], wanted
+
+
+def probes_for(probes: int, k: int) -> int:
+    """Return how many lists a search for ``k`` neighbours scans where ``probes`` were measured for ten."""
+    return probes * -(-k // MEASURED_NEIGHBOURS)
+
+
+def _runs(ends: NDArray[np.uint32], row_count: int, place: str) -> NDArray[np.int64]:
+    """Return the first row of each list and the one after its last, ``(c, 2)``."""
+    runs = np.zeros((len(ends), 2), np.int64)
+    runs[:, 1] = ends
+    runs[1:, 0] = ends[:-1]
+    if (runs[:, 1] < runs[:, 0]).any() or int(runs[-1, 1]) != row_count:
+        raise BundleError(f"{place}: expected lists that end one after the other, the last at row {row_count}")
+    return runs

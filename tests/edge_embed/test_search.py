@@ -1,0 +1,147 @@
+"""Searching a table in lists: as an exact search finds, nearly; alone and together; within a time."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import edge_embed
+from edge_embed.errors import BundleError, RequestError
+from edge_embed_export.preparing import in_lists
+from tests.making import make_bundle, rows_in_topics, small_source
+
+ROWS, DIMENSIONS = 5000, 24
+
+
+@pytest.fixture(scope="module", params=[None, True], ids=["lists", "plane"])
+def listed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a bundle whose table is searched through lists, and one that has a plane in front of its rows."""
+    source = rows_in_topics(ROWS, DIMENSIONS)
+    return make_bundle(
+        tmp_path_factory.mktemp("listed") / "bundle", source=source, graphs=(), plane=request.param, clustered=True
+    ).path
+
+
+def _cosines(runtime: edge_embed.Runtime, query: NDArray[np.float32]) -> NDArray[np.float64]:
+    vectors = runtime.lookup_ids(range(ROWS)).astype(np.float64)
+    lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(query)
+    return np.asarray(vectors @ query / lengths, np.float64)
+
+
+def test_a_search_through_lists_finds_nearly_what_an_exact_one_finds(listed: Path) -> None:
+    with edge_embed.open(listed) as runtime:
+        recipe = runtime.manifest.models[0].search
+        assert recipe is not None and recipe.recall_at_10 >= 0.98 and recipe.queries
+        assert recipe.probes < runtime.manifest.models[0].tensors["list_ends"].shape[0] / 2
+        keys = [f"row {i}" for i in range(0, ROWS, 10)]
+        exact, found = runtime.search(keys, exact=True), runtime.search(keys)
+        shared = [len(set(a.keys) & set(b.keys)) / 10 for a, b in zip(exact, found, strict=True)]
+        assert np.mean(shared) >= 0.97
+        # Whatever is found has the score that an exact search gives it.
+        for a, b in zip(exact, found, strict=True):
+            meant, given = (dict(zip(each.keys, each.scores.tolist(), strict=True)) for each in (a, b))
+            assert all(meant[key] == given[key] for key in meant.keys() & given.keys())
+
+
+def test_an_exact_search_of_a_table_in_lists_is_that_of_all_its_rows(listed: Path) -> None:
+    query = np.random.default_rng(5).normal(size=DIMENSIONS).astype(np.float32)
+    with edge_embed.open(listed) as runtime:
+        cosines = _cosines(runtime, query)
+        found = runtime.search(vector=query, k=20, exact=True)
+        np.testing.assert_allclose(found.scores, np.sort(cosines)[::-1][:20], atol=1e-4)
+
+
+def test_many_questions_share_a_scan_and_are_answered_as_each_alone(listed: Path) -> None:
+    queries = np.random.default_rng(6).normal(size=(9, DIMENSIONS)).astype(np.float32)
+    queries[3] = 0
+    with edge_embed.open(listed) as runtime:
+        for exact in (False, True):
+            together = runtime.search(vector=list(queries), k=5, exact=exact)
+            alone = [runtime.search(vector=query, k=5, exact=exact) for query in queries]
+            assert [each.keys for each in together] == [each.keys for each in alone]
+            np.testing.assert_array_equal([each.scores for each in together], [each.scores for each in alone])
+        nothing: list[str] = []
+        assert not runtime.search(nothing)
+        assert not runtime.search(vector=queries[:0])
+        by_key = runtime.search(["row 1", "row 2"], k=3)
+        assert "row 1" not in by_key[0].keys and "row 2" not in by_key[1].keys
+        with pytest.raises(edge_embed.UnknownKeyError, match="stranger"):
+            runtime.search(["row 1", "stranger"])
+
+
+@pytest.mark.parametrize("k", [1, 11, 500, ROWS - 1, ROWS, ROWS + 5])
+def test_as_many_neighbours_are_found_as_are_asked_for_and_there(listed: Path, k: int) -> None:
+    with edge_embed.open(listed) as runtime:
+        assert len(runtime.search("row 7", k=k)) == min(k, ROWS - 1)
+        assert len(runtime.search(vector=np.ones(DIMENSIONS, np.float32), k=k)) == min(k, ROWS)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-12, 1.0, 1e12, 1e38])
+def test_a_query_of_any_length_finds_the_same(listed: Path, size: float) -> None:
+    query = np.random.default_rng(7).normal(size=DIMENSIONS).astype(np.float32)
+    query /= np.abs(query).max()
+    with edge_embed.open(listed) as runtime:
+        meant, found = (runtime.search(vector=(query * np.float32(by)), k=5) for by in (1, size))
+        assert meant.keys == found.keys
+        np.testing.assert_allclose(meant.scores, found.scores, atol=1e-4)
+
+
+def test_a_deadline_ends_a_search_and_the_answer_says_so(listed: Path) -> None:
+    with edge_embed.open(listed) as runtime:
+        assert runtime.search("row 7", deadline_ms=60_000).complete
+        late = runtime.search("row 7", k=5, exact=True, deadline_ms=1e-6)
+        assert not late.complete and len(late)
+        for wrong in (0, -1, float("nan"), "soon", True):
+            with pytest.raises(RequestError, match="deadline of more than 0 milliseconds"):
+                runtime.search("row 7", deadline_ms=wrong)  # type: ignore[arg-type]
+
+
+def test_the_command_searches_exactly_or_within_a_time(listed: Path) -> None:
+    command = [sys.executable, "-m", "edge_embed", "search", str(listed), "--key", "row 7", "-k", "3", "--json"]
+    asked = [[], ["--exact"], ["--exact", "--deadline-ms", "0.000001"]]
+    answers = [json.loads(subprocess.run([*command, *more], check=True, capture_output=True).stdout) for more in asked]
+    assert [answer["complete"] for answer in answers] == [True, True, False]
+    assert len(answers[1]["neighbours"]) == 3
+
+
+def test_lists_that_do_not_end_one_after_the_other_are_refused(tmp_path: Path) -> None:
+    source = rows_in_topics(600, 8)
+    path = make_bundle(tmp_path / "bundle", source=source, graphs=(), clustered=True).path
+    manifest = json.loads((path / "manifest.json").read_bytes())
+    place = manifest["models"][0]["tensors"]["list_ends"]
+    blob = path / place["blob"]
+    blob.chmod(0o644)
+    for ends in ((700,), (3, 2), (2**32 - 1,)):
+        with blob.open("r+b") as file:
+            file.seek(place["offset_bytes"])
+            file.write(np.array(ends, "<u4").tobytes())
+        with pytest.raises(BundleError, match="expected lists that end one after the other, the last at row 600"):
+            edge_embed.open(path, verify=False)
+
+
+def test_a_table_without_lists_is_searched_exactly(tmp_path: Path) -> None:
+    with edge_embed.open(make_bundle(tmp_path / "bundle", source=small_source()).path) as runtime:
+        assert runtime.manifest.models[0].search is None
+        assert runtime.search("word1").keys == runtime.search("word1", exact=True).keys
+
+
+def test_rows_in_lists_keep_their_keys_and_vectors() -> None:
+    table = rows_in_topics(600, 8).table
+    moved = in_lists(table)
+    assert moved.keys is not None and table.keys is not None and moved.clusters is not None
+    assert sorted(moved.keys) == sorted(table.keys) and list(moved.keys) != list(table.keys)
+    place_of = {key: row for row, key in enumerate(table.keys)}
+    np.testing.assert_array_equal(moved.vectors[:], table.vectors[:][[place_of[key] for key in moved.keys]])
+    ends = moved.clusters.ends
+    assert (np.diff(ends.astype(np.int64)) > 0).all() and ends[-1] == 600
+    directions = moved.vectors[:] / np.linalg.norm(moved.vectors[:], axis=1, keepdims=True)
+    nearest = (directions @ moved.clusters.centroids.T).argmax(axis=1)
+    list_of_row = np.searchsorted(ends, np.arange(600), side="right")
+    assert (nearest == list_of_row).mean() > 0.99
+    assert len(np.unique(moved.clusters.held_out)) == 300
