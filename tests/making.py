@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from edge_embed_export.exporter import Report, export
 from edge_embed_export.options import Options
+from edge_embed_export.preparing import in_lists
 from edge_embed_export.sources import Source, SourceTable, SourceText
 
 WORDS = (*(f"word{i}" for i in range(60)), "naïve", "東京", "two words", "🙂")
@@ -30,6 +31,15 @@ def small_source(*, seed: int = 0, dimensions: int = 16, keys: tuple[str, ...] =
         text=SourceText(tokenizer=None, normalize=True, max_tokens=512),
     )
     return Source(f"random table {seed}", (table,))
+
+
+def rows_in_topics(rows: int, dimensions: int, *, seed: int = 0) -> Source:
+    """Return a table whose rows stand around topics, as those of real models do: ``row 0``, ``row 1``, ..."""
+    random = np.random.default_rng(seed)
+    topics = random.normal(size=(max(2, rows // 60), dimensions))
+    vectors = topics[random.integers(0, len(topics), rows)] + 0.4 * random.normal(size=(rows, dimensions))
+    source = small_source(keys=tuple(f"row {row}" for row in range(rows)))
+    return with_table(source, vectors=vectors.astype(np.float32))
 
 
 def small_text_source(*, seed: int = 0, dimensions: int = 16) -> Source:
@@ -94,8 +104,12 @@ def make_bundle(
     codec: str = "int8",
     graphs: tuple[str, ...] = ("onnx", "tflite"),
     collection: tuple[str, ...] = (),
+    clustered: bool = False,
     **options: Any,
 ) -> Report:
-    """Export a bundle to ``target``."""
+    """Export a bundle to ``target``; ``clustered`` puts a table in lists that an exporter finds too small for them."""
     options |= {"version": version, "codec": codec, "graphs": graphs, "collection": collection}
-    return export(small_source() if source is None else source, Options(target=target, name="small", **options))
+    source = small_source() if source is None else source
+    if clustered:
+        source = replace(source, tables=(in_lists(source.table), *source.tables[1:]))
+    return export(source, Options(target=target, name="small", **options))

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_embed.errors import MissingExtraError
+from edge_embed.progress import Progress
 
 #: Centroids of a codebook: what a byte can name.
 CENTROIDS = 256
@@ -24,6 +25,7 @@ _RIDGE = 0.01
 # faiss stops after 25: 60 bring overlap@10 of word2vec in 25 codes from .6703 to .6708.
 _ROUNDS = 60
 _OPQ_ROUNDS = 10
+_CENTROID_ROUNDS = 10
 # Numbers of a table that one thread trains on within seconds.
 _SMALL = 2**22
 
@@ -94,6 +96,38 @@ class RqBook:
         with _threads_for(vectors):
             codes: NDArray[np.uint8] = self._quantizer.compute_codes(vectors)
         return codes
+
+
+@dataclass(frozen=True, eq=False)
+class Centroids:
+    """Trained centroids ``(c, d)`` of length 1, and who finds the nearest of them."""
+
+    centroids: NDArray[np.float32]
+    _index: Any
+
+    def nearest(self, vectors: NDArray[np.float32]) -> NDArray[np.int64]:
+        """Return the centroid ``(n,)`` whose product with each row ``(n, d)`` is largest."""
+        with _threads_for(vectors):
+            _, found = self._index.search(vectors, 1)
+        return np.asarray(found[:, 0], np.int64)
+
+
+def train_centroids(vectors: NDArray[np.float32], count: int, progress: Progress) -> Centroids:
+    """Return ``count`` centroids, by spherical k-means on rows ``(n, d)`` of length 1; n of ``count`` or more."""
+    faiss = _faiss()
+    centroids = None
+    with progress.task("training centroids", _CENTROID_ROUNDS) as advance, _threads_for(vectors):
+        for _ in range(_CENTROID_ROUNDS):
+            # A round at a time, so that somebody who waits sees it pass.
+            trainer = faiss.Kmeans(vectors.shape[1], count, niter=1, spherical=True, seed=1)
+            trainer.cp.min_points_per_centroid = 1
+            trainer.cp.max_points_per_centroid = len(vectors)
+            trainer.train(vectors, init_centroids=centroids)
+            centroids = trainer.centroids
+            advance(1)
+    index = faiss.IndexFlatIP(vectors.shape[1])
+    index.add(centroids)
+    return Centroids(np.asarray(centroids, np.float32), index)
 
 
 class Fit:

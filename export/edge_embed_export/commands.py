@@ -23,7 +23,7 @@ from edge_embed_export.demo import run_demo
 from edge_embed_export.evaluation import KINDS, Evaluation, read_evaluation
 from edge_embed_export.exporter import Report, export
 from edge_embed_export.files import read_named
-from edge_embed_export.options import ALL_TABLES, DEFAULT_BOARD, GRAPH_FORMATS, Hashing, Options
+from edge_embed_export.options import ALL_TABLES, DEFAULT_BOARD, DEFAULT_RECALL, GRAPH_FORMATS, Hashing, Options
 from edge_embed_export.page import Page, check_page, write_page
 from edge_embed_export.preparing import ORDERS, REDUCTIONS, Preparing, prepared
 from edge_embed_export.pricing import DEFAULT_MAX_LOSS, LossError
@@ -46,7 +46,21 @@ def _configure_export(parser: argparse.ArgumentParser) -> None:
         "--order",
         choices=ORDERS,
         help="of the rows: frequency by the counts of --vocab or of the source, or, without counts, as the source has "
-        "them, most frequent first; default: source, with --vocab frequency",
+        "them, most frequent first; cluster: those that are alike together, so that a search scans a few lists of a "
+        "table of 20,000 rows or more; default: source, with --vocab frequency",
+    )
+    parser.add_argument(
+        "--recall",
+        metavar="SHARE",
+        type=float,
+        default=DEFAULT_RECALL,
+        help=f"of the ten nearest rows, what a search through lists has to find ({DEFAULT_RECALL})",
+    )
+    parser.add_argument(
+        "--plane",
+        action=argparse.BooleanOptionalAction,
+        help="add 4 bits of each number, which a search through lists scans first: half the memory traffic for half "
+        "the size of int8 more on flash; default: where the rows take more than half of the board's memory",
     )
     parser.add_argument("--keep", metavar="N", type=int, help="keep the first N rows of that order")
     parser.add_argument("--keep-words", metavar="FILE", type=Path, help="keep the rows of these keys, a key a line")
@@ -161,6 +175,8 @@ def _export(arguments: argparse.Namespace) -> int:
         replace=arguments.force,
         evaluations=tuple(read_evaluation(word) for word in arguments.eval),
         max_loss=arguments.max_loss,
+        recall=arguments.recall,
+        plane=arguments.plane,
     )
     progress = SILENT if arguments.json else Progress()
     if arguments.report:
@@ -181,7 +197,7 @@ def _export(arguments: argparse.Namespace) -> int:
         arguments.dimensions,
         arguments.reduce,
     )
-    source = prepared(read_source(arguments.source, arguments.format, reading, progress), preparing)
+    source = prepared(read_source(arguments.source, arguments.format, reading, progress), preparing, progress)
     trials: tuple[Trial, ...] = ()
     try:
         if options.codec == AUTO:

@@ -75,6 +75,14 @@ def _private_bytes(source: Source, models: tuple[Model, ...]) -> int:
     return _RUNTIME_BYTES + _TABLE_BYTES * (len(models) - 1) + tokenizer + scan + batch
 
 
+def _scanned_rows(model: Model) -> int:
+    """Return how many rows a search for ten neighbours goes through, its centroids among them."""
+    if model.search is None:
+        return model.rows
+    lists = model.tensors["list_ends"].shape[0]
+    return lists + -(-model.rows * model.search.probes // lists)
+
+
 def _budgets(source: Source, options: Options, models: tuple[Model, ...]) -> Budgets:
     there = {
         "lookup": True,
@@ -84,7 +92,7 @@ def _budgets(source: Source, options: Options, models: tuple[Model, ...]) -> Bud
         "bag": any(model.bag is not None for model in models),
     }
     operations = tuple(name for name, answered in there.items() if answered)
-    scanned = max((model.rows * model.dimensions for model in models if searchable(model)), default=0)
+    scanned = max((_scanned_rows(model) * model.dimensions for model in models if searchable(model)), default=0)
     budgets = default_budgets(board_named(options.board), operations, scanned)
     strangers = set(options.latency_budgets) - set(operations)
     if strangers:

@@ -5,8 +5,9 @@ The order is the argument of the bundle's truth:
  1. the tables, the tokenizer and the graphs are written;
  2. the partial bundle is opened by the runtime that boards run, and every graph by its engine: a graph that answers
     unlike the kernels ends the export;
- 3. what the runtime answers becomes the golden answers, what it decodes is compared with the source;
- 4. only then the manifest is written, and the bundle gets its name.
+ 3. what it decodes is compared with the source, and it is measured how many lists a search has to scan;
+ 4. what the runtime then answers becomes the golden answers;
+ 5. only then the manifest is written, and the bundle gets its name.
 
 Nothing in a bundle depends on the time or on the machine: the same source, options and packages give the same bytes,
 whatever its CPU and however many of its cores take part (``exact``). The exception are codebooks: faiss trains them by
@@ -32,6 +33,7 @@ from edge_embed_export.pricing import Price, check_loss, evaluated, manifest_qua
 from edge_embed_export.proving import measured, prove
 from edge_embed_export.quality import Quality
 from edge_embed_export.sources import Source
+from edge_embed_export.tuning import tuned
 from edge_embed_export.writing import write_bytes, write_golden, write_model
 
 
@@ -70,13 +72,18 @@ def export(source: Source, options: Options, progress: Progress = SILENT) -> Rep
         with Runtime(writer.preview(draft), verify=False) as runtime:
             proven = tuple(prove(model, runtime, runtime.bundle) for model in models)
             quality = measured(parts, models, runtime, progress)
+            made = tuple(
+                tuned(part, model, runtime, options.recall, progress) for part, model in zip(parts, proven, strict=True)
+            )
+        draft = partial(draft_manifest, source, options, made)
+        with Runtime(writer.preview(draft), verify=False) as runtime:
             evaluations = evaluated(source, options.evaluations, runtime.bundle)
             golden = write_golden(writer, runtime)
         prices: list[Price] = []
         codec = codec_said(options, [table.name for table in source.tables if not table.is_helper])
 
         def sign(blobs: Mapping[str, Blob]) -> Manifest:
-            signed = _signed_off(draft_manifest(source, options, proven, blobs), golden, quality, evaluations)
+            signed = _signed_off(draft_manifest(source, options, made, blobs), golden, quality, evaluations)
             prices.append(Price(codec, signed.size_bytes, quality, evaluations))
             check_loss(prices[0], options.max_loss)
             return signed

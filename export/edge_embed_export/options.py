@@ -15,6 +15,7 @@ from edge_embed_export.evaluation import Task
 GRAPH_FORMATS = ("onnx", "tflite")
 DEFAULT_BOARD = "pi-zero-2w"
 COLLECTION = "collection"
+DEFAULT_RECALL = 0.99
 ALL_TABLES = "*"
 
 _SHOWN_TABLES = 4
@@ -50,6 +51,10 @@ class Options:
     replace: bool = False
     evaluations: tuple[Task, ...] = ()
     max_loss: float | None = None
+    #: The share of the ten nearest rows that a search through lists has to find.
+    recall: float = DEFAULT_RECALL
+    #: Whether such a table has a plane of 4-bit codes; None: where its rows would crowd the board's memory.
+    plane: bool | None = None
 
 
 def codec_said(options: Options, tables: Sequence[str]) -> str:
@@ -79,4 +84,6 @@ def check_options(options: Options) -> None:
     unknown = set(options.graphs) - set(GRAPH_FORMATS)
     if unknown:
         raise RequestError(f"expected graphs of {', '.join(GRAPH_FORMATS)}, found {', '.join(sorted(unknown))}")
+    if not 0 < options.recall <= 1:
+        raise RequestError(f"--recall: expected a share of more than 0 and at most 1, found {options.recall:g}")
     board_named(options.board)

@@ -16,24 +16,32 @@ from edge_embed_bundle.manifest import (
     HASH_ALGORITHM,
     INDEX_ALGORITHM,
     NAME,
+    SEARCH_ALGORITHM,
     BagRecipe,
     ClassifyRecipe,
     HashRecipe,
     KeyIndex,
+    SearchRecipe,
     Space,
     SubwordRecipe,
     TextRecipe,
 )
-from edge_embed_export.codecs import Encoded, decoded_blocks, encoder
+from edge_embed_devices.profiles import board_named
+from edge_embed_export.clusters import FEWEST_ROWS, Clusters
+from edge_embed_export.codecs import Encoded, decoded_blocks, encode_int8, encode_plane, encoder
 from edge_embed_export.key_index import build_index
 from edge_embed_export.matrix import BLOCK_ROWS, Matrix, blocks_of
 from edge_embed_export.options import ALL_TABLES, COLLECTION, Hashing, Options
+from edge_embed_export.preparing import in_lists
 from edge_embed_export.sources import Source, SourceTable
 
 TOKENIZER_BLOB = "tokenizer.json"
 
 # Labels are few, and a rounding of theirs is a rounding of every answer.
 _LABELS_CODEC = "float32"
+_FINER_THAN_PLANE = ("float32", "float16", "int8")
+# What is left to the rows of one table where a system, an application and other files want to stay in memory, too.
+_SHARE_OF_RAM = 2
 # The smallest normal number of float32 and eight digits more.
 _SHORTEST = 1e-30
 
@@ -58,6 +66,8 @@ class Part:
     hash: HashRecipe | None = None
     subwords: SubwordRecipe | None = None
     classify: ClassifyRecipe | None = None
+    search: SearchRecipe | None = None
+    clusters: Clusters | None = None
     is_helper: bool = False
 
 
@@ -115,7 +125,7 @@ def parts_of(source: Source, options: Options, progress: Progress) -> list[Part]
     """Return the source's tables and, where one is asked for, the collection's."""
     parts = []
     for table in source.tables:
-        part = _part(table, source.title, options.codecs.get(table.name, options.codec), options.graphs)
+        part = _part(table, source.title, options.codecs.get(table.name, options.codec), options.graphs, options)
         if table.is_helper:
             # Its rows are in the space of the table that reads them, and nobody else asks it.
             parts.append(part)
@@ -131,7 +141,11 @@ def parts_of(source: Source, options: Options, progress: Progress) -> list[Part]
             )
         parts.append(replace(part, space=space, bag=bag, hash=hashed))
     if options.collection:
-        parts.append(_part(_collection(source, options.collection, progress), source.title, options.codec, ()))
+        collection = _collection(source, options.collection, progress)
+        if len(collection.vectors) >= FEWEST_ROWS:
+            # Nobody asks for its rows but a search.
+            collection = in_lists(collection, progress)
+        parts.append(_part(collection, source.title, options.codec, (), options))
     return parts
 
 
@@ -153,16 +167,18 @@ def _hash_recipe(table: SourceTable, hashing: Hashing, title: str) -> HashRecipe
     return HashRecipe(HASH_ALGORITHM, hashing.seed, hashing.first_row, count)
 
 
-def _part(table: SourceTable, title: str, codec: str, graphs: tuple[str, ...]) -> Part:
+def _part(table: SourceTable, title: str, codec: str, graphs: tuple[str, ...], options: Options) -> Part:
     # floret's table of words is empty: nothing to store, to run or to price.
     is_empty = not len(table.vectors)
     is_labels = table.is_helper and table.keys is not None
     codec, encode = encoder("float32" if is_empty else _LABELS_CODEC if is_labels else codec)
     try:
         codes = encode(table.vectors)
+        with_plane = _wants_plane(codec, codes, options)
         shared: dict[str, Matrix] = dict(table.tensors)
         if _is_searched(table):
             shared["norms"] = _norms(codec, codes, table.vectors)
+        search = None if table.clusters is None else _in_lists(table, table.clusters, shared, with_plane)
         index = None if table.keys is None else _indexed(table.keys, shared)
     except RequestError as error:
         raise RequestError(f"{table.name} of {title}: {error}") from error
@@ -179,14 +195,39 @@ def _part(table: SourceTable, title: str, codec: str, graphs: tuple[str, ...]) -
         () if table.is_helper or is_empty else graphs,
         subwords=table.subwords,
         classify=table.classify,
+        search=search,
+        clusters=table.clusters,
         is_helper=table.is_helper,
     )
+
+
+def _wants_plane(codec: str, codes: Encoded, options: Options) -> bool:
+    """Whether a search is to go through 4 bits of each number first: where the rows would crowd a board's memory."""
+    if codec not in _FINER_THAN_PLANE:
+        return False
+    crowded = codes["rows"].nbytes > board_named(options.board).ram_bytes // _SHARE_OF_RAM
+    return crowded if options.plane is None else options.plane
 
 
 def _is_searched(table: SourceTable) -> bool:
     """Whether a search may answer with a row's key: it has one, and the row is what it stands for, not a part."""
     parts = table.subwords is not None and table.subwords.rows == "parts" and table.subwords.maxn > 0
     return table.keys is not None and not table.is_helper and not parts and len(table.vectors) > 0
+
+
+def _in_lists(table: SourceTable, clusters: Clusters, shared: dict[str, Matrix], with_plane: bool) -> SearchRecipe:
+    """Add the tensors of a table's lists; that all are searched stands until it is measured how few are enough."""
+    centroids = encode_int8(clusters.centroids)
+    shared |= {
+        "centroids": centroids["rows"],
+        "centroid_scales": centroids["scales"],
+        "centroid_norms": _norms("int8", centroids, clusters.centroids),
+        "list_ends": clusters.ends,
+    }
+    if with_plane:
+        plane = encode_plane(table.vectors)
+        shared |= {"plane": plane["rows"], "plane_scales": plane["scales"]}
+    return SearchRecipe(SEARCH_ALGORITHM, len(clusters.ends), 1.0, 0, 1 if with_plane else None)
 
 
 def _norms(codec: str, codes: Encoded, vectors: Matrix) -> NDArray[np.float32]:

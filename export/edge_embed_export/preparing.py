@@ -3,6 +3,7 @@
 * A key that stands twice keeps its first row: that is the one that every tool answers with.
 * Rows by frequency: those that are asked for most stand together, so a board reads few pages. Counts come from the
   source or from a vocabulary file; a trainer that gave none has as a rule written the most frequent words first.
+* Rows by cluster: those that are alike stand together, so a search scans a few lists of them (``clusters``).
 * A shorter vector is the vector's share on the table's principal directions, or its first numbers, where a model was
   trained for that (Kusupati et al., "Matryoshka Representation Learning", NeurIPS 2022). It has a space of its own.
 
@@ -19,6 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_embed.errors import RequestError
+from edge_embed.progress import SILENT, Progress
+from edge_embed_export.clusters import FEWEST_ROWS, clustered
 from edge_embed_export.exact import exact_product, principal_components
 from edge_embed_export.key_index import hashes_of, repeated_rows
 from edge_embed_export.matrix import BLOCK_ROWS, Keys, Selection, Spool, blocks_of
@@ -26,7 +29,7 @@ from edge_embed_export.sources import Source, SourceTable
 from edge_embed_export.sources.binary_vectors import read_counts
 from edge_embed_export.sources.tables import read_keys
 
-ORDERS = ("source", "frequency")
+ORDERS = ("source", "frequency", "cluster")
 REDUCTIONS = ("pca", "leading")
 
 _SHOWN_KEYS = 3
@@ -44,7 +47,7 @@ class Preparing:
     reduce: str | None = None
 
 
-def prepared(source: Source, preparing: Preparing) -> Source:
+def prepared(source: Source, preparing: Preparing, progress: Progress = SILENT) -> Source:
     """Return a source as its user wants it.
 
     Raises:
@@ -62,7 +65,7 @@ def prepared(source: Source, preparing: Preparing) -> Source:
         source = shortened(source, preparing.dimensions, preparing.reduce or REDUCTIONS[0])
     elif preparing.reduce is not None:
         raise RequestError(f"--reduce {preparing.reduce}: expected --dimensions beside it, found none")
-    return source
+    return by_cluster(source, progress) if preparing.order == "cluster" else source
 
 
 def without_repeats(source: Source) -> Source:
@@ -103,6 +106,35 @@ def by_frequency(source: Source, counts: Mapping[bytes, int] | None = None) -> S
     if known is not None:
         table = _selected(replace(table, counts=known), np.argsort(-known, kind="stable"))
     return replace(source, tables=(replace(table, row_order="frequency"),))
+
+
+def by_cluster(source: Source, progress: Progress) -> Source:
+    """Return a source whose rows stand in lists for search; as they stood, where they are too few for that.
+
+    Raises:
+        RequestError: its rows cannot be moved.
+        MissingExtraError: faiss, which trains the centroids, is not installed.
+    """
+    table, keys = _movable(source, "--order cluster")
+    if table.subwords is not None and table.subwords.rows == "parts":
+        raise RequestError(
+            f"{source.title}: expected a table whose rows are searched for --order cluster, found parts of words"
+        )
+    if len(keys) < FEWEST_ROWS:
+        note = f"{table.name}: left in its order: an exact search of fewer than {FEWEST_ROWS} rows needs no lists"
+        return replace(source, notes=(*source.notes, note))
+    return replace(source, tables=(in_lists(table, progress),))
+
+
+def in_lists(table: SourceTable, progress: Progress = SILENT) -> SourceTable:
+    """Return a table with its rows in lists.
+
+    Raises:
+        MissingExtraError: faiss, which trains the centroids, is not installed.
+    """
+    order, clusters = clustered(table.vectors, progress)
+    longer = None if table.longer is None else Selection(table.longer, order)
+    return replace(_selected(table, order), longer=longer, row_order="cluster", clusters=clusters)
 
 
 def with_words(source: Source, words: set[bytes]) -> Source:

@@ -146,12 +146,14 @@ def neighbour_overlaps(
     if k < 1 or not len(queries):
         return np.ones(len(queries))
     with progress.task("comparing neighbours", 2 * len(source)) as advance:
-        before = _nearest(source, queries, k, advance)
-        after = _nearest(decoded, queries, k, advance)
+        before = nearest_rows(source, queries, k, advance)
+        after = nearest_rows(decoded, queries, k, advance)
     return np.array([len(np.intersect1d(a, b)) for a, b in zip(before, after, strict=True)]) / k
 
 
-def _nearest(vectors: Matrix, queries: NDArray[np.int64], k: int, advance: Callable[[int], None]) -> NDArray[np.int64]:
+def nearest_rows(
+    vectors: Matrix, queries: NDArray[np.int64], k: int, advance: Callable[[int], None]
+) -> NDArray[np.int64]:
     """Return the ``k`` rows nearest to each of some rows, ``(q, k)``; of equal ones those that come first."""
     asked = directions(vectors[queries])
     best_rows = np.full((len(queries), k), -1)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from edge_embed.bags import error_bound
 from edge_embed.errors import BundleError
 from edge_embed.runtime import Runtime
-from edge_embed.table import Table
+from edge_embed.table import Neighbours, Table
 from edge_embed_bundle.manifest import Manifest, Model
 from edge_embed_export.exact import directions, exact_product
 
@@ -68,9 +68,10 @@ def answered(runtime: Runtime) -> list[Question]:
             questions.append(_classified(runtime, first.name, texts))
         if beside is not None:
             k = min(NEIGHBOURS, beside.rows)
-            found = [runtime.search(text=text, model=beside.name, k=k).scores for text in texts]
+            exact = runtime.search(text=texts, model=beside.name, k=k, exact=True)
             scores = _exact_scores(runtime.table(beside.name), runtime.encode(texts), k)
-            questions.append(_search(beside.name, "text", texts, found, scores))
+            found = runtime.search(text=texts, model=beside.name, k=k)
+            questions.append(_search(beside.name, "text", texts, exact, found, scores))
             return questions
     return questions + [_search_by_keys(runtime, model) for model in models if searchable(model) and model.rows > 1]
 
@@ -101,10 +102,11 @@ def _search_by_keys(runtime: Runtime, model: Model) -> Question:
     # A key is not its own neighbour.
     k = min(NEIGHBOURS, model.rows - 1)
     keys = _keys(table)
-    found = [runtime.search(key, model=model.name, k=k).scores for key in keys]
+    exact = runtime.search(keys, model=model.name, k=k, exact=True)
+    found = runtime.search(keys, model=model.name, k=k)
     own = np.array([table.find(key) for key in keys], np.int64)
     scores = _exact_scores(table, table.decode(own), k, without=own)
-    return _search(model.name, "key", keys, found, scores)
+    return _search(model.name, "key", keys, exact, found, scores)
 
 
 def _bag(runtime: Runtime, model: Model) -> Question:
@@ -150,17 +152,29 @@ def _classified(runtime: Runtime, model: str, texts: tuple[str, ...]) -> Questio
 
 
 def _search(
-    model: str, by: str, inputs: tuple[str, ...], found: Sequence[NDArray[np.float32]], scores: NDArray[np.float32]
+    model: str,
+    by: str,
+    inputs: tuple[str, ...],
+    exact: Sequence[Neighbours],
+    found: Sequence[Neighbours],
+    scores: NDArray[np.float32],
 ) -> Question:
-    for asked, given, expected in zip(inputs, found, scores, strict=True):
-        off = float(np.abs(given - expected).max(initial=0))
+    """Return the question of those inputs whose neighbours a search through lists finds, too: it need not find all."""
+    for asked, given, expected in zip(inputs, exact, scores, strict=True):
+        off = _off(given, expected)
         # Half of the tolerance: the boards have roundings of their own.
         if off > SCORE_TOLERANCE / 2:
             raise BundleError(
                 f"{model}: expected the scores of an exact search for {asked!r}, found others, off by {off:.3g}; "
                 "the bundle was not written"
             )
-    return Question("search", model, by, inputs, scores, SCORE_TOLERANCE)
+    kept = [_off(given, expected) <= SCORE_TOLERANCE / 2 for given, expected in zip(found, scores, strict=True)]
+    asked_for = tuple(asked for asked, is_kept in zip(inputs, kept, strict=True) if is_kept)
+    return Question("search", model, by, asked_for, scores[np.array(kept, bool)], SCORE_TOLERANCE)
+
+
+def _off(found: Neighbours, expected: NDArray[np.float32]) -> float:
+    return float(np.abs(found.scores - expected).max(initial=0))
 
 
 def _exact_scores(

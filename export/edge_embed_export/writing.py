@@ -59,6 +59,7 @@ def write_model(writer: BundleWriter, part: Part, progress: Progress) -> Model:
         hash=part.hash,
         subwords=part.subwords,
         classify=part.classify,
+        search=part.search,
     )
     if part.bag is not None and "onnx" in part.graphs:
         writer.blob(f"{part.name}.bag.onnx", partial(write_bytes, onnx_bag(model, tensors)))

@@ -19,6 +19,7 @@ from edge_embed.errors import RequestError
 from edge_embed.progress import SILENT, Progress
 from edge_embed_bundle import strict_json
 from edge_embed_bundle.manifest import ClassifyRecipe, SubwordRecipe
+from edge_embed_export.clusters import Clusters
 from edge_embed_export.matrix import Matrix
 
 
@@ -62,6 +63,8 @@ class SourceTable:
     is_helper: bool = False
     #: The vectors ``(n, D)`` before they were made shorter, where they were.
     longer: Matrix | None = None
+    #: The lists that a search goes through, where the rows stand in their order.
+    clusters: Clusters | None = None
 
     @property
     def whole(self) -> Matrix:
