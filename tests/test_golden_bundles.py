@@ -25,6 +25,7 @@ IDENTITY = {
     "pq-words": "72f282c80c2556d21429957e3fc0e5171107c62e201c954223e6b0b0c0edc544",
     "opq-words": "3c179a324fe371691323b5a45e76cfa2134d62e244f4fe26c8f47a78a1b3b3a3",
     "rq-words": "deed6408a99a363d57b549632cc4dad78b3cd8740ecf68564ecdd85b21b4ba59",
+    "int8-lists": "ce53425eb41b8effa6fa542aff1b47f7bde4140b7184e9efe6f2289448cde9ee",
     "fasttext-labels": "2f1b981b9f79bd78bd3aa0d0993664d8cc139f121b4e5e47d36c3987b0581540",
     "floret-words": "c4c5d3c520d6e17e3f6893e17a255a3f7acde337a3437fddf4fe014c61ca360b",
 }
@@ -41,9 +42,14 @@ TOKYO = {
     "pq-words": "39d9ad3feb3b113b65ca4abffb93113ee53e5f3e93772dbf96a1923f2033f2bf",
     "opq-words": "a060ad3fbc2ed83a457154bffe62043e40bb883eac5e2abf778b8f3fe0a0efbf",
     "rq-words": "1784ad3f6bdfbf3a710f4cbf46a01b3e7c636a3ebc052ebfe9fd913fb8caf0bf",
+    "int8-lists": "7b39ad3f00000000846c49bf7306113e4298613e7b392dbf180a933f6bb5f1bf",
     "fasttext-labels": "2aaa64be98e251be8e35b4be261f65be",
     "floret-words": "6270e0be6fd5bf3e320838becce44b3d3a56f7be0e93753e",
 }
+
+#: Who is nearest to 東京 by lists, and how near, byte for byte.
+TOKYOS_NEIGHBOURS = ("word53", "more154", "more18")
+TOKYOS_SCORES = "4f2c5c3f48a75a3f032d3b3f"
 
 
 @pytest.mark.parametrize("name", IDENTITY)
@@ -52,6 +58,14 @@ def test_a_golden_bundle_opens_and_gives_every_golden_answer(name: str) -> None:
         assert runtime.generation == IDENTITY[name]
         assert all(outcome.passed for outcome in runtime.check_golden(["lookup"]))
         assert runtime.lookup("東京").tobytes().hex() == TOKYO[name]
+
+
+def test_the_golden_lists_are_searched_as_on_the_day_they_were_made() -> None:
+    with edge_embed.open(GOLDEN / "int8-lists") as runtime:
+        assert all(outcome.passed for outcome in runtime.check_golden())
+        found = runtime.search("東京", k=3)
+        assert found.keys == TOKYOS_NEIGHBOURS
+        assert found.scores.tobytes().hex() == TOKYOS_SCORES
 
 
 def test_the_golden_classifier_gives_its_labels() -> None:

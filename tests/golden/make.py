@@ -26,6 +26,8 @@ def main(folder: Path) -> None:
     for codec in ("float16", "int4", "pq:4", "opq:4", "rq:2"):
         source = small_source(dimensions=8, keys=MANY_WORDS)
         make_bundle(folder / f"{codec.partition(':')[0]}-words", source=source, codec=codec)
+    source = small_source(dimensions=8, keys=MANY_WORDS)
+    make_bundle(folder / "int8-lists", source=source, graphs=(), clustered=True, plane=True, recall=0.9)
     with tempfile.TemporaryDirectory() as made:
         model = Path(made) / "model.bin"
         model.write_bytes(Model(labels=LABELS, model=3, loss=3).to_bytes())
