@@ -52,6 +52,7 @@ bench: $(BENCH_ENV)/ready
 	$(BENCH_ENV)/bin/python benchmarks/bags.py --write
 	$(BENCH_ENV)/bin/python benchmarks/reading.py --write
 	$(BENCH_ENV)/bin/python benchmarks/scan.py --write
+	$(BENCH_ENV)/bin/python benchmarks/search.py --write
 
 clean:
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
