@@ -53,6 +53,7 @@ bench: $(BENCH_ENV)/ready
 	$(BENCH_ENV)/bin/python benchmarks/reading.py --write
 	$(BENCH_ENV)/bin/python benchmarks/scan.py --write
 	$(BENCH_ENV)/bin/python benchmarks/search.py --write
+	$(BENCH_ENV)/bin/python benchmarks/flash.py --write
 
 clean:
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

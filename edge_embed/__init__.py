@@ -70,7 +70,7 @@ def open(  # the verb that users expect of a file-like thing; this module does n
     Args:
         path: the folder of a bundle, or of a store, which is followed from generation to generation.
         memory_budget: private memory that this process may use in all, as bytes or as ``64MiB``; what cannot fit is
-            refused here.
+            refused here. Half of what is left pins the pages that are asked for most, as far as the system lets it.
         engine: who decodes lookups: ``kernels``, ``onnxruntime`` or ``litert``. An engine must give the bundle's
             golden answers first.
         verify: read and compare every byte first. If not given, a bare bundle folder is verified and a store's

@@ -26,6 +26,8 @@ class Memory:
 
     private_bytes: int
     mapped_bytes: int
+    #: Of the mapped pages, how many may stay whatever else wants memory (``mlock``).
+    pinned_bytes: int = 0
 
 
 def parse_size(text: str | int) -> int:
@@ -54,7 +56,7 @@ def format_size(size_bytes: float) -> str:
 def current() -> Memory:
     """Return what this process holds, as Linux counts it."""
     fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return Memory(_kib(fields["RssAnon"]), _kib(fields["RssFile"]))
+    return Memory(_kib(fields["RssAnon"]), _kib(fields["RssFile"]), _kib(fields["VmLck"]))
 
 
 class Peak:

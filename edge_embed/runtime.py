@@ -68,6 +68,7 @@ class Runtime:
         self.problem: str | None = None
         self._retry_at = 0.0
         self._budget_bytes = None if memory_budget is None else parse_size(memory_budget)
+        self._room_bytes = 0
         self._private_bytes_before = 0 if memory_budget is None else memory.current().private_bytes
         self._engine = engine
         self._moving = threading.Lock()
@@ -76,13 +77,13 @@ class Runtime:
         if is_store(self.path):
             self._verify = bool(verify)
             self._watch = SlotWatch(self.path)
-            self._serving = self._open_active()
+            self._serve(self._open_active())
             if not follow:
                 self._watch.close()
                 self._watch = None
         else:
             self._verify = verify is not False
-            self._serving = self._open(self.path)
+            self._serve(self._open(self.path))
 
     @overload
     def lookup(self, keys: Key, *, model: str | None = None, unknown: str | None = None) -> Vector: ...
@@ -356,6 +357,7 @@ class Runtime:
         serving, self._serving = self._serving, None
         watch, self._watch = self._watch, None
         if serving is not None:
+            serving.unpin()
             serving.bundle.close()
         if watch is not None:
             watch.close()
@@ -422,12 +424,18 @@ class Runtime:
             new = self._open_active(but_not=old.bundle.id)
             if new is not None:
                 new.warm_up_like(old)
-                self._serving = new
+                old.unpin()
+                self._serve(new)
             self.problem = None
         except (EdgeEmbedError, OSError, MemoryError) as error:
             # Out of memory or descriptors may pass: look again, though not at every call.
             self.problem = str(error) or type(error).__name__
             self._retry_at = time.monotonic() + _RETRY_SECONDS
+
+    def _serve(self, serving: Serving | None) -> None:
+        if serving is not None and self._budget_bytes is not None:
+            serving.pin(self._room_bytes)
+        self._serving = serving
 
     def _open_active(self, but_not: str = "") -> Serving | None:
         """Open the store's active generation, or return None if that is ``but_not``."""
@@ -459,7 +467,7 @@ class Runtime:
             if expected and bundle.id != expected:
                 raise DigestError(f"{path / MANIFEST_NAME}: expected sha256 {expected}, found {bundle.id}")
             if self._budget_bytes is not None:
-                check_budget(bundle, self._budget_bytes, self._private_bytes_beside())
+                self._room_bytes = check_budget(bundle, self._budget_bytes, self._private_bytes_beside())
             if self._verify:
                 bundle.verify()
             return Serving(bundle, engine=self._engine)

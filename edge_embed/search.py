@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 
 from edge_embed import kernels
 from edge_embed.errors import BundleError
+from edge_embed.residency import Pages
 from edge_embed_bundle.manifest import Model
 
 #: The number of neighbours that the probes of a bundle were chosen for; who asks for more gets more probes.
@@ -43,7 +45,8 @@ class Found:
 class Searcher:
     """What a search needs of a table beside its rows: their lengths, and its lists where it has some."""
 
-    def __init__(self, model: Model, tensors: Mapping[str, NDArray[Any]], place: str) -> None:
+    def __init__(self, model: Model, tensors: Mapping[str, NDArray[Any]], pages: Pages, place: str) -> None:
+        self._pages = pages
         self._norms: NDArray[np.float32] = tensors["norms"]
         self._all_rows = np.array([[0, model.rows]], np.int64)
         self.probes = self.lists = self.shortlist = 0
@@ -93,9 +96,30 @@ class Searcher:
             # One row more than is asked for: one may be left out.
             if probes > k or int(self._sizes[likeliest].sum(axis=1).min(initial=k + 1)) > k:
                 runs, wanted = self._wanted(likeliest)
-        plane = self._plane if shortlist else None
+        if shortlist and self._plane is not None:
+            return self._by_plane(rows, self._plane, queries, k, runs, wanted, without, shortlist, deadline_ns)
+        with self._pages.scanned() if runs is self._all_rows else nullcontext():
+            return Found(*rows.nearest(queries, self._norms, k, runs, wanted, without, deadline_ns, None, 0))
+
+    def _by_plane(
+        self,
+        rows: kernels.Rows,
+        plane: kernels.Rows,
+        queries: NDArray[np.float32],
+        k: int,
+        runs: NDArray[np.int64],
+        wanted: NDArray[np.bool_] | None,
+        without: NDArray[np.int64],
+        shortlist: int,
+        deadline_ns: int,
+    ) -> Found:
+        """Compare the best rows of the plane as they are; where flash is slow, ask for all of them first."""
         length = min(shortlist * k, len(self._norms))
-        return Found(*rows.nearest(queries, self._norms, k, runs, wanted, without, deadline_ns, plane, length))
+        if self._pages.waited:
+            listed, _, _ = plane.nearest(queries, self._norms, length, runs, wanted, without, deadline_ns, None, 0)
+            self._pages.ask(np.unique(listed[listed >= 0]))
+        with self._pages.compared():
+            return Found(*rows.nearest(queries, self._norms, k, runs, wanted, without, deadline_ns, plane, length))
 
     def _wanted(self, likeliest: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_] | None]:
         """Return the lists' runs, likeliest first, and which query wants which of them, None where all want all."""

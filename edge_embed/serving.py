@@ -18,6 +18,7 @@ from edge_embed_bundle.manifest import Model
 
 if TYPE_CHECKING:
     from edge_embed.classifier import Classifier
+    from edge_embed.residency import Pins
     from edge_embed.text import Encoder
 
 
@@ -43,6 +44,7 @@ class Serving:
             check_engine(bundle, first, engine)
         #: The plain lookup in the first table, in one step; None sends the caller the general way.
         self.quick_lookup = self.table().quick_lookup()
+        self._pins: Pins | None = None
         self._encoder: Encoder | None = None
         self._classifier: Classifier | None = None
         self._making_encoder = threading.Lock()
@@ -77,6 +79,18 @@ class Serving:
             if self._encoder is None:
                 self._encoder = self._make_encoder()
             return self._encoder
+
+    def pin(self, room_bytes: int) -> None:
+        """Keep what is asked for most in memory, within a part of ``room_bytes``."""
+        from edge_embed.residency import Pins
+
+        self._pins = Pins(self.bundle, room_bytes)
+
+    def unpin(self) -> None:
+        """Let go of what was pinned, before another generation pins its own."""
+        if self._pins is not None:
+            self._pins.release()
+            self._pins = None
 
     def warm_up_like(self, other: Serving) -> None:
         """Make what ``other`` has made at its first uses, so that the first call after a swap does not wait."""
@@ -130,8 +144,11 @@ class Serving:
         return TextEncoder.of(self.bundle, table.model.text, table)
 
 
-def check_budget(bundle: Bundle, budget_bytes: int, private_bytes_beside: int) -> None:
+def check_budget(bundle: Bundle, budget_bytes: int, private_bytes_beside: int) -> int:
     """Refuse what cannot fit: what the process holds beside a bundle, and what the bundle says it adds.
+
+    Returns:
+        The bytes that are left.
 
     Raises:
         BudgetError: the sum is more than ``budget_bytes`` of private memory.
@@ -144,3 +161,4 @@ def check_budget(bundle: Bundle, budget_bytes: int, private_bytes_beside: int) -
             f"{format_size(needed)} ({format_size(private_bytes_beside)} in this process beside a bundle, "
             f"{format_size(adds)} for the bundle); raise the budget or export with fewer dimensions"
         )
+    return budget_bytes - needed

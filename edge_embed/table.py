@@ -14,6 +14,7 @@ from edge_embed import kernels
 from edge_embed.bags import Runs
 from edge_embed.errors import RequestError, UnknownKeyError
 from edge_embed.keys import Key, KeyNames, to_bytes
+from edge_embed.residency import Pages
 from edge_embed.search import Found, Searcher, probes_for
 from edge_embed_bundle.bundle import Bundle
 from edge_embed_bundle.manifest import BAG_MODES, BagRecipe, HashRecipe, Model, Tensor
@@ -61,7 +62,8 @@ class Table:
             else kernels.Index(tensors["index_pilots"], tensors["index_slots"], model.key_index.seed, model.rows)
         )
         self.names = KeyNames(tensors["key_offsets"], tensors["key_bytes"].data) if "key_offsets" in tensors else None
-        self._searcher = Searcher(model, tensors, str(bundle.path)) if "norms" in tensors else None
+        pages = Pages(bundle, model)
+        self._searcher = Searcher(model, tensors, pages, str(bundle.path)) if "norms" in tensors else None
         self.bucket_ids: NDArray[np.uint32] | None = tensors.get("bucket_ids")
         self.tree: NDArray[np.uint32] | None = tensors.get("tree")
         #: How words are made of parts, where the model has a recipe for that.

@@ -101,6 +101,15 @@ class Bundle:
         """Return the mapped bytes of a tensor of this bundle's manifest."""
         return self.map(tensor.blob)[tensor.offset_bytes : tensor.offset_bytes + tensor.size_bytes]
 
+    def advise(self, tensor: Tensor, advice: int, start: int = 0, size: int | None = None) -> None:
+        """Advise the kernel how a tensor, or ``size`` bytes of it from ``start`` on, will be read (``madvise(2)``)."""
+        first = tensor.offset_bytes + start
+        end = min(first + (tensor.size_bytes if size is None else size), tensor.offset_bytes + tensor.size_bytes)
+        first -= first % mmap.PAGESIZE
+        if first < end:
+            self.map(tensor.blob)
+            self._maps[tensor.blob].madvise(advice, first, end - first)
+
     def descriptor(self, name: str) -> int:
         """Return the open descriptor of a blob; it belongs to the bundle."""
         return self._descriptors[name]
