@@ -16,7 +16,7 @@ import re
 import statistics
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -63,12 +63,13 @@ class Machine:
     python: str
     numpy: str
     copy_bytes_per_s: float
+    read_bytes_per_s: float
 
     def __str__(self) -> str:
         """Return the line that stands beside every table of figures."""
         return (
             f"{self.cpu}, {self.cores} cores; Python {self.python}, numpy {self.numpy}; "
-            f"numpy copies {self.copy_bytes_per_s / 1e9:.1f} GB/s"
+            f"numpy copies {self.copy_bytes_per_s / 1e9:.1f} GB/s, reads {self.read_bytes_per_s / 1e9:.1f}"
         )
 
 
@@ -120,10 +121,10 @@ def write_word2vec(table: SyntheticTable, path: Path) -> None:
             file.write(key.encode() + b" " + vector.tobytes() + b"\n")
 
 
-def make_bundle(word2vec: Path, target: Path) -> None:
-    """Export a word2vec file as ``edge-embed export`` does by default: int8, with both lookup graphs."""
+def make_bundle(word2vec: Path, target: Path, codec: str = "int8") -> None:
+    """Export a word2vec file as ``edge-embed export`` does: int8 by default, with both lookup graphs."""
     patient = dict.fromkeys(("lookup", "encode", "search"), _PATIENT)
-    export(read_source(word2vec), Options(target, name="benchmark", latency_budgets=patient))
+    export(read_source(word2vec), Options(target, name="benchmark", codec=codec, latency_budgets=patient))
 
 
 def install(bundle: Path, store: Path) -> None:
@@ -137,10 +138,10 @@ def keep_bytecode(folder: Path) -> None:
     os.environ["PYTHONPYCACHEPREFIX"] = str(folder)
 
 
-def wall_ms(command: Sequence[str]) -> float:
+def wall_ms(command: Sequence[str], environment: Mapping[str, str] | None = None) -> float:
     """Return the time of a whole process, from before its start until it has ended well, in milliseconds."""
     start = time.perf_counter()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
     return (time.perf_counter() - start) * 1000
 
 
@@ -152,6 +153,7 @@ def this_machine() -> Machine:
         python=platform.python_version(),
         numpy=np.__version__,
         copy_bytes_per_s=_copy_bytes_per_s(),
+        read_bytes_per_s=_read_bytes_per_s(),
     )
 
 
@@ -169,6 +171,17 @@ def _copy_bytes_per_s() -> float:
     for _ in range(_COPY_ROUNDS):
         start = time.perf_counter()
         np.copyto(target, source)
+        seconds.append(time.perf_counter() - start)
+    return _COPY_BYTES / statistics.median(seconds)
+
+
+def _read_bytes_per_s() -> float:
+    """Return the bytes that numpy reads in a second, one thread, from memory larger than any cache."""
+    words = np.ones(_COPY_BYTES // 8, np.uint64)
+    seconds = []
+    for _ in range(_COPY_ROUNDS):
+        start = time.perf_counter()
+        np.bitwise_or.reduce(words)
         seconds.append(time.perf_counter() - start)
     return _COPY_BYTES / statistics.median(seconds)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 #: What each peer finds in the folder.
 STORE, ROWS, KEYS, KEYED_VECTORS = "store", "rows.npy", "keys.txt", "vectors.kv"
+FLAT, GRAPH = "flat", "graph"
 
 
 class Peer(NamedTuple):
@@ -40,14 +41,19 @@ def open_edge_embed(folder: str) -> Peer:
     return Peer(runtime.lookup, runtime.lookup, runtime.bag)
 
 
+def _places(folder: str) -> dict[str, int]:
+    """Return the row of each key, for peers that know rows by number."""
+    with open(f"{folder}/{KEYS}", encoding="utf-8") as file:  # noqa: PTH123 (a path object is one more import)
+        return {key: place for place, key in enumerate(file.read().split("\n"))}
+
+
 def open_numpy(folder: str) -> Peer:
     """Open a mapped array and a dict of the keys: what one writes without any library."""
     import numpy as np
 
     # A plain array over the map: numpy.memmap itself costs a microsecond more per row.
     rows: Vectors = np.asarray(np.load(f"{folder}/{ROWS}", mmap_mode="r"))
-    with open(f"{folder}/{KEYS}", encoding="utf-8") as file:  # noqa: PTH123 (a path object is one more import)
-        place_of = {key: place for place, key in enumerate(file.read().split("\n"))}
+    place_of = _places(folder)
 
     def many(keys: list[str]) -> Vectors:
         return rows.take([place_of[key] for key in keys], axis=0)
@@ -67,6 +73,112 @@ def open_gensim(folder: str) -> Peer:
     )
 
 
+def open_finalfusion(folder: str) -> Peer:
+    """Open finalfusion's own format, mapped; a batch goes through its storage."""
+    import numpy as np
+    from finalfusion import load_finalfusion  # type: ignore[import-untyped,import-not-found,unused-ignore]
+
+    table = load_finalfusion(f"{folder}/{FLAT}", mmap=True)
+    place_of, rows = table.vocab.word_index, np.asarray(table.storage)
+
+    def many(keys: list[str]) -> Vectors:
+        return rows.take([place_of[key] for key in keys], axis=0)
+
+    return Peer(table.embedding, many, lambda keys: many(keys).mean(axis=0))
+
+
+def open_fasttext(folder: str) -> Peer:
+    """Load a model of words alone; it has no batches."""
+    import fasttext  # type: ignore[import-untyped,import-not-found,unused-ignore]
+    import numpy as np
+
+    # The module prints a warning whenever a model is loaded.
+    fasttext.FastText.eprint = lambda *_: None
+    model = fasttext.load_model(f"{folder}/{FLAT}")
+
+    def many(keys: list[str]) -> Vectors:
+        return np.stack([model.get_word_vector(key) for key in keys])
+
+    return Peer(model.get_word_vector, many, lambda keys: many(keys).mean(axis=0))
+
+
+def open_model2vec(folder: str) -> Peer:
+    """Load the vectors as a static model whose tokens are the keys: a key is a text of one token."""
+    from model2vec import StaticModel
+
+    model = StaticModel.from_pretrained(f"{folder}/{FLAT}")
+
+    def many(keys: list[str]) -> Vectors:
+        found: Vectors = model.encode(keys, use_multiprocessing=False)
+        return found
+
+    return Peer(lambda key: many([key])[0], many, lambda keys: many([" ".join(keys)])[0])
+
+
+def open_onnxruntime(folder: str) -> Peer:
+    """Run the graph of edge-embed's own bundle, int8 rows gathered and scaled, behind a dict of the keys."""
+    import numpy as np
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(f"{folder}/bundle/table.onnx", options, providers=["CPUExecutionProvider"])
+    place_of = _places(folder)
+
+    def many(keys: list[str]) -> Vectors:
+        found: Vectors = session.run(None, {"ids": np.array([place_of[key] for key in keys], np.int64)})[0]
+        return found
+
+    return Peer(lambda key: many([key])[0], many, lambda keys: many(keys).mean(axis=0))
+
+
+def open_faiss(folder: str) -> Peer:
+    """Map a flat index, behind a dict of the keys."""
+    import faiss
+    import numpy as np
+
+    faiss.omp_set_num_threads(1)
+    index = faiss.read_index(f"{folder}/{FLAT}", faiss.IO_FLAG_MMAP)
+    place_of = _places(folder)
+
+    def many(keys: list[str]) -> Vectors:
+        found: Vectors = index.reconstruct_batch(np.array([place_of[key] for key in keys], np.int64))
+        return found
+
+    return Peer(lambda key: index.reconstruct(place_of[key]), many, lambda keys: many(keys).mean(axis=0))
+
+
+def open_usearch(folder: str) -> Peer:
+    """Map an index, behind a dict of the keys."""
+    import numpy as np
+    from usearch.index import Index  # type: ignore[import-not-found,unused-ignore]
+
+    index: Any = Index.restore(f"{folder}/{GRAPH}", view=True)
+    place_of = _places(folder)
+
+    def many(keys: list[str]) -> Vectors:
+        # Of keys that stand twice it returns a tuple, else an array.
+        return np.stack(index.get(np.array([place_of[key] for key in keys])))
+
+    return Peer(lambda key: index.get(place_of[key]), many, lambda keys: many(keys).mean(axis=0))
+
+
+def open_hnswlib(folder: str) -> Peer:
+    """Load an index, behind a dict of the keys."""
+    import hnswlib  # type: ignore[import-untyped,import-not-found,unused-ignore]
+    import numpy as np
+
+    place_of = _places(folder)
+    with open(f"{folder}/dimensions", encoding="ascii") as file:  # noqa: PTH123
+        index = hnswlib.Index("ip", int(file.read()))
+    index.load_index(f"{folder}/{GRAPH}")
+
+    def many(keys: list[str]) -> Vectors:
+        return np.asarray(index.get_items([place_of[key] for key in keys]), np.float32)
+
+    return Peer(lambda key: many([key])[0], many, lambda keys: many(keys).mean(axis=0))
+
+
 def open_nothing(folder: str) -> Peer:
     """Open no table: numpy alone, the floor under every peer."""
     import numpy as np
@@ -76,7 +188,29 @@ def open_nothing(folder: str) -> Peer:
 
 
 #: Every peer by its name, edge-embed first; the floor is measured beside them and is none of them.
-PEERS = {"edge-embed": open_edge_embed, "numpy": open_numpy, "gensim": open_gensim}
+PEERS = {
+    "edge-embed": open_edge_embed,
+    "edge-embed, pq": open_edge_embed,
+    "edge-embed, numpy": open_edge_embed,
+    "numpy": open_numpy,
+    "gensim": open_gensim,
+    "finalfusion": open_finalfusion,
+    "fasttext": open_fasttext,
+    "model2vec": open_model2vec,
+    "onnxruntime": open_onnxruntime,
+    "faiss": open_faiss,
+    "usearch": open_usearch,
+    "hnswlib": open_hnswlib,
+}
+#: What a peer's processes have in their environment.
+ENVIRONMENTS = {"edge-embed, numpy": {"EDGE_EMBED_PURE": "1"}}
+#: The distribution of a peer, where it is called otherwise.
+DISTRIBUTIONS = {
+    "edge-embed, pq": "edge-embed",
+    "edge-embed, numpy": "edge-embed",
+    "fasttext": "fasttext-wheel",
+    "faiss": "faiss-cpu",
+}
 FLOOR = "import numpy alone"
 
 

@@ -26,6 +26,7 @@ _TOKENIZER_FACTOR = 24
 # What a number takes while it is decoded, the result included, and while it is scanned: codes are scanned by tables of
 # products and never decoded.
 _DECODE_BYTES = {"float32": 5, "float16": 7, "int8": 5, "int4": 14, "pq": 17, "opq": 21, "rq": 13}
+_PLANE_BYTES = 6
 _SCAN_BYTES = {"float32": 4, "float16": 6, "int8": 4, "int4": 14, "pq": 0, "opq": 0, "rq": 0}
 
 
@@ -58,21 +59,26 @@ def _private_bytes(source: Source, models: tuple[Model, ...]) -> int:
     """Predict what a runtime adds to a process that has numpy: its objects, a tokenizer, the buffers of a call."""
     definition = tokenizer_of(source)
     tokenizer = 0 if definition is None else _TOKENIZERS_BYTES + _TOKENIZER_FACTOR * len(definition)
-    # A scan holds a block of rows as float32, and scores with their quotients and order; see kernels and table.
+    # Of parts of words, a call reads a few rows.
     scan = max(
-        (
-            _SCAN_BYTES[model.codec] * model.dimensions * min(SCAN_ROWS, model.rows) + 32 * model.rows
-            for model in models
-            # Those that are searched, and labels: of parts, a call reads a few rows.
-            if "norms" in model.tensors or (model.key_index is not None and model.subwords is None)
-        ),
-        default=0,
+        (_scan_bytes(model) for model in models if model.key_index is not None and model.subwords is None), default=0
     )
     batch = max(
         _DECODE_BYTES[model.codec] * BATCH_TOKENS * model.dimensions if model.text is not None else 0
         for model in models
     )
     return _RUNTIME_BYTES + _TABLE_BYTES * (len(models) - 1) + tokenizer + scan + batch
+
+
+def _scan_bytes(model: Model) -> int:
+    """Predict what a scan holds: a block of rows as float32, and scores with their quotients and order."""
+    block = min(SCAN_ROWS, model.rows)
+    # Labels are scored all at once; of rows that are searched, the best of a block are kept.
+    scored = block if "norms" in model.tensors else model.rows
+    per_number = _SCAN_BYTES[model.codec]
+    if model.search is not None and model.search.shortlist is not None:
+        per_number = max(per_number, _PLANE_BYTES)
+    return per_number * model.dimensions * block + 32 * scored
 
 
 def _scanned_rows(model: Model) -> int:

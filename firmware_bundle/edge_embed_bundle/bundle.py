@@ -102,13 +102,16 @@ class Bundle:
         return self.map(tensor.blob)[tensor.offset_bytes : tensor.offset_bytes + tensor.size_bytes]
 
     def advise(self, tensor: Tensor, advice: int, start: int = 0, size: int | None = None) -> None:
-        """Advise the kernel how a tensor, or ``size`` bytes of it from ``start`` on, will be read (``madvise(2)``)."""
+        """Advise the kernel how a mapped tensor, or ``size`` bytes of it from ``start``, will be read (``madvise(2)``).
+
+        What is not mapped, or was closed meanwhile, needs no advice.
+        """
+        mapped = self._maps.get(tensor.blob)
         first = tensor.offset_bytes + start
         end = min(first + (tensor.size_bytes if size is None else size), tensor.offset_bytes + tensor.size_bytes)
         first -= first % mmap.PAGESIZE
-        if first < end:
-            self.map(tensor.blob)
-            self._maps[tensor.blob].madvise(advice, first, end - first)
+        if mapped is not None and first < end:
+            mapped.madvise(advice, first, end - first)
 
     def descriptor(self, name: str) -> int:
         """Return the open descriptor of a blob; it belongs to the bundle."""
