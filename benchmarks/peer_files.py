@@ -146,6 +146,7 @@ CONVERTERS: Mapping[str, Converter] = {
     "edge-embed": _edge_embed,
     "edge-embed, pq": partial(_edge_embed, codec="pq"),
     "edge-embed, numpy": _as_int8,
+    "edge-embed, bundle": _as_int8,
     "numpy": _numpy,
     "gensim": _gensim,
     "finalfusion": _finalfusion,

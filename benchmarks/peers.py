@@ -41,6 +41,16 @@ def open_edge_embed(folder: str) -> Peer:
     return Peer(runtime.lookup, runtime.lookup, runtime.bag)
 
 
+def open_edge_embed_bundle(folder: str) -> Peer:
+    """Open the store's bundle for itself, as the peers open a file: it follows no store to newer ones."""
+    import edge_embed
+
+    with edge_embed.open(f"{folder}/{STORE}") as following:
+        generation = following.bundle.path
+    runtime = edge_embed.open(generation, verify=False)
+    return Peer(runtime.lookup, runtime.lookup, runtime.bag)
+
+
 def _places(folder: str) -> dict[str, int]:
     """Return the row of each key, for peers that know rows by number."""
     with open(f"{folder}/{KEYS}", encoding="utf-8") as file:  # noqa: PTH123 (a path object is one more import)
@@ -192,6 +202,7 @@ PEERS = {
     "edge-embed": open_edge_embed,
     "edge-embed, pq": open_edge_embed,
     "edge-embed, numpy": open_edge_embed,
+    "edge-embed, bundle": open_edge_embed_bundle,
     "numpy": open_numpy,
     "gensim": open_gensim,
     "finalfusion": open_finalfusion,
@@ -208,6 +219,7 @@ ENVIRONMENTS = {"edge-embed, numpy": {"EDGE_EMBED_PURE": "1"}}
 DISTRIBUTIONS = {
     "edge-embed, pq": "edge-embed",
     "edge-embed, numpy": "edge-embed",
+    "edge-embed, bundle": "edge-embed",
     "fasttext": "fasttext-wheel",
     "faiss": "faiss-cpu",
 }
