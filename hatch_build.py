@@ -14,6 +14,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ _FLAGS = ("-O3", "-std=c11", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off"
 #: The spellings of ``rows.c`` by the first word of the compiler's target: name and flags; the first runs everywhere.
 _VARIANTS = {
     "x86_64": (("baseline", ()), ("avx2", ("-mavx2",))),
+    "aarch64": (("baseline", ()), ("dotprod", ("-march=armv8.2-a+dotprod",))),
+    "arm": (("baseline", ()), ("neon", ("-march=armv7-a", "-mfpu=neon"))),
 }
 _ANYWHERE = (("baseline", ()),)
 
@@ -64,27 +67,42 @@ def compile_kernels(root: Path, extension: Path) -> None:
     if sysconfig.get_config_var("Py_GIL_DISABLED"):
         raise ImportError("a free-threaded Python has no stable ABI")
     compiler = shlex.split(os.environ.get("CC") or "cc")
-    flags = [*_FLAGS, *shlex.split(os.environ.get("CFLAGS", ""))]
-    includes = [f"-I{sysconfig.get_path('include')}", "-isystem", np.get_include()]
+    includes = (f"-I{sysconfig.get_path('include')}", "-isystem", np.get_include())
+    # Beside its place first: an extension that a process has mapped is replaced, never written over.
+    made = extension.with_suffix(".new")
+    options = (*includes, "-shared", *shlex.split(os.environ.get("CFLAGS", "")))
+    link(compiler, root, made, root / SOURCES / "module.c", *options)
+    made.replace(extension)
+
+
+def link(compiler: Sequence[str], root: Path, made: Path, source: Path, *options: str) -> None:
+    """Compile the kernels and the source that uses them, and link them to what ``options`` say.
+
+    Args:
+        compiler: the command, a cross compiler's maybe.
+        root: the folder of the project.
+        made: the file that is written.
+        source: what the kernels serve: the module of Python, or a program that does without.
+        options: for the compiler, beside those that the kernels need.
+
+    Raises:
+        OSError: there is no compiler.
+        subprocess.CalledProcessError: the compiler refused.
+    """
+    command = [*compiler, *_FLAGS, *options]
     target = subprocess.run([*compiler, "-dumpmachine"], check=True, capture_output=True, text=True).stdout
     with tempfile.TemporaryDirectory(prefix="edge-embed-kernels-") as folder:
         objects = []
 
         def compiled(source: str, name: str, *more: str) -> None:
             objects.append(str(Path(folder, f"{name}.o")))
-            command = [*compiler, *flags, *more, "-c", str(root / SOURCES / source), "-o", objects[-1]]
-            subprocess.run(command, check=True)
+            subprocess.run([*command, *more, "-c", str(root / SOURCES / source), "-o", objects[-1]], check=True)
 
-        compiled("index.c", "index")
-        compiled("choose.c", "choose")
-        compiled("search.c", "search")
-        compiled("module.c", "module", *includes)
-        for name, options in _VARIANTS.get(target.split("-")[0], _ANYWHERE):
-            compiled("rows.c", name, *options, f"-DEE_VARIANT=ee_{name}", f'-DEE_VARIANT_NAME="{name}"')
-        # Beside its place first: an extension that a process has mapped is replaced, never written over.
-        made = extension.with_suffix(".new")
-        subprocess.run([*compiler, *flags, "-shared", *objects, "-lm", "-o", str(made)], check=True)
-        made.replace(extension)
+        for name in ("index", "choose", "search"):
+            compiled(f"{name}.c", name)
+        for name, more in _VARIANTS.get(target.split("-")[0], _ANYWHERE):
+            compiled("rows.c", name, *more, f"-DEE_VARIANT=ee_{name}", f'-DEE_VARIANT_NAME="{name}"')
+        subprocess.run([*command, str(source), *objects, "-lm", "-o", str(made)], check=True)
 
 
 def _platform() -> str:

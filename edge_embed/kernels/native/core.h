@@ -45,20 +45,22 @@ typedef struct {
 
 #define EE_INT4_BLOCK 32
 
-/* A query of a plane is padded with zeros to a multiple of so many bytes. */
-#define EE_PLANE_STRIDE 32
+/* Whole numbers are multiplied so many bytes of a row at a time; a query is padded with zeros to a multiple. */
+#define EE_STRIDE 32
+
+static inline size_t ee_padded(size_t bytes) { return (bytes + EE_STRIDE - 1) / EE_STRIDE * EE_STRIDE; }
 
 typedef enum { EE_SUM, EE_MEAN, EE_MAX } ee_mode;
 
 /* A query in the form in which a codec's rows are compared with it. */
 typedef struct {
-    const float *query;    /* (d,) */
-    const int16_t *levels; /* int8: (d,) whole numbers, each worth step */
-    const int8_t *bytes;   /* plane: those of the numbers in low halves of a byte, then of those in high halves */
-    int64_t lowered;       /* plane: what codes that were stored with 8 added count too much */
+    const float *query;         /* (d,) */
+    const int16_t *levels;      /* int8: whole numbers, each worth step */
+    const int8_t *lows, *highs; /* plane: those of the numbers in low and in high halves of a byte; int8: of a level */
+    int64_t lowered;            /* plane: what codes that were stored with 8 added count too much */
     double step;
-    const float *products; /* pq, opq, rq: (books, 256), with each centroid */
-    float *row;            /* others: room for a decoded one */
+    const float *products;      /* pq, opq, rq: (books, 256), with each centroid */
+    float *row;                 /* others: room for a decoded one */
 } ee_query;
 
 /* One spelling of the hot loops for one instruction set. */

@@ -5,8 +5,12 @@
 #include "core.h"
 
 extern const ee_kernels ee_baseline;
-#ifdef __x86_64__
+#if defined(__x86_64__)
 extern const ee_kernels ee_avx2;
+#elif defined(__aarch64__) && defined(__linux__)
+extern const ee_kernels ee_dotprod;
+#elif defined(__arm__) && defined(__linux__)
+extern const ee_kernels ee_neon;
 #endif
 
 #endif
