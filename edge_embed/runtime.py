@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_embed import memory
+from edge_embed import kernels, memory
 from edge_embed.bags import Asked, Bag, flat, runs_of
 from edge_embed.errors import EdgeEmbedError, RequestError, SpaceMismatchError
 from edge_embed.keys import Key
@@ -51,6 +51,16 @@ _BATCH_AXES = 2
 _RETRY_SECONDS = 1.0
 
 
+class _NoShortcut:
+    """Where every question goes the general way."""
+
+    def lookup(self, _: object, /) -> None:
+        """Answer nothing."""
+
+    def bag(self, _: object, _mode: str | None, /) -> None:
+        """Answer nothing."""
+
+
 class Runtime:
     """Vectors, neighbours and encodings from a bundle. Use as a context manager, or ``close`` it."""
 
@@ -74,13 +84,15 @@ class Runtime:
         self._moving = threading.Lock()
         self._watch: SlotWatch | None = None
         self._serving: Serving | None = None
+        self._shortcut: kernels.Shortcut | _NoShortcut = _NoShortcut()
         if is_store(self.path):
             self._verify = bool(verify)
             self._watch = SlotWatch(self.path)
-            self._serve(self._open_active())
+            serving = _given(self._open_active())
             if not follow:
                 self._watch.close()
                 self._watch = None
+            self._serve(serving)
         else:
             self._verify = verify is not False
             self._serve(self._open(self.path))
@@ -103,10 +115,9 @@ class Runtime:
         Raises:
             UnknownKeyError: a key is not there and the policy is ``error``.
         """
-        serving = self._current()
-        if model is None and unknown is None and (vector := serving.quick_lookup(keys)) is not None:
+        if model is None and unknown is None and (vector := self._shortcut.lookup(keys)) is not None:
             return vector
-        return self._lookup(serving, keys, model, unknown)
+        return self._lookup(self._current(), keys, model, unknown)
 
     def lookup_ids(self, ids: Sequence[int] | NDArray[np.integer], *, model: str | None = None) -> Vector:
         """Return the vectors ``(n, d)`` of row ids ``(n,)``, float32; ids outside a table that hashes get its rows.
@@ -147,13 +158,12 @@ class Runtime:
             RequestError: an id lies outside the table, or ids, offsets and weights do not belong together.
             UnknownKeyError: a key is not there and the policy is ``error``.
         """
-        table = self._current().table(model)
         if offsets is None and weights is None and padding_row is None and unknown is None and not include_last_offset:
-            pooled = table.quick_bag(ids, mode)
-            if pooled is not None:
+            shortcut = self._shortcut if model is None else self._current().shortcut(model)
+            if (pooled := shortcut.bag(ids, mode)) is not None:
                 return pooled
         bag = Bag(ids, offsets, weights, include_last_offset)
-        return self._bag(table, bag, mode, padding_row, unknown)
+        return self._bag(self._current().table(model), bag, mode, padding_row, unknown)
 
     def bags(self, asked: Mapping[str, Bag | Asked]) -> dict[str, Vector]:
         """Return the pooled vectors of several tables, by their names, from one generation.
@@ -162,10 +172,14 @@ class Runtime:
         or weights.
         """
         serving = self._current()
-        return {
-            name: self._bag(serving.table(name), bag if isinstance(bag, Bag) else Bag(bag), None, None, None)
-            for name, bag in asked.items()
-        }
+        pooled = {}
+        for name, bag in asked.items():
+            at_once = serving.shortcut(name).bag(bag, None)
+            if at_once is None:
+                bag = bag if isinstance(bag, Bag) else Bag(bag)
+                at_once = self._bag(serving.table(name), bag, None, None, None)
+            pooled[name] = at_once
+        return pooled
 
     @overload
     def encode(self, text: str) -> Vector: ...
@@ -356,6 +370,7 @@ class Runtime:
         """Let go of the bundle."""
         serving, self._serving = self._serving, None
         watch, self._watch = self._watch, None
+        self._shortcut = _NoShortcut()
         if serving is not None:
             serving.unpin()
             serving.bundle.close()
@@ -426,16 +441,25 @@ class Runtime:
                 new.warm_up_like(old)
                 old.unpin()
                 self._serve(new)
+            else:
+                self._shortcut = self._shortcut_to(old)
             self.problem = None
         except (EdgeEmbedError, OSError, MemoryError) as error:
             # Out of memory or descriptors may pass: look again, though not at every call.
+            self._shortcut = _NoShortcut()
             self.problem = str(error) or type(error).__name__
             self._retry_at = time.monotonic() + _RETRY_SECONDS
 
-    def _serve(self, serving: Serving | None) -> None:
-        if serving is not None and self._budget_bytes is not None:
+    def _serve(self, serving: Serving) -> None:
+        if self._budget_bytes is not None:
             serving.pin(self._room_bytes)
         self._serving = serving
+        self._shortcut = self._shortcut_to(serving)
+
+    def _shortcut_to(self, serving: Serving) -> kernels.Shortcut | _NoShortcut:
+        """Return what answers plain requests to the first table as long as the store has no news."""
+        watched = () if self._watch is None else self._watch.watched()
+        return _NoShortcut() if watched is None else serving.table().shortcut(watched)
 
     def _open_active(self, but_not: str = "") -> Serving | None:
         """Open the store's active generation, or return None if that is ``but_not``."""

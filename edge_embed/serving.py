@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from edge_embed import kernels
 from edge_embed.errors import BudgetError, RequestError
 from edge_embed.memory import format_size
 from edge_embed.table import Table
@@ -42,8 +43,7 @@ class Serving:
             first.rows = open_engine(engine, bundle, models[0], first.rows)
             # An engine is trusted by evidence: it gives the golden vectors here, on this board, or it does not serve.
             check_engine(bundle, first, engine)
-        #: The plain lookup in the first table, in one step; None sends the caller the general way.
-        self.quick_lookup = self.table().quick_lookup()
+        self._shortcuts = {name: table.shortcut() for name, table in self._tables.items()}
         self._pins: Pins | None = None
         self._encoder: Encoder | None = None
         self._classifier: Classifier | None = None
@@ -57,6 +57,11 @@ class Serving:
         if table is None:
             raise RequestError(f"expected one of the models {', '.join(self._tables)}, found {name!r}")
         return table
+
+    def shortcut(self, name: str) -> kernels.Shortcut:
+        """Return what answers the plain request to a table in one step."""
+        shortcut = self._shortcuts.get(name)
+        return self.table(name).shortcut() if shortcut is None else shortcut
 
     def collection(self) -> Table:
         """Return the table that a text is searched in: one in its space beside the encoder's own, if there is one."""

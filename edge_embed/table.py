@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ from edge_embed.keys import Key, KeyNames, to_bytes
 from edge_embed.residency import Pages
 from edge_embed.search import Found, Searcher, probes_for
 from edge_embed_bundle.bundle import Bundle
-from edge_embed_bundle.manifest import BAG_MODES, BagRecipe, HashRecipe, Model, Tensor
+from edge_embed_bundle.manifest import BagRecipe, HashRecipe, Model, Tensor
 
 if TYPE_CHECKING:
     from edge_embed.subwords import Subwords
@@ -73,19 +72,16 @@ class Table:
         """Return the row of a key, or -1."""
         return self._keys().find(key)
 
-    def quick_lookup(self) -> Callable[[object], NDArray[np.float32] | None]:
-        """Return what answers the plain lookup, of one key or a list of keys, in one step, and any other with None."""
-        if self._index is None or (self.subwords is not None and self.subwords.composes_known_words):
-            return _not_plain
-        return functools.partial(kernels.lookup, self._index, self.rows)
+    def shortcut(self, watched: tuple[tuple[kernels.Watched, bytes], ...] = ()) -> kernels.Shortcut:
+        """Return what answers plain lookups, and plain bags by the table's recipe, in one step, and the rest with None.
 
-    def quick_bag(self, ids: object, mode: str | None) -> NDArray[np.float32] | None:
-        """Return the pooled vector ``(d,)`` of one flat list by the table's recipe, or None where that is not plain."""
+        While it lasts, the rows that it answers from are the table's, and ``watched`` is what it was: see
+        :class:`edge_embed.kernels.pure.Shortcut`.
+        """
         recipe = self.model.bag or _MEAN
-        mode = recipe.mode if mode is None else mode
-        if mode not in BAG_MODES:
-            return None
-        return kernels.bag(self._index, self.rows, ids, mode, -1 if recipe.padding_row is None else recipe.padding_row)
+        composes = self.subwords is not None and self.subwords.composes_known_words
+        padding_row = -1 if recipe.padding_row is None else recipe.padding_row
+        return kernels.Shortcut(None if composes else self._index, self.rows, recipe.mode, padding_row, watched)
 
     @property
     def policy_of_questions(self) -> str:
@@ -284,10 +280,6 @@ def mapped(bundle: Bundle, tensor: Tensor) -> NDArray[Any]:
     """Return a tensor of a bundle as a mapped, read-only array."""
     dtype = np.dtype(tensor.dtype).newbyteorder("<")
     return np.frombuffer(bundle.tensor(tensor), dtype).reshape(tensor.shape)
-
-
-def _not_plain(_: object) -> None:
-    return None
 
 
 def _shown(key: Key) -> str:

@@ -14,7 +14,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edge_embed.kernels.pure import KeyIndex, Pooling, Rows
+    from edge_embed.kernels.pure import KeyIndex, Pooling, Rows, Watched
     from edge_embed.kernels.reference import EMPTY_ROW, add_in_order, pool_mean, top_k
 
 _wanted = os.environ.get("EDGE_EMBED_PURE", "0") in ("", "0")
@@ -22,17 +22,17 @@ _wanted = os.environ.get("EDGE_EMBED_PURE", "0") in ("", "0")
 try:
     if not _wanted:
         raise ModuleNotFoundError(name="edge_embed.kernels._native")
-    from edge_embed.kernels._native import VARIANT, Index, bag, hash_key, hash_keys, lookup, open_rows, pool
+    from edge_embed.kernels._native import VARIANT, Index, Shortcut, hash_key, hash_keys, open_rows, pool
 except ModuleNotFoundError as _absent:
     if _absent.name != "edge_embed.kernels._native":
         raise
-    from edge_embed.kernels.pure import Index, bag, lookup, open_rows  # type: ignore[assignment]
+    from edge_embed.kernels.pure import Index, Shortcut, open_rows  # type: ignore[assignment]
     from edge_embed.kernels.reference import hash_key, hash_keys, pool
 
     VARIANT = "numpy"
 
 _IN_NUMPY = {
-    **dict.fromkeys(("KeyIndex", "Pooling", "Rows"), "pure"),
+    **dict.fromkeys(("KeyIndex", "Pooling", "Rows", "Watched"), "pure"),
     **dict.fromkeys(("EMPTY_ROW", "add_in_order", "pool_mean", "top_k"), "reference"),
 }
 
@@ -43,11 +43,11 @@ __all__ = [
     "KeyIndex",
     "Pooling",
     "Rows",
+    "Shortcut",
+    "Watched",
     "add_in_order",
-    "bag",
     "hash_key",
     "hash_keys",
-    "lookup",
     "open_rows",
     "pool",
     "pool_mean",

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_embed.kernels.pure import KeyIndex
+from edge_embed.kernels.pure import KeyIndex, Watched
 from edge_embed.kernels.pure import Rows as RowsProtocol
 from edge_embed.keys import Key
 
@@ -38,10 +38,19 @@ class open_rows:  # noqa: N801 (a type that is called like the function it stand
         /,
     ) -> tuple[NDArray[np.int64], NDArray[np.float32], bool]: ...
 
-def lookup(index: KeyIndex, rows: RowsProtocol, asked: object, /) -> NDArray[np.float32] | None: ...
-def bag(
-    index: KeyIndex | None, rows: RowsProtocol, asked: object, mode: str, padding_row: int, /
-) -> NDArray[np.float32] | None: ...
+class Shortcut:
+    def __init__(
+        self,
+        index: KeyIndex | None,
+        rows: RowsProtocol,
+        mode: str,
+        padding_row: int,
+        watched: tuple[tuple[Watched, bytes], ...],
+        /,
+    ) -> None: ...
+    def lookup(self, asked: object, /) -> NDArray[np.float32] | None: ...
+    def bag(self, asked: object, mode: str | None, /) -> NDArray[np.float32] | None: ...
+
 def hash_key(key: bytes, seed: int, /) -> int: ...
 def hash_keys(keys: Sequence[bytes], seed: int, /) -> NDArray[np.uint64]: ...
 def pool(vectors: NDArray[np.float32], counts: NDArray[np.int64], mode: str, /) -> NDArray[np.float32]: ...

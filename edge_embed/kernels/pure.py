@@ -85,6 +85,13 @@ class Rows(Protocol):
         """
 
 
+class Watched(Protocol):
+    """Bytes that somebody else may change: a mapped file's."""
+
+    def __getitem__(self, place: slice, /) -> bytes:
+        """Return what they are now."""
+
+
 class Index:
     """See :class:`KeyIndex`."""
 
@@ -404,21 +411,53 @@ def open_rows(codec: str, tensors: Mapping[str, NDArray[Any]], dimensions: int) 
     return CODECS[codec](tensors, dimensions)
 
 
-def lookup(index: KeyIndex, rows: Rows, asked: object) -> Vectors | None:
-    """Return the vector ``(d,)`` of a key, or ``(n, d)`` of a list of keys, if that is the plain case: all are known.
+class Shortcut:
+    """The plain request in one step: a key or a list of known keys, a flat list to pool; None for any other.
 
-    None sends the caller the general way, which knows policies and says what is wrong.
+    None sends the caller the general way, which knows policies, says what is wrong, and follows a store.
     """
-    if isinstance(asked, str | bytes):
-        row = index.find(asked)
-        alone: Vectors | None = rows.decode(np.array([row]))[0] if row >= 0 else None
-        return alone
-    if not isinstance(asked, list):
+
+    def __init__(
+        self,
+        index: KeyIndex | None,
+        rows: Rows,
+        mode: str,
+        padding_row: int,
+        watched: tuple[tuple[Watched, bytes], ...],
+        /,
+    ) -> None:
+        """Make the shortcut of a table.
+
+        Args:
+            index: of the table's keys, or None.
+            rows: the table's vectors.
+            mode: how a bag is pooled: ``sum``, ``mean`` or ``max``.
+            padding_row: what is left out of bags, or -1.
+            watched: at most two buffers, each with the bytes that it held: once one differs, there is no answer here.
+        """
+        self._index = index
+        self._rows = rows
+        self._watched = watched
+
+    def lookup(self, asked: object, /) -> Vectors | None:
+        """Return the vector ``(d,)`` of a key, or ``(n, d)`` of a list of keys, if all are known."""
+        if self._index is None or self._has_news():
+            return None
+        if isinstance(asked, str | bytes):
+            row = self._index.find(asked)
+            alone: Vectors | None = self._rows.decode(np.array([row]))[0] if row >= 0 else None
+            return alone
+        if not isinstance(asked, list):
+            return None
+        found = self._index.find_all(asked)
+        return self._rows.decode(found) if found.min(initial=0) >= 0 else None
+
+    def bag(self, asked: object, mode: str | None, /) -> Vectors | None:
+        """Return the pooled vector ``(d,)`` of one flat list of keys or row ids; in numpy, none is worth it.
+
+        ``mode`` takes the place of the shortcut's own, if it is given.
+        """
         return None
-    found = index.find_all(asked)
-    return rows.decode(found) if found.min(initial=0) >= 0 else None
 
-
-def bag(index: KeyIndex | None, rows: Rows, asked: object, mode: str, padding_row: int) -> Vectors | None:
-    """Return the pooled vector ``(d,)`` of one flat list, if that is the plain case; in numpy, none is worth it."""
-    return None
+    def _has_news(self) -> bool:
+        return any(now[:] != then for now, then in self._watched)

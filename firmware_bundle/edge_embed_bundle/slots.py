@@ -122,7 +122,7 @@ class SlotWatch:
     """The slots of a store as a reader sees them: mapped, so asking for news costs no system call."""
 
     def __init__(self, folder: Path) -> None:
-        self._maps = [_map(folder / name) for name in SLOT_NAMES]
+        self._maps: list[mmap.mmap | None] = [_map(folder / name) for name in SLOT_NAMES]
         self._folder = folder
         self._seen: list[bytes] | None = None
 
@@ -145,11 +145,14 @@ class SlotWatch:
         self._seen = seen
         return state
 
+    def watched(self) -> tuple[tuple[mmap.mmap, bytes], ...] | None:
+        """Return the map of each slot and what the last ``read`` saw in it, or None where a slot cannot be mapped."""
+        pairs = [(view, seen) for view, seen in zip(self._maps, self._seen or (), strict=False) if view is not None]
+        return tuple(pairs) if len(pairs) == len(SLOT_NAMES) else None
+
     def close(self) -> None:
-        """Let go of the maps."""
-        for view in self._maps:
-            if view is not None:
-                view.close()
+        """Let go of the maps; each lasts as long as somebody watches it."""
+        self._maps = [None] * len(SLOT_NAMES)
 
     def _snapshot(self) -> list[bytes]:
         for i, view in enumerate(self._maps):

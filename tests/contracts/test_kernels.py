@@ -46,6 +46,10 @@ def _index(kernels: Any, row_count: int = ROWS) -> Any:
     return kernels.Index(built.pilots, built.slots, built.seed, row_count)
 
 
+def _shortcut(kernels: Any, index: Any, rows: Any, mode: str = "mean", padding_row: int = -1, watched: Any = ()) -> Any:
+    return kernels.Shortcut(index, rows, mode, padding_row, watched)
+
+
 @pytest.mark.parametrize("codec", ENCODERS)
 @pytest.mark.parametrize("dimensions", [4, 5, 31, 32, 33, 64, 300, 1025])
 def test_rows_have_the_bits_of_the_reference_alone_together_and_in_bags(
@@ -80,21 +84,55 @@ def test_the_plain_lookup_is_finding_and_decoding(kernels: Any) -> None:
     index, rows = _index(kernels), kernels.open_rows("int8", _tensors("int8", 33), 33)
     vectors = rows.decode(np.arange(ROWS))
     for row, key in enumerate(KEYS):
-        np.testing.assert_array_equal(kernels.lookup(index, rows, key), vectors[row])
-        np.testing.assert_array_equal(kernels.lookup(index, rows, key.encode("utf-8", "surrogateescape")), vectors[row])
+        np.testing.assert_array_equal(_shortcut(kernels, index, rows).lookup(key), vectors[row])
+        np.testing.assert_array_equal(
+            _shortcut(kernels, index, rows).lookup(key.encode("utf-8", "surrogateescape")), vectors[row]
+        )
     for many in (KEYS, KEYS * 40, KEYS[:1], []):
         places = [KEYS.index(key) for key in many]
-        np.testing.assert_array_equal(kernels.lookup(index, rows, many), vectors[places])
+        np.testing.assert_array_equal(_shortcut(kernels, index, rows).lookup(many), vectors[places])
 
 
 @pytest.mark.parametrize("asked", ["stranger", b"stranger", ["key 1", "stranger"], 7, None, {"key 1"}])
 def test_what_is_not_plain_is_left_to_the_general_way(kernels: Any, asked: object) -> None:
-    assert kernels.lookup(_index(kernels), kernels.open_rows("int8", _tensors("int8", 8), 8), asked) is None
+    assert _shortcut(kernels, _index(kernels), kernels.open_rows("int8", _tensors("int8", 8), 8)).lookup(asked) is None
+
+
+def test_a_shortcut_answers_nothing_once_there_is_news(kernels: Any) -> None:
+    index, rows, slots = (
+        _index(kernels),
+        kernels.open_rows("int8", _tensors("int8", 8), 8),
+        (bytearray(9), bytearray(5)),
+    )
+    shortcut = _shortcut(kernels, index, rows, watched=tuple((slot, bytes(slot)) for slot in slots))
+    vector = shortcut.lookup("key 1")
+    assert vector is not None and shortcut.lookup(["key 1"]) is not None
+    for slot in slots:
+        slot[-1] = 1
+        assert shortcut.lookup("key 1") is shortcut.lookup(["key 1"]) is shortcut.bag(["key 1"], None) is None
+        slot[-1] = 0
+    np.testing.assert_array_equal(shortcut.lookup("key 1"), vector)
+
+
+def test_a_shortcut_that_is_made_wrongly_is_refused() -> None:
+    native = pytest.importorskip("edge_embed.kernels._native", reason="the native kernels were not built here")
+    index, rows = _index(native), native.open_rows("int8", _tensors("int8", 8), 8)
+    for watched in (((b"12", b"1"),), ((b"1", b"1"),) * 3):
+        with pytest.raises(ValueError, match="at most 2 pairs of bytes of one length"):
+            _shortcut(native, index, rows, watched=watched)
+    for wrong in ([(b"1", b"1")], ((b"1",),), ((b"1", bytearray(1)),), ((1, b"1"),), 7):
+        with pytest.raises(TypeError):
+            _shortcut(native, index, rows, watched=wrong)
+    with pytest.raises(ValueError, match="expected a mode"):
+        _shortcut(native, index, rows, mode="median")
+    # What is not of these kernels (an engine, say) has no shortcut.
+    assert _shortcut(native, None, rows).lookup("key 1") is None
+    assert _shortcut(native, index, pure.open_rows("int8", _tensors("int8", 8), 8)).bag([1], None) is None
 
 
 def test_a_key_that_is_none_is_refused_wherever_it_stands(kernels: Any) -> None:
     index, rows = _index(kernels), kernels.open_rows("int8", _tensors("int8", 8), 8)
-    for call in (index.find_all, lambda keys: kernels.lookup(index, rows, keys)):
+    for call in (index.find_all, lambda keys: _shortcut(kernels, index, rows).lookup(keys)):
         with pytest.raises(TypeError, match="expected a key as str or bytes, found int"):
             call(["key 1", 7])
         with pytest.raises(RequestError, match="lone surrogate"):
@@ -109,10 +147,11 @@ def test_a_plain_bag_is_the_pool_of_its_rows(kernels: Any) -> None:
         without = rows.pool(np.array([row for row in ids if row != 1]), np.array([len(ids) - 2]), None, mode)[0]
         for asked in (ids, [KEYS[row] for row in ids]):
             for padding_row, expected in ((-1, meant), (1, without)):
-                pooled = kernels.bag(index, rows, asked, mode, padding_row)
+                pooled = _shortcut(kernels, index, rows, padding_row=padding_row).bag(asked, mode)
                 assert pooled is None or pooled.tobytes() == expected.tobytes()
+    assert _shortcut(kernels, index, rows).bag(ids, "median") is None
     for not_plain in ([], [ROWS], [-1], [2**70], [1, "key 1"], ["key 1", 1], ["stranger"], [True], [[1]], (1,)):
-        assert kernels.bag(index, rows, not_plain, "mean", -1) is None
+        assert _shortcut(kernels, index, rows).bag(not_plain, None) is None
 
 
 def test_no_id_reads_outside_the_table() -> None:
@@ -151,15 +190,15 @@ def test_an_index_that_names_a_row_past_the_table_is_the_publishers_fault(kernel
     index, rows = _index(kernels, row_count=5), kernels.open_rows("int8", _tensors("int8", 8), 8)
     for asked in ("key 6", ["key 1", "key 6"]):
         with pytest.raises(BundleError, match="expected rows below 5, found 6"):
-            kernels.lookup(index, rows, asked)
+            _shortcut(kernels, index, rows).lookup(asked)
 
 
 def test_threads_share_one_table(kernels: Any) -> None:
     index, rows = _index(kernels), kernels.open_rows("int8", _tensors("int8", 300), 300)
     many = KEYS * 60
-    expected = kernels.lookup(index, rows, many).tobytes()
+    expected = _shortcut(kernels, index, rows).lookup(many).tobytes()
     with ThreadPoolExecutor(4) as pool:
-        answers = list(pool.map(lambda _: kernels.lookup(index, rows, many).tobytes(), range(24)))
+        answers = list(pool.map(lambda _: _shortcut(kernels, index, rows).lookup(many).tobytes(), range(24)))
     assert set(answers) == {expected}
 
 

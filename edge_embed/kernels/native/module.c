@@ -25,6 +25,10 @@
 /* Keys or ids whose rows are noted on the stack. */
 #define FEW 64
 
+/* Keys that are on their way at a time, and what memory gives at once. */
+#define UNDER_WAY 32
+#define LINE 64
+
 static const ee_kernels *kernels;
 static PyTypeObject *index_type, *rows_type;
 
@@ -134,20 +138,29 @@ static PyObject *item(PyObject *keys, Py_ssize_t i) {
     return PyList_Check(keys) ? PyList_GetItem(keys, i) : PyTuple_GetItem(keys, i);
 }
 
-/* Hash n keys of a list or a tuple: all of them before the interpreter may be let go, since a list can change. */
+/* Hash n keys of a list or a tuple: all of them before the interpreter may be let go, since a list can change. Keys lie
+ * anywhere in memory, so several are on their way at a time; what a key's own code does to the list cannot hurt them. */
 static int hash_all(PyObject *keys, Py_ssize_t n, uint64_t seed, uint64_t *hashes) {
-    for (Py_ssize_t i = 0; i < n; i++) {
-        PyObject *key = item(keys, i);
-        int failed;
-        if (!key)
-            return -1;
-        Py_INCREF(key);
-        failed = hash_of(key, seed, &hashes[i]);
-        Py_DECREF(key);
-        if (failed)
-            return -1;
+    PyObject *few[UNDER_WAY];
+    int failed = 0;
+    for (Py_ssize_t start = 0; start < n && !failed; start += UNDER_WAY) {
+        Py_ssize_t count = 0;
+        for (; count < UNDER_WAY && start + count < n; count++) {
+            PyObject *key = item(keys, start + count);
+            if (!key) {
+                failed = 1;
+                break;
+            }
+            few[count] = Py_NewRef(key);
+            __builtin_prefetch(key);
+            __builtin_prefetch((char *)key + LINE);
+        }
+        for (Py_ssize_t i = 0; i < count; i++) {
+            failed = failed || hash_of(few[i], seed, &hashes[start + i]);
+            Py_DECREF(few[i]);
+        }
     }
-    return 0;
+    return failed ? -1 : 0;
 }
 
 static int refuse_row(const Index *index, int64_t row) {
@@ -668,7 +681,93 @@ static PyType_Slot rows_slots[] = {
 static PyType_Spec rows_spec = {
     "edge_embed.kernels._native.Rows", sizeof(Rows), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE, rows_slots};
 
-/* Both at once: the plain request, in one step */
+/* The plain request, in one step */
+
+/* Bytes that somebody else may change, and what they were when they were last read. */
+typedef struct {
+    Py_buffer now;
+    PyObject *then;
+} Watched;
+
+#define MOST_WATCHED 2
+
+typedef struct {
+    PyObject_HEAD
+    PyObject *index, *rows; /* null: not of these kernels, or none */
+    ee_mode mode;
+    int64_t padding_row;
+    Watched watched[MOST_WATCHED];
+    Py_ssize_t watched_count;
+} Shortcut;
+
+/* Whether there is news: then nothing is answered here. */
+static int has_news(const Shortcut *self) {
+    for (Py_ssize_t i = 0; i < self->watched_count; i++) {
+        const Watched *watched = &self->watched[i];
+        if (memcmp(watched->now.buf, PyBytes_AsString(watched->then), (size_t)watched->now.len))
+            return 1;
+    }
+    return 0;
+}
+
+static int watch(Shortcut *self, PyObject *pairs) {
+    Py_ssize_t count = PyTuple_Size(pairs);
+    if (count > MOST_WATCHED)
+        count = -1;
+    for (Py_ssize_t i = 0; i < count; i++) {
+        Watched *watched = &self->watched[i];
+        PyObject *now, *then;
+        if (!PyArg_ParseTuple(PyTuple_GetItem(pairs, i), "OS", &now, &then) ||
+            PyObject_GetBuffer(now, &watched->now, PyBUF_SIMPLE))
+            return -1;
+        watched->then = Py_NewRef(then);
+        self->watched_count++;
+        if (PyBytes_Size(then) != watched->now.len)
+            count = -1;
+    }
+    if (count < 0)
+        PyErr_Format(PyExc_ValueError, "expected at most %d pairs of bytes of one length to watch", MOST_WATCHED);
+    return count < 0 ? -1 : 0;
+}
+
+static PyObject *shortcut_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords) {
+    PyObject *index, *rows, *mode, *watched;
+    long long padding_row;
+    int number;
+    Shortcut *self;
+    if (keywords && PyDict_Size(keywords)) {
+        PyErr_SetString(PyExc_TypeError, "expected index, rows, mode, padding_row and watched by their places");
+        return NULL;
+    }
+    if (!PyArg_ParseTuple(arguments, "OOOLO!", &index, &rows, &mode, &padding_row, &PyTuple_Type, &watched) ||
+        (number = mode_of(mode)) < 0)
+        return NULL;
+    self = (Shortcut *)((allocfunc)PyType_GetSlot(type, Py_tp_alloc))(type, 0);
+    if (!self)
+        return NULL;
+    self->index = Py_TYPE(index) == index_type ? Py_NewRef(index) : NULL;
+    self->rows = Py_TYPE(rows) == rows_type ? Py_NewRef(rows) : NULL;
+    self->mode = (ee_mode)number;
+    self->padding_row = padding_row;
+    if (watch(self, watched)) {
+        Py_DECREF(self);
+        return NULL;
+    }
+    return (PyObject *)self;
+}
+
+static void shortcut_free(PyObject *object) {
+    PyTypeObject *type = Py_TYPE(object);
+    Shortcut *self = (Shortcut *)object;
+    Py_XDECREF(self->index);
+    Py_XDECREF(self->rows);
+    for (Py_ssize_t i = 0; i < self->watched_count; i++) {
+        PyBuffer_Release(&self->watched[i].now);
+        Py_DECREF(self->watched[i].then);
+    }
+    ((freefunc)PyType_GetSlot(type, Py_tp_free))(object);
+    Py_DECREF(type);
+}
 
 static PyObject *lookup_many(const Index *index, const ee_rows *rows, PyObject *keys) {
     Py_ssize_t n = length_of(keys);
@@ -693,25 +792,21 @@ static PyObject *lookup_many(const Index *index, const ee_rows *rows, PyObject *
     return vectors;
 }
 
-static PyObject *lookup(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count) {
-    const Index *index;
+static PyObject *shortcut_lookup(PyObject *object, PyObject *asked) {
+    const Shortcut *self = (const Shortcut *)object;
+    const Index *index = (const Index *)self->index;
     const ee_rows *rows;
     PyObject *vector;
     npy_intp d;
     int64_t row;
-    if (count != 3) {
-        PyErr_SetString(PyExc_TypeError, "expected an index, rows and a key or keys");
-        return NULL;
-    }
-    if (Py_TYPE(arguments[0]) != index_type || Py_TYPE(arguments[1]) != rows_type)
+    if (!self->index || !self->rows || has_news(self))
         Py_RETURN_NONE;
-    index = (const Index *)arguments[0];
-    rows = &((const Rows *)arguments[1])->rows;
-    if (PyList_Check(arguments[2]) || PyTuple_Check(arguments[2]))
-        return lookup_many(index, rows, arguments[2]);
-    if (!PyUnicode_Check(arguments[2]) && !PyBytes_Check(arguments[2]))
+    rows = &((const Rows *)self->rows)->rows;
+    if (PyList_Check(asked) || PyTuple_Check(asked))
+        return lookup_many(index, rows, asked);
+    if (!PyUnicode_Check(asked) && !PyBytes_Check(asked))
         Py_RETURN_NONE;
-    row = find_one(index, arguments[2]);
+    row = find_one(index, asked);
     if (row < 0) {
         if (row < -1)
             return NULL;
@@ -769,36 +864,35 @@ static int read_bag(const Index *index, const ee_rows *rows, PyObject *list, Py_
     return 1;
 }
 
-static PyObject *bag(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count) {
+static PyObject *shortcut_bag(PyObject *object, PyObject *const *arguments, Py_ssize_t count) {
+    const Shortcut *self = (const Shortcut *)object;
     const ee_rows *rows;
     PyObject *list, *pooled = NULL;
-    int64_t few[FEW], *ids, kept = 0, padding_row;
-    int mode, plain;
+    int64_t few[FEW], *ids, kept = 0;
+    int plain, mode = self->mode;
     Py_ssize_t n;
     npy_intp d;
-    if (count != 5) {
-        PyErr_SetString(PyExc_TypeError, "expected an index or None, rows, a list, a mode and a padding row");
+    if (count != 2) {
+        PyErr_SetString(PyExc_TypeError, "expected a list and a mode or None");
         return NULL;
     }
-    list = arguments[2];
-    if (Py_TYPE(arguments[1]) != rows_type || !PyList_Check(list) || !(n = PyList_Size(list)) ||
-        (arguments[0] != Py_None && Py_TYPE(arguments[0]) != index_type))
+    list = arguments[0];
+    if (arguments[1] != Py_None && (mode = mode_of(arguments[1])) < 0) {
+        PyErr_Clear();
         Py_RETURN_NONE;
-    rows = &((const Rows *)arguments[1])->rows;
-    if ((mode = mode_of(arguments[3])) < 0)
-        return NULL;
-    padding_row = PyLong_AsLongLong(arguments[4]);
-    if (padding_row == -1 && PyErr_Occurred())
-        return NULL;
+    }
+    if (!self->rows || !PyList_Check(list) || !(n = PyList_Size(list)) || has_news(self))
+        Py_RETURN_NONE;
+    rows = &((const Rows *)self->rows)->rows;
     ids = n <= FEW ? few : PyMem_Malloc((size_t)n * sizeof *ids);
     if (!ids)
         return PyErr_NoMemory();
-    plain = read_bag(arguments[0] == Py_None ? NULL : (const Index *)arguments[0], rows, list, n, ids);
+    plain = read_bag((const Index *)self->index, rows, list, n, ids);
     if (!plain)
         pooled = Py_NewRef(Py_None);
     else if (plain > 0) {
         for (Py_ssize_t i = 0; i < n; i++)
-            if (ids[i] != padding_row)
+            if (ids[i] != self->padding_row)
                 ids[kept++] = ids[i];
         d = (npy_intp)rows->dimensions;
         pooled = PyArray_SimpleNew(1, &d, NPY_FLOAT32);
@@ -809,6 +903,25 @@ static PyObject *bag(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py
         PyMem_Free(ids);
     return pooled;
 }
+
+static PyMethodDef shortcut_methods[] = {
+    {"lookup", shortcut_lookup, METH_O, "Return the vector (d,) of a key or the vectors (n, d) of a list of keys, or None."},
+    {"bag", (PyCFunction)(void (*)(void))shortcut_bag, METH_FASTCALL,
+     "Return the pooled vector (d,) of a flat list of keys or row ids, by a mode or the shortcut's own, or None."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot shortcut_slots[] = {
+    {Py_tp_doc, "The plain request in one step: see edge_embed.kernels.pure.Shortcut."},
+    {Py_tp_new, shortcut_new},
+    {Py_tp_dealloc, shortcut_free},
+    {Py_tp_methods, shortcut_methods},
+    {0, NULL},
+};
+
+static PyType_Spec shortcut_spec = {
+    "edge_embed.kernels._native.Shortcut", sizeof(Shortcut), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
+    shortcut_slots};
 
 /* Functions of reference.py */
 
@@ -876,8 +989,6 @@ static PyObject *pool(PyObject *Py_UNUSED(module), PyObject *const *arguments, P
 #define FAST(name, doc) {#name, (PyCFunction)(void (*)(void))name, METH_FASTCALL, doc}
 
 static PyMethodDef functions[] = {
-    FAST(lookup, "Return the vector (d,) of a key or the vectors (n, d) of a list of keys; None if that is not plain."),
-    FAST(bag, "Return the pooled vector (d,) of a flat list of keys or row ids; None if that is not plain."),
     FAST(hash_key, "Return XXH64 of one key."),
     FAST(hash_keys, "Return XXH64 of many keys, (n,) uint64."),
     FAST(pool, "Return one vector for each run of vectors: see edge_embed.kernels.reference.pool."),
@@ -888,14 +999,17 @@ static struct PyModuleDef definition = {
     PyModuleDef_HEAD_INIT, "_native", "The kernels in C.", -1, functions, NULL, NULL, NULL, NULL};
 
 PyMODINIT_FUNC PyInit__native(void) {
-    PyObject *module;
+    PyObject *module, *shortcut_type;
     import_array();
     kernels = ee_choose();
     index_type = (PyTypeObject *)PyType_FromSpec(&index_spec);
     rows_type = (PyTypeObject *)PyType_FromSpec(&rows_spec);
+    shortcut_type = PyType_FromSpec(&shortcut_spec);
     module = PyModule_Create(&definition);
-    if (!index_type || !rows_type || !module || PyModule_AddObjectRef(module, "Index", (PyObject *)index_type) ||
+    if (!index_type || !rows_type || !shortcut_type || !module ||
+        PyModule_AddObjectRef(module, "Index", (PyObject *)index_type) ||
         PyModule_AddObjectRef(module, "open_rows", (PyObject *)rows_type) ||
+        PyModule_AddObjectRef(module, "Shortcut", shortcut_type) ||
         PyModule_AddStringConstant(module, "VARIANT", kernels->name)) {
         Py_XDECREF(module);
         return NULL;

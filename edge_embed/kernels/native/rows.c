@@ -7,9 +7,9 @@
 #include <string.h>
 
 /* Rows whose cache lines are on their way while one is decoded, and how many lines of each are asked for: the
- * processor follows by itself from there (EPYC, 2026-11). */
+ * processor follows by itself from there (Xeon, 2026-11: 3 to 12 rows and 4 to 20 lines are all alike). */
 #define AHEAD 6
-#define AHEAD_LINES 4
+#define AHEAD_LINES 6
 #define LINE 64
 
 /* How far in front of a scan its bytes are asked for: what processors fetch by themselves is less than memory can give
@@ -169,7 +169,8 @@ static inline void decode_row(const ee_rows *rows, int64_t id, float *restrict o
     }
 }
 
-static inline void fetch(const ee_rows *rows, int64_t id) {
+/* Inlined at once: GCC 12 takes a function that only fetches for one without effect, and drops its calls. */
+static inline __attribute__((always_inline)) void fetch(const ee_rows *rows, int64_t id) {
     const unsigned char *row = rows->rows + (size_t)id * rows->row_bytes;
     size_t lines = rows->row_bytes / LINE + 1;
     for (size_t line = 0; line < (lines < AHEAD_LINES ? lines : AHEAD_LINES); line++)

@@ -144,7 +144,8 @@ int ee_nearest(const ee_kernels *kernels, const ee_scan *scan, ee_best *best) {
     return is_whole;
 }
 
-static void fetch(const ee_rows *rows, int64_t row) {
+/* Inlined at once: see rows.c. */
+static inline __attribute__((always_inline)) void fetch(const ee_rows *rows, int64_t row) {
     const unsigned char *at = rows->rows + (size_t)row * rows->row_bytes;
     for (size_t i = 0; i < rows->row_bytes; i += LINE)
         __builtin_prefetch(at + i);
