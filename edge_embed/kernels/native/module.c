@@ -101,11 +101,15 @@ static float *floats(PyObject *array) { return (float *)PyArray_DATA((PyArrayObj
 
 /* Keys */
 
+/* A type's flags are asked for by a call, which is spared where it is the plain one. */
+static inline int is_text(PyObject *key) { return Py_TYPE(key) == &PyUnicode_Type || PyUnicode_Check(key); }
+static inline int is_list(PyObject *keys) { return Py_TYPE(keys) == &PyList_Type || PyList_Check(keys); }
+
 static int hash_of(PyObject *key, uint64_t seed, uint64_t *hash) {
     Py_ssize_t length;
     char *bytes;
     PyObject *converted;
-    if (PyUnicode_Check(key)) {
+    if (is_text(key)) {
         const char *text = PyUnicode_AsUTF8AndSize(key, &length);
         if (text) {
             *hash = ee_hash((const unsigned char *)text, (size_t)length, seed);
@@ -132,10 +136,10 @@ static int hash_of(PyObject *key, uint64_t seed, uint64_t *hash) {
     return 0;
 }
 
-static Py_ssize_t length_of(PyObject *keys) { return PyList_Check(keys) ? PyList_Size(keys) : PyTuple_Size(keys); }
+static Py_ssize_t length_of(PyObject *keys) { return is_list(keys) ? PyList_Size(keys) : PyTuple_Size(keys); }
 
 static PyObject *item(PyObject *keys, Py_ssize_t i) {
-    return PyList_Check(keys) ? PyList_GetItem(keys, i) : PyTuple_GetItem(keys, i);
+    return is_list(keys) ? PyList_GetItem(keys, i) : PyTuple_GetItem(keys, i);
 }
 
 /* Hash n keys of a list or a tuple: all of them before the interpreter may be let go, since a list can change. Keys lie
@@ -246,7 +250,7 @@ static int find_many(const Index *index, PyObject *keys, Py_ssize_t n, uint64_t 
 static PyObject *index_find_all(PyObject *self, PyObject *keys) {
     PyObject *sequence, *found;
     npy_intp n;
-    if (PyList_Check(keys) || PyTuple_Check(keys))
+    if (is_list(keys) || PyTuple_Check(keys))
         sequence = Py_NewRef(keys);
     else if (!(sequence = PySequence_List(keys)))
         return NULL;
@@ -802,10 +806,11 @@ static PyObject *shortcut_lookup(PyObject *object, PyObject *asked) {
     if (!self->index || !self->rows || has_news(self))
         Py_RETURN_NONE;
     rows = &((const Rows *)self->rows)->rows;
-    if (PyList_Check(asked) || PyTuple_Check(asked))
-        return lookup_many(index, rows, asked);
-    if (!PyUnicode_Check(asked) && !PyBytes_Check(asked))
+    if (!is_text(asked) && !PyBytes_Check(asked)) {
+        if (is_list(asked) || PyTuple_Check(asked))
+            return lookup_many(index, rows, asked);
         Py_RETURN_NONE;
+    }
     row = find_one(index, asked);
     if (row < 0) {
         if (row < -1)
@@ -845,7 +850,7 @@ static int read_bag(const Index *index, const ee_rows *rows, PyObject *list, Py_
     PyObject *first = item(list, 0);
     if (!first)
         return -1;
-    if (!PyUnicode_Check(first) && !PyBytes_Check(first))
+    if (!is_text(first) && !PyBytes_Check(first))
         return read_ids(rows, list, n, ids);
     if (!index)
         return 0;
@@ -853,7 +858,7 @@ static int read_bag(const Index *index, const ee_rows *rows, PyObject *list, Py_
         PyObject *key = item(list, i);
         if (!key)
             return -1;
-        if (!PyUnicode_Check(key) && !PyBytes_Check(key))
+        if (!is_text(key) && !PyBytes_Check(key))
             return 0;
     }
     if (find_many(index, list, n, (uint64_t *)ids, ids))
@@ -881,7 +886,7 @@ static PyObject *shortcut_bag(PyObject *object, PyObject *const *arguments, Py_s
         PyErr_Clear();
         Py_RETURN_NONE;
     }
-    if (!self->rows || !PyList_Check(list) || !(n = PyList_Size(list)) || has_news(self))
+    if (!self->rows || !is_list(list) || !(n = PyList_Size(list)) || has_news(self))
         Py_RETURN_NONE;
     rows = &((const Rows *)self->rows)->rows;
     ids = n <= FEW ? few : PyMem_Malloc((size_t)n * sizeof *ids);
@@ -948,7 +953,7 @@ static PyObject *hash_keys(PyObject *Py_UNUSED(module), PyObject *const *argumen
     seed = PyLong_AsUnsignedLongLong(arguments[1]);
     if (seed == (uint64_t)-1 && PyErr_Occurred())
         return NULL;
-    if (PyList_Check(arguments[0]) || PyTuple_Check(arguments[0]))
+    if (is_list(arguments[0]) || PyTuple_Check(arguments[0]))
         keys = Py_NewRef(arguments[0]);
     else if (!(keys = PySequence_List(arguments[0])))
         return NULL;
