@@ -15,7 +15,7 @@
 static const ee_kernels *best_variant(void) {
 #if defined(__x86_64__)
     __builtin_cpu_init();
-    return __builtin_cpu_supports("avx2") ? &ee_avx2 : NULL;
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c") ? &ee_avx2 : NULL;
 #elif defined(__aarch64__) && defined(__linux__)
     return getauxval(AT_HWCAP) & 1u << 20 /* HWCAP_ASIMDDP */ ? &ee_dotprod : NULL;
 #elif defined(__arm__) && defined(__linux__)

@@ -48,7 +48,16 @@ static void decode_float32(const ee_rows *rows, int64_t id, float *restrict out)
 
 static void decode_float16(const ee_rows *rows, int64_t id, float *restrict out) {
     const unsigned char *row = rows->rows + (size_t)id * rows->row_bytes;
-    for (size_t i = 0; i < rows->dimensions; i++)
+    size_t d = rows->dimensions, i = 0;
+    /* What is no number stays none, though maybe another one. */
+#if defined(__F16C__)
+    for (; i + 8 <= d; i += 8)
+        _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(row + 2 * i))));
+#elif defined(__aarch64__)
+    for (; i + 4 <= d; i += 4)
+        vst1q_f32(out + i, vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(row + 2 * i))));
+#endif
+    for (; i < d; i++)
         out[i] = read_half(row + 2 * i);
 }
 
@@ -59,18 +68,35 @@ static void decode_int8(const ee_rows *rows, int64_t id, float *restrict out) {
         out[i] = (float)row[i] * scale;
 }
 
+/* Write the numbers of one block of int4. */
+static inline void decode_block(const unsigned char *pairs, float scale, float *restrict out) {
+#if defined(__AVX2__)
+    __m128i both = _mm_loadu_si128((const __m128i *)pairs), mask = _mm_set1_epi8(15), eight = _mm_set1_epi8(8);
+    __m128i lows = _mm_and_si128(both, mask), highs = _mm_and_si128(_mm_srli_epi16(both, 4), mask);
+    __m128i codes[2] = {_mm_sub_epi8(_mm_unpacklo_epi8(lows, highs), eight),
+                        _mm_sub_epi8(_mm_unpackhi_epi8(lows, highs), eight)};
+    for (size_t half = 0; half < 2; half++)
+        for (size_t i = 0; i < 16; i += 8) {
+            __m128i eight_codes = i ? _mm_srli_si128(codes[half], 8) : codes[half];
+            __m256 numbers = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(eight_codes));
+            _mm256_storeu_ps(out + 16 * half + i, _mm256_mul_ps(numbers, _mm256_set1_ps(scale)));
+        }
+#else
+    for (size_t i = 0; i < EE_INT4_BLOCK / 2; i++) {
+        int pair = pairs[i];
+        out[2 * i] = (float)((pair & 15) - 8) * scale;
+        out[2 * i + 1] = (float)((pair >> 4) - 8) * scale;
+    }
+#endif
+}
+
 static void decode_int4(const ee_rows *rows, int64_t id, float *restrict out) {
     const unsigned char *row = rows->rows + (size_t)id * rows->row_bytes;
     size_t blocks = (rows->dimensions + EE_INT4_BLOCK - 1) / EE_INT4_BLOCK;
     const unsigned char *scales = rows->scales + 2 * blocks * (size_t)id;
     size_t d = rows->dimensions, i = 0;
     for (; i + EE_INT4_BLOCK <= d; i += EE_INT4_BLOCK, scales += 2) {
-        float scale = read_half(scales);
-        for (size_t j = 0; j < EE_INT4_BLOCK / 2; j++) {
-            int pair = row[i / 2 + j];
-            out[i + 2 * j] = (float)((pair & 15) - 8) * scale;
-            out[i + 2 * j + 1] = (float)((pair >> 4) - 8) * scale;
-        }
+        decode_block(row + i / 2, read_half(scales), out + i);
     }
     if (i < d) {
         float scale = read_half(scales);
@@ -330,14 +356,18 @@ static void bytes_of(const ee_rows *rows, const float *query, int8_t *bytes, ee_
     }
 }
 
+static inline __attribute__((always_inline)) void fetch_on(const unsigned char *row, size_t row_bytes) {
+    for (size_t line = 0; line < row_bytes; line += LINE)
+        __builtin_prefetch(row + SCAN_AHEAD + line);
+}
+
 static inline __attribute__((always_inline)) void scores_whole(ee_add add, const ee_rows *rows, const ee_query *query,
                                                                size_t first, size_t count, float *out) {
     const unsigned char *end = rows->rows + rows->row_count * rows->row_bytes;
     for (size_t id = first; id < first + count; id++) {
         const unsigned char *row = rows->rows + id * rows->row_bytes;
         int64_t sum = dot_row(add, row, rows->row_bytes, end, query) - query->lowered;
-        for (size_t line = 0; line < rows->row_bytes; line += LINE)
-            __builtin_prefetch(row + SCAN_AHEAD + line);
+        fetch_on(row, rows->row_bytes);
         *out++ = (float)((double)sum * query->step * read_float(rows->scales + 4 * id));
     }
 }
@@ -395,6 +425,7 @@ static void scores(const ee_rows *rows, const ee_query *query, size_t first, siz
         return;
     }
     for (size_t id = first; id < first + count; id++) {
+        fetch_on(rows->rows + id * rows->row_bytes, rows->row_bytes);
         if (rows->codec == EE_FLOAT32) {
             *out++ = dot_floats(rows->rows + id * rows->row_bytes, query->query, d);
         } else if (rows->codec >= EE_PQ) {
