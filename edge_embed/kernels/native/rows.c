@@ -207,12 +207,25 @@ static inline __attribute__((always_inline)) void fetch(const ee_rows *rows, int
         __builtin_prefetch(rows->length_codes + id);
 }
 
+/* Ask for the lines that the next row is written to: a tenth of a batch's time on a Xeon. Cortex cores see by themselves
+ * that whole lines are written, and read none; asked to, they would. */
+static inline __attribute__((always_inline)) void fetch_to_write(float *out, size_t d) {
+#if defined(__x86_64__)
+    for (size_t i = 0; i < d; i += LINE / sizeof *out)
+        __builtin_prefetch(out + i, 1);
+#else
+    (void)out, (void)d;
+#endif
+}
+
 static void decode(const ee_rows *rows, const int64_t *ids, size_t n, float *out, float *scratch) {
     for (size_t i = 0; i < n && i < AHEAD; i++)
         fetch(rows, ids[i]);
     for (size_t i = 0; i < n; i++) {
         if (i + AHEAD < n)
             fetch(rows, ids[i + AHEAD]);
+        if (i + 1 < n)
+            fetch_to_write(out + (i + 1) * rows->dimensions, rows->dimensions);
         decode_row(rows, ids[i], out + i * rows->dimensions, scratch);
     }
 }
