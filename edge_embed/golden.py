@@ -13,7 +13,7 @@ from edge_embed.bags import Bag, error_bound, runs_of
 from edge_embed.errors import BundleError, RequestError
 from edge_embed.table import Table, mapped
 from edge_embed_bundle.bundle import Bundle
-from edge_embed_bundle.manifest import OPERATIONS, BagRecipe, Golden, Manifest, Model
+from edge_embed_bundle.manifest import OPERATIONS, BagRecipe, Golden, Manifest, TableModel
 
 if TYPE_CHECKING:
     from edge_embed.engines import BagEngine
@@ -52,15 +52,18 @@ def check_golden(serving: Serving, operations: Sequence[str] = OPERATIONS) -> li
 
 
 def check_asked(manifest: Manifest) -> None:
-    """See that a bundle asks something: golden lookups for every table that has rows.
+    """See that a bundle asks something: golden lookups for every table that has rows, encodings for every encoder.
 
     Raises:
-        BundleError: a table could answer anything, and nobody would notice.
+        BundleError: a model could answer anything, and nobody would notice.
     """
     asked = {golden.model for golden in manifest.golden if golden.operation == "lookup" and golden.inputs}
-    for model in manifest.models:
-        if model.rows and model.name not in asked:
-            raise BundleError(f"golden: expected lookups for the model {model.name}, found none")
+    for table in manifest.tables:
+        if table.rows and table.name not in asked:
+            raise BundleError(f"golden: expected lookups for the model {table.name}, found none")
+    for encoder in manifest.encoders:
+        if not any(golden.model == encoder.name and golden.inputs for golden in manifest.golden):
+            raise BundleError(f"golden: expected {encoder.operation} for the model {encoder.name}, found none")
 
 
 def check_engine(bundle: Bundle, table: Table, engine: str) -> None:
@@ -80,7 +83,7 @@ def check_engine(bundle: Bundle, table: Table, engine: str) -> None:
             raise BundleError(f"{bundle.path}: expected the golden answers from {engine}, found {outcome}")
 
 
-def bag_difference(runtime: Runtime, model: Model, engine: BagEngine) -> tuple[float, float]:
+def bag_difference(runtime: Runtime, model: TableModel, engine: BagEngine) -> tuple[float, float]:
     """Return how far an engine's bags lie from the kernels', at the most, and how far they may (``error_bound``)."""
     counts = np.array([1, 5, 0, 16, 2, 0])
     ids = np.linspace(0, model.rows - 1, int(counts.sum())).astype(np.int64)

@@ -30,8 +30,9 @@ from edge_embed.space import Stamped, comparable
 from edge_embed.table import UNKNOWN_POLICIES, Neighbours, Table
 from edge_embed_bundle.bundle import Bundle
 from edge_embed_bundle.errors import BundleError, DigestError, EmptyStoreError
-from edge_embed_bundle.manifest import BAG_MODES, MANIFEST_NAME, OPERATIONS, BagRecipe, Manifest, Space
+from edge_embed_bundle.manifest import BAG_MODES, MANIFEST_NAME, OPERATIONS, BagRecipe, Manifest
 from edge_embed_bundle.slots import SlotWatch, generation_folder, is_store
+from edge_embed_bundle.values import Space
 
 if TYPE_CHECKING:
     from edge_embed.classifier import Classification

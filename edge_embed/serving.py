@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from edge_embed.errors import BudgetError, RequestError
 from edge_embed.memory import format_size
-from edge_embed.table import Table
+from edge_embed.table import Table, not_plain
 from edge_embed_bundle.bundle import Bundle
-from edge_embed_bundle.manifest import Model
+from edge_embed_bundle.manifest import TableModel
 
 if TYPE_CHECKING:
     from edge_embed.classifier import Classifier
@@ -26,10 +26,10 @@ class Serving:
     """The tables and the encoder of one bundle; ``open_table`` makes a table of a model."""
 
     def __init__(
-        self, bundle: Bundle, *, engine: str = "kernels", open_table: Callable[[Bundle, Model], Table] = Table
+        self, bundle: Bundle, *, engine: str = "kernels", open_table: Callable[[Bundle, TableModel], Table] = Table
     ) -> None:
         self.bundle = bundle
-        models = bundle.manifest.models
+        models = bundle.manifest.tables
         self._tables = {model.name: open_table(bundle, model) for model in models}
         for table in self._tables.values():
             if table.model.subwords is not None:
@@ -43,7 +43,7 @@ class Serving:
             # An engine is trusted by evidence: it gives the golden vectors here, on this board, or it does not serve.
             check_engine(bundle, first, engine)
         #: The plain lookup in the first table, in one step; None sends the caller the general way.
-        self.quick_lookup = self.table().quick_lookup()
+        self.quick_lookup = self.table().quick_lookup() if models else not_plain
         self._pins: Pins | None = None
         self._encoder: Encoder | None = None
         self._classifier: Classifier | None = None
@@ -52,10 +52,12 @@ class Serving:
     def table(self, name: str | None = None) -> Table:
         """Return a table; the bundle's first model where no name is given."""
         if name is None:
-            name = self.bundle.manifest.models[0].name
+            name = next(iter(self._tables), None)
+        if name is None:
+            raise RequestError(f"{self.bundle.manifest.name}: expected a bundle with a table, found encoders alone")
         table = self._tables.get(name)
         if table is None:
-            raise RequestError(f"expected one of the models {', '.join(self._tables)}, found {name!r}")
+            raise RequestError(f"expected one of the tables {', '.join(self._tables)}, found {name!r}")
         return table
 
     def collection(self) -> Table:

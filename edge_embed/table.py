@@ -17,7 +17,8 @@ from edge_embed.keys import Key, KeyNames, to_bytes
 from edge_embed.residency import Pages
 from edge_embed.search import Found, Searcher, probes_for
 from edge_embed_bundle.bundle import Bundle
-from edge_embed_bundle.manifest import BAG_MODES, BagRecipe, HashRecipe, Model, Tensor
+from edge_embed_bundle.manifest import BAG_MODES, BagRecipe, HashRecipe, TableModel
+from edge_embed_bundle.values import Tensor
 
 if TYPE_CHECKING:
     from edge_embed.subwords import Subwords
@@ -50,7 +51,7 @@ class Neighbours:
 class Table:
     """A mapped table and its keys."""
 
-    def __init__(self, bundle: Bundle, model: Model, rows: kernels.Rows | None = None) -> None:
+    def __init__(self, bundle: Bundle, model: TableModel, rows: kernels.Rows | None = None) -> None:
         """Map a model of a bundle; ``rows`` take the place of those that are stored in it."""
         self.model = model
         self.space = bundle.manifest.space_of(model)
@@ -76,7 +77,7 @@ class Table:
     def quick_lookup(self) -> Callable[[object], NDArray[np.float32] | None]:
         """Return what answers the plain lookup, of one key or a list of keys, in one step, and any other with None."""
         if self._index is None or (self.subwords is not None and self.subwords.composes_known_words):
-            return _not_plain
+            return not_plain
         return functools.partial(kernels.lookup, self._index, self.rows)
 
     def quick_bag(self, ids: object, mode: str | None) -> NDArray[np.float32] | None:
@@ -286,8 +287,8 @@ def mapped(bundle: Bundle, tensor: Tensor) -> NDArray[Any]:
     return np.frombuffer(bundle.tensor(tensor), dtype).reshape(tensor.shape)
 
 
-def _not_plain(_: object) -> None:
-    return None
+def not_plain(_: object) -> None:
+    """Answer no question at all: every one goes the general way."""
 
 
 def _shown(key: Key) -> str:

@@ -15,7 +15,7 @@ from edge_embed.engines.onnx_files import external_files
 from edge_embed.errors import BundleError, RequestError
 from edge_embed.kernels import Pooling, Rows
 from edge_embed_bundle.bundle import Bundle
-from edge_embed_bundle.manifest import Graph, Model
+from edge_embed_bundle.manifest import Graph, TableModel
 
 if TYPE_CHECKING:
     from edge_embed.engines.onnx import OnnxRuntime
@@ -142,7 +142,7 @@ def _path(graph: Graph, bundle: Bundle) -> str:
     return str(path)
 
 
-def open_engine(name: str, bundle: Bundle, model: Model, rows: Rows) -> EngineRows:
+def open_engine(name: str, bundle: Bundle, model: TableModel, rows: Rows) -> EngineRows:
     """Return a model's rows as the engine ``name`` decodes them, from the graph that the bundle has for it."""
     if name not in FORMATS:
         raise RequestError(f"expected an engine of kernels, {', '.join(FORMATS)}, found {name!r}")

@@ -8,7 +8,8 @@ from edge_embed.errors import RequestError
 from edge_embed.kernels.reference import SCAN_ROWS
 from edge_embed.memory import format_size
 from edge_embed.text import BATCH_TOKENS
-from edge_embed_bundle.manifest import Blob, Budgets, Manifest, Model, Requirements
+from edge_embed_bundle.manifest import Budgets, Manifest, Requirements, TableModel
+from edge_embed_bundle.values import Blob
 from edge_embed_devices.budgets import default_budgets
 from edge_embed_devices.profiles import board_named
 from edge_embed_export.options import Options
@@ -30,7 +31,9 @@ _PLANE_BYTES = 6
 _SCAN_BYTES = {"float32": 4, "float16": 6, "int8": 4, "int4": 14, "pq": 0, "opq": 0, "rq": 0}
 
 
-def draft_manifest(source: Source, options: Options, models: tuple[Model, ...], blobs: Mapping[str, Blob]) -> Manifest:
+def draft_manifest(
+    source: Source, options: Options, models: tuple[TableModel, ...], blobs: Mapping[str, Blob]
+) -> Manifest:
     """Return the manifest without what is only known when the bundle has answered."""
     codecs = {f"codec-{model.codec}" for model in models}
     text = {feature for model in models if model.text is not None for feature in model.text.features}
@@ -55,7 +58,7 @@ def draft_manifest(source: Source, options: Options, models: tuple[Model, ...], 
     )
 
 
-def _private_bytes(source: Source, models: tuple[Model, ...]) -> int:
+def _private_bytes(source: Source, models: tuple[TableModel, ...]) -> int:
     """Predict what a runtime adds to a process that has numpy: its objects, a tokenizer, the buffers of a call."""
     definition = tokenizer_of(source)
     tokenizer = 0 if definition is None else _TOKENIZERS_BYTES + _TOKENIZER_FACTOR * len(definition)
@@ -70,7 +73,7 @@ def _private_bytes(source: Source, models: tuple[Model, ...]) -> int:
     return _RUNTIME_BYTES + _TABLE_BYTES * (len(models) - 1) + tokenizer + scan + batch
 
 
-def _scan_bytes(model: Model) -> int:
+def _scan_bytes(model: TableModel) -> int:
     """Predict what a scan holds: a block of rows as float32, and scores with their quotients and order."""
     block = min(SCAN_ROWS, model.rows)
     # Labels are scored all at once; of rows that are searched, the best of a block are kept.
@@ -81,7 +84,7 @@ def _scan_bytes(model: Model) -> int:
     return per_number * model.dimensions * block + 32 * scored
 
 
-def _scanned_rows(model: Model) -> int:
+def _scanned_rows(model: TableModel) -> int:
     """Return how many rows a search for ten neighbours goes through, its centroids among them."""
     if model.search is None:
         return model.rows
@@ -89,7 +92,7 @@ def _scanned_rows(model: Model) -> int:
     return lists + -(-model.rows * model.search.probes // lists)
 
 
-def _budgets(source: Source, options: Options, models: tuple[Model, ...]) -> Budgets:
+def _budgets(source: Source, options: Options, models: tuple[TableModel, ...]) -> Budgets:
     there = {
         "lookup": True,
         "encode": models[0].text is not None,

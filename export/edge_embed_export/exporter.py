@@ -23,7 +23,8 @@ from pathlib import Path
 
 from edge_embed.progress import SILENT, Progress
 from edge_embed.runtime import Runtime
-from edge_embed_bundle.manifest import Blob, Golden, Manifest
+from edge_embed_bundle.manifest import Golden, Manifest
+from edge_embed_bundle.values import Blob
 from edge_embed_bundle.writer import BundleWriter
 from edge_embed_export.drafting import draft_manifest
 from edge_embed_export.evaluation import Evaluation

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from edge_embed.errors import RequestError
-from edge_embed_bundle.manifest import NAME, VERSION, BagRecipe, LatencyBudget
+from edge_embed_bundle.manifest import VERSION, BagRecipe, LatencyBudget
+from edge_embed_bundle.values import NAME
 from edge_embed_devices.profiles import board_named
 from edge_embed_export.codecs import encoder
 from edge_embed_export.evaluation import Task

@@ -12,20 +12,18 @@ from edge_embed.errors import RequestError
 from edge_embed.progress import Progress
 from edge_embed.text import HuggingFaceTokenizer, TextEncoder
 from edge_embed_bundle.manifest import (
-    DIMENSIONS_CEILING,
     HASH_ALGORITHM,
     INDEX_ALGORITHM,
-    NAME,
     SEARCH_ALGORITHM,
     BagRecipe,
     ClassifyRecipe,
     HashRecipe,
     KeyIndex,
     SearchRecipe,
-    Space,
     SubwordRecipe,
     TextRecipe,
 )
+from edge_embed_bundle.values import DIMENSIONS_CEILING, NAME, Space
 from edge_embed_devices.profiles import board_named
 from edge_embed_export.clusters import FEWEST_ROWS, Clusters
 from edge_embed_export.codecs import Encoded, decoded_blocks, encode_int8, encode_plane, encoder

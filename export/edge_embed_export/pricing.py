@@ -26,7 +26,7 @@ from edge_embed.keys import to_bytes
 from edge_embed.serving import Serving
 from edge_embed.table import Table
 from edge_embed_bundle.bundle import Bundle
-from edge_embed_bundle.manifest import Model
+from edge_embed_bundle.manifest import TableModel
 from edge_embed_export.evaluation import Evaluation, Side, Task, evaluate
 from edge_embed_export.matrix import Matrix
 from edge_embed_export.quality import Quality
@@ -142,7 +142,7 @@ class _TrainedRows(Pooling):
         return _TrainedRows(self._vectors[first:stop])
 
 
-def _as_trained(tables: Mapping[str, SourceTable], bundle: Bundle, model: Model) -> Table:
+def _as_trained(tables: Mapping[str, SourceTable], bundle: Bundle, model: TableModel) -> Table:
     """Return a model's table over its source's vectors; a collection is of no source, and stays as it is stored."""
     table = tables.get(model.name)
     if table is None:

@@ -9,7 +9,8 @@ import numpy as np
 
 from edge_embed.progress import Progress
 from edge_embed.runtime import Runtime
-from edge_embed_bundle.manifest import Golden, Graph, Model, Tensor
+from edge_embed_bundle.manifest import Golden, Graph, TableModel
+from edge_embed_bundle.values import Tensor
 from edge_embed_bundle.writer import BlobWriter, BundleWriter
 from edge_embed_export.codecs import Encoded
 from edge_embed_export.graphs.onnx import onnx_bag, onnx_lookup
@@ -21,7 +22,7 @@ from edge_embed_export.questions import answered
 GOLDEN_BLOB = "golden.bin"
 
 
-def write_model(writer: BundleWriter, part: Part, progress: Progress) -> Model:
+def write_model(writer: BundleWriter, part: Part, progress: Progress) -> TableModel:
     """Write a table's blobs and graphs and return its model; what its graphs are proven on is still open."""
     tensors: dict[str, Tensor] = {}
     rows, dimensions = part.vectors.shape
@@ -42,9 +43,8 @@ def write_model(writer: BundleWriter, part: Part, progress: Progress) -> Model:
         # A TFLite file holds both graphs, since its table lies in it; of ONNX each is a file over one table.
         blobs = {"onnx": f"{part.name}.bag.onnx", "tflite": f"{part.name}.tflite"}
         graphs += [Graph(name, "bag", blobs[name]) for name in part.graphs]
-    model = Model(
+    model = TableModel(
         name=part.name,
-        kind="table",
         codec=part.codec,
         rows=rows,
         dimensions=dimensions,

@@ -51,7 +51,7 @@ def rewritten(tensor: str, change: Callable[[NDArray[Any]], None]) -> Maker:
 
     def make(folder: Path) -> None:
         with Bundle.open(folder) as bundle:
-            place = bundle.manifest.models[0].tensors[tensor]
+            place = bundle.manifest.tables[0].tensors[tensor]
         data = bytearray((folder / place.blob).read_bytes())
         count = place.size_bytes // np.dtype(place.dtype).itemsize
         change(np.frombuffer(data, place.dtype, count, place.offset_bytes).reshape(place.shape))

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_embed.errors import MissingExtraError
-from edge_embed_bundle.manifest import Tensor
+from edge_embed_bundle.values import Tensor
 
 _TYPES = {"int8": "INT8", "uint8": "UINT8", "int16": "INT16", "int32": "INT32"} | {
     "float16": "FLOAT16",

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_embed.errors import MissingExtraError
-from edge_embed_bundle.manifest import INT4_BLOCK, BagRecipe, HashRecipe, Model, Tensor
+from edge_embed_bundle.manifest import INT4_BLOCK, BagRecipe, HashRecipe, TableModel
+from edge_embed_bundle.values import Tensor
 from edge_embed_export.codecs import pairs_of_bytes
 
 _TYPES = {"int8": "INT8", "uint8": "UINT8", "float16": "FLOAT16", "float32": "FLOAT"}
@@ -39,7 +40,7 @@ def onnx_lookup(codec: str, tensors: Mapping[str, Tensor], dimensions: int) -> b
     return _packed(drawing, "lookup", [ids], vectors)
 
 
-def onnx_bag(model: Model, tensors: Mapping[str, Tensor]) -> bytes:
+def onnx_bag(model: TableModel, tensors: Mapping[str, Tensor]) -> bytes:
     """Return the graph file that pools a table's bags by its recipe: ids, offsets and, for a sum, weights.
 
     Rows are scattered into the row of their bag one after the other, as the kernels add them; what is left out goes to
