@@ -32,6 +32,7 @@ WRAPPED = {
     "ai_edge_litert": ["export/edge_embed_export/graphs/flatbuffer.py"],
     "flatbuffers": ["export/edge_embed_export/graphs/flatbuffer.py"],
     "tokenizers": ["edge_embed/text.py"],
+    "PIL": ["edge_embed/images.py"],
     "onnx": ["export/edge_embed_export/graphs/onnx.py"],
     "faiss": ["export/edge_embed_export/codebooks.py"],
     "scipy": ["export/edge_embed_export/evaluation/similarity.py"],

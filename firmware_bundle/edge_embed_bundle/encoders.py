@@ -26,8 +26,8 @@ IMAGE_ROLES = ("pixels",)
 #: What a graph's output holds: a vector for each token, their pooled vector, or the vector that is answered.
 HOLDS = ("tokens", "pooled", "vectors")
 CHANNELS: Mapping[str, int] = {"rgb": 3, "bgr": 3, "gray": 1}
-RESIZES = ("stretch", "cover", "contain")
-RESAMPLINGS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
+RESIZES = ("stretch", "cover", "contain", "central")
+RESAMPLINGS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos", "bilinear-plain")
 LAYOUTS = ("nhwc", "nchw")
 
 _TOKENS_CEILING = 1_000_000
@@ -278,8 +278,12 @@ class ImageInput(NamedTuple):
     """How a picture becomes pixels.
 
     Its sides are brought to ``size`` (height, width) by ``resize``: ``stretch``; ``cover``, so that its shorter side is
-    ``resize_to`` and its middle is cut out; ``contain``, so that all of it is inside and the rest is ``fill``. Each
-    number p of 0 to 255 becomes ``(p / 255 - mean) / std`` of its channel, and then what the graph's input asks for.
+    ``resize_to`` and its middle is cut out; ``contain``, so that all of it is inside and the rest is ``fill``;
+    ``central``, so that the middle ``fraction`` of both sides is cut out and stretched. Each number p of 0 to 255
+    becomes ``(p / 255 - mean) / std`` of its channel, and then what the graph's input asks for.
+
+    ``resampling`` widens its filter where a picture shrinks, as Pillow and torchvision do; ``bilinear-plain`` takes the
+    four pixels around each point, as ``tf.image.resize`` does, and rounds nothing.
     """
 
     size: tuple[int, int]
@@ -292,6 +296,7 @@ class ImageInput(NamedTuple):
     max_pixels: int
     resize_to: int | None = None
     fill: int | None = None
+    fraction: float | None = None
     extra: Mapping[str, Any] = NOTHING
 
     @classmethod
@@ -312,8 +317,11 @@ class ImageInput(NamedTuple):
             fields.count("max_pixels", floor=1, ceiling=_PIXELS_CEILING),
             fields.count("resize_to", floor=max(size), ceiling=_SIDE_CEILING) if resize == "cover" else None,
             fields.count("fill", ceiling=255) if resize == "contain" else None,
+            fields.number("fraction") if resize == "central" else None,
             fields.rest(),
         )
+        if image.fraction is not None and not 0 < image.fraction <= 1:
+            fields.fail("fraction", "a share of more than 0 and at most 1", image.fraction)
         channels = CHANNELS[image.channels]
         for name, each in (("mean", image.mean), ("std", image.std)):
             if len(each) != channels:
@@ -326,10 +334,12 @@ class ImageInput(NamedTuple):
         """Return the JSON object."""
         resize_to = {} if self.resize_to is None else {"resize_to": self.resize_to}
         fill = {} if self.fill is None else {"fill": self.fill}
+        fraction = {} if self.fraction is None else {"fraction": self.fraction}
         return {
             **self.extra,
             **resize_to,
             **fill,
+            **fraction,
             "size": list(self.size),
             "channels": self.channels,
             "layout": self.layout,

@@ -239,6 +239,7 @@ BROKEN: dict[str, tuple[Place, Any, str]] = {
     "a resize that nobody knows": ((*IMAGE, "resize"), "fold", "image.resize: expected one of stretch, cover, contain"),
     "a cover smaller than what is cut out": ((*IMAGE, "resize_to"), 223, "image.resize_to: expected a whole number"),
     "containing without a fill": ((*IMAGE, "resize"), "contain", "image.fill: expected a value, found nothing"),
+    "no fraction of its middle": ((*IMAGE, "resize"), "central", "image.fraction: expected a value, found nothing"),
     "a resampling that nobody knows": ((*IMAGE, "resampling"), "magic", "image.resampling: expected one of nearest"),
     "a mean for two of three channels": ((*IMAGE, "mean"), [0.5, 0.5], "image.mean: expected a number for each of 3"),
     "a mean of words": ((*IMAGE, "mean"), ["0.5"] * 3, "image.mean: expected a list of numbers"),
