@@ -32,11 +32,18 @@ class Tokenizer(Protocol):
 class Encoder(Protocol):
     """From texts to vectors."""
 
-    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+    def encode(
+        self, texts: Sequence[str], *, prompt: str | None = None, normalize: bool | None = None
+    ) -> NDArray[np.float32]:
         """Return the vectors ``(n, d)`` of texts.
 
+        Args:
+            texts: what to encode.
+            prompt: the name of a text that is put before each of them; the model's own default if not given.
+            normalize: whether vectors are divided by their lengths; as the model says if not given.
+
         Raises:
-            RequestError: a text is no ``str``, or holds a lone surrogate.
+            RequestError: a text is no ``str``, or holds a lone surrogate; the model has no such prompt.
         """
 
 
@@ -44,16 +51,18 @@ class HuggingFaceTokenizer:
     """A ``tokenizer.json``, run by the package ``tokenizers``; token ids are row ids.
 
     A text is cut after ``max_letters`` and its tokens after ``max_tokens``; the token ``skipped`` is then left out.
+    ``special_tokens`` are those of the definition's own template; they count.
     """
 
     def __init__(
         self,
         definition: bytes,
-        max_tokens: int,
+        max_tokens: int | None,
         source: str,
         *,
         max_letters: int | None = None,
         skipped: int | None = None,
+        special_tokens: bool = False,
     ) -> None:
         try:
             import tokenizers
@@ -62,11 +71,15 @@ class HuggingFaceTokenizer:
         self._source = source
         self._max_letters = max_letters
         self._skipped = skipped
+        self._special_tokens = special_tokens
         with self._faults_are_the_bundles("a tokenizer definition"):
             self._tokenizer = tokenizers.Tokenizer.from_buffer(definition)
             # Definitions carry the padding and truncation of their training (all-MiniLM pads to 128).
             self._tokenizer.no_padding()
-            self._tokenizer.enable_truncation(max_tokens)
+            if max_tokens is None:
+                self._tokenizer.no_truncation()
+            else:
+                self._tokenizer.enable_truncation(max_tokens)
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         """See :meth:`Tokenizer.ids`."""
@@ -76,8 +89,8 @@ class HuggingFaceTokenizer:
     def _encoded(self, texts: Sequence[str]) -> list[list[int]]:
         with self._faults_are_the_bundles("a tokenizer that encodes"):
             if len(texts) == 1:
-                return [self._tokenizer.encode(texts[0], add_special_tokens=False).ids]
-            encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+                return [self._tokenizer.encode(texts[0], add_special_tokens=self._special_tokens).ids]
+            encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=self._special_tokens)
             return [encoding.ids for encoding in encodings]
 
     @contextlib.contextmanager
@@ -129,29 +142,30 @@ class TextEncoder:
         tokenizer = _tokenizer(bundle, recipe, table)
         return cls(tokenizer, table.decode, dimensions=table.model.dimensions, normalize=recipe.normalize)
 
-    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+    def encode(
+        self, texts: Sequence[str], *, prompt: str | None = None, normalize: bool | None = None
+    ) -> NDArray[np.float32]:
         """Return the vectors ``(n, d)`` of texts; a text without a known token gets zeros.
 
         A text's vector does not depend on the texts beside it.
 
         Raises:
-            RequestError: a text is no ``str``, or holds a lone surrogate.
+            RequestError: a text is no ``str``, or holds a lone surrogate; a prompt is asked for.
         """
+        check_no_prompt(prompt)
+        normalizes = self._normalize if normalize is None else normalize
         for i, text in enumerate(texts):
             check_text(text, i)
         vectors = np.empty((len(texts), self._dimensions), np.float32)
         for start in range(0, len(texts), BATCH_TEXTS):
             batch = texts[start : start + BATCH_TEXTS]
-            vectors[start : start + len(batch)] = self._encode_batch(batch)
+            vectors[start : start + len(batch)] = self._encode_batch(batch, normalizes)
         return vectors
 
-    def _encode_batch(self, texts: Sequence[str]) -> NDArray[np.float32]:
+    def _encode_batch(self, texts: Sequence[str], normalizes: bool) -> NDArray[np.float32]:
         ids = self._tokenizer.ids(texts)
         vectors = np.concatenate([self._pooled(ids[run]) for run in _runs([len(rows) for rows in ids])])
-        if self._normalize:
-            norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-            np.divide(vectors, norms, out=vectors, where=norms > 0)
-        return vectors
+        return directed(vectors) if normalizes else vectors
 
     def _pooled(self, ids: Sequence[list[int]]) -> NDArray[np.float32]:
         counts = np.fromiter(map(len, ids), np.int64, len(ids))
@@ -181,6 +195,23 @@ def _tokenizer(bundle: Bundle, recipe: TextRecipe, table: Table) -> Tokenizer:
         max_letters=recipe.max_letters,
         skipped=recipe.skipped_token,
     )
+
+
+def directed(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Divide vectors ``(n, d)`` by their lengths, in place; zeros stay zeros."""
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    np.divide(vectors, norms, out=vectors, where=norms > 0)
+    return vectors
+
+
+def check_no_prompt(prompt: str | None) -> None:
+    """Refuse a prompt where a model knows none.
+
+    Raises:
+        RequestError: one is asked for.
+    """
+    if prompt is not None:
+        raise RequestError(f"expected no prompt, which static encoders do not have, found {prompt!r}")
 
 
 def check_text(text: str, place: int) -> None:

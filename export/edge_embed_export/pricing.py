@@ -156,7 +156,7 @@ def _side(serving: Serving) -> Side:
         table.model.rows,
         lambda key: table.find(to_bytes(key)),
         table.rows.decode,
-        None if table.model.text is None else lambda texts: serving.encoder().encode(texts),
+        None if table.model.text is None else lambda texts: serving.text_encoder().encode(texts),
         None
         if table.subwords is None
         else lambda words: table.lookup_all([to_bytes(word) for word in words], "subwords"),
