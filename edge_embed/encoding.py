@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 #: Not an engine: whichever the bundle has a graph for and this board has.
 ANY_ENGINE = "kernels"
 
+#: Tokens that go into a graph at once, unless one text has more: more of them take memory, and save hardly any time.
+RUN_TOKENS = 256
+
 
 class Forward:
     """A graph in its engine: from the numbers of its inputs, by their roles, to vectors."""
@@ -147,8 +150,9 @@ class GraphTextEncoder:
                 by_length.setdefault(self._length(len(tokens)), []).append(place)
         runs = []
         for length, places in by_length.items():
-            for start in range(0, len(places), self.forward.graph.max_batch):
-                run = places[start : start + self.forward.graph.max_batch]
+            size = min(self.forward.graph.max_batch, max(1, RUN_TOKENS // length))
+            for start in range(0, len(places), size):
+                run = places[start : start + size]
                 rows = np.full((len(run), length), self._recipe.pad_token, np.int64)
                 mask = np.zeros((len(run), length), np.int64)
                 for row, place in enumerate(run):

@@ -7,6 +7,7 @@ import json
 import math
 import re
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 from edge_embed.commands import Command
@@ -17,17 +18,27 @@ from edge_embed_bundle.bundle import Bundle
 from edge_embed_bundle.manifest import BAG_MODES, BagRecipe, LatencyBudget
 from edge_embed_bundle.slots import is_store
 from edge_embed_bundle.store import Store
-from edge_embed_export.choosing import AUTO, Trial, export_smallest
+from edge_embed_export.choosing import AUTO, Trial, export_smallest, smallest
 from edge_embed_export.codecs import ENCODERS
 from edge_embed_export.demo import run_demo
+from edge_embed_export.encoders import export_encoder
 from edge_embed_export.evaluation import KINDS, Evaluation, read_evaluation
 from edge_embed_export.exporter import Report, export
 from edge_embed_export.files import read_named
-from edge_embed_export.options import ALL_TABLES, DEFAULT_BOARD, DEFAULT_RECALL, GRAPH_FORMATS, Hashing, Options
+from edge_embed_export.options import (
+    ALL_TABLES,
+    DEFAULT_BOARD,
+    DEFAULT_RECALL,
+    ENCODER_GRAPHS,
+    GRAPH_FORMATS,
+    Hashing,
+    Options,
+)
 from edge_embed_export.page import Page, check_page, write_page
 from edge_embed_export.preparing import ORDERS, REDUCTIONS, Preparing, prepared
 from edge_embed_export.pricing import DEFAULT_MAX_LOSS, LossError
-from edge_embed_export.sources import Reading, read_source, readers
+from edge_embed_export.sources import Reading, Source, encoder_readers, read_encoder, read_source, readers
+from edge_embed_export.sources.encoders import EncoderSource
 
 _DIGITS = re.compile(r"[0-9]{1,10}")
 
@@ -38,7 +49,7 @@ _PACKAGES = ("onnx", "flatbuffers", "safetensors", "tokenizers")
 def _configure_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SOURCE", type=Path, help="a model's file or folder")
     parser.add_argument("-o", "--output", metavar="BUNDLE", type=Path, required=True, help="the folder to write")
-    parser.add_argument("--format", choices=tuple(readers()), help="default: what the content shows")
+    parser.add_argument("--format", choices=(*readers(), *encoder_readers()), help="default: what the content shows")
     parser.add_argument(
         "--vocab", metavar="FILE", type=Path, help="words and their counts, a line each: orders the rows"
     )
@@ -81,6 +92,7 @@ def _configure_export(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="[TABLE=]CODEC",
         help=f"how vectors are stored: {', '.join(ENCODERS)}; pq:50 and rq:20 with that many codes a row (int8); "
+        "of an encoder, how its weights are: float32, int8, int8-blocks; "
         f"again with TABLE=CODEC for single tables; '{AUTO}' alone tries them and takes the smallest bundle within "
         "--max-loss",
     )
@@ -134,7 +146,7 @@ def _configure_export(parser: argparse.ArgumentParser) -> None:
         f"TABLE {ALL_TABLES} for all",
     )
     parser.add_argument(
-        "--graphs", default=",".join(GRAPH_FORMATS), help="comma-separated, or 'none' (onnx,tflite)", metavar="FORMATS"
+        "--graphs", help="comma-separated, or 'none' (of tables onnx,tflite; of an encoder onnx)", metavar="FORMATS"
     )
     parser.add_argument("--board", default=DEFAULT_BOARD, help=f"whose budgets to declare ({DEFAULT_BOARD})")
     parser.add_argument("--name", help="the bundle's name; default: the output folder's")
@@ -157,6 +169,7 @@ def _configure_export(parser: argparse.ArgumentParser) -> None:
 
 def _export(arguments: argparse.Namespace) -> int:
     memory_bytes, latency = _budgets(arguments.budget)
+    is_encoder = arguments.format in encoder_readers()
     codecs = _by_table(arguments.codec)
     options = Options(
         target=arguments.output,
@@ -166,7 +179,7 @@ def _export(arguments: argparse.Namespace) -> int:
         codecs=codecs,
         bags={table: _bag(text) for table, text in _by_table(arguments.bag).items()},
         hashes=dict(map(_hashing, arguments.hash)),
-        graphs=() if arguments.graphs == "none" else tuple(dict.fromkeys(arguments.graphs.split(","))),
+        graphs=_graphs(arguments.graphs, ENCODER_GRAPHS if is_encoder else GRAPH_FORMATS),
         board=arguments.board,
         memory_budget_bytes=memory_bytes,
         latency_budgets=latency,
@@ -197,13 +210,14 @@ def _export(arguments: argparse.Namespace) -> int:
         arguments.dimensions,
         arguments.reduce,
     )
-    source = prepared(read_source(arguments.source, arguments.format, reading, progress), preparing, progress)
     trials: tuple[Trial, ...] = ()
+    source: Source | EncoderSource
+    if is_encoder:
+        source = _encoder_source(arguments.source, arguments.format, reading, preparing)
+    else:
+        source = prepared(read_source(arguments.source, arguments.format, reading, progress), preparing, progress)
     try:
-        if options.codec == AUTO:
-            report, trials = export_smallest(source, options, progress)
-        else:
-            report = export(source, options, progress)
+        report, trials = _exported(source, options, progress)
     except LossError as error:
         if arguments.report and error.prices:
             write_page(arguments.report, Page(options.name, source.title, error.prices, None, str(error)))
@@ -218,6 +232,31 @@ def _export(arguments: argparse.Namespace) -> int:
         for line in (*trial_lines(trials, report.price.codec), *report_lines(report), *notes):
             print(line)
     return 0
+
+
+def _encoder_source(path: Path, format: str, reading: Reading, preparing: Preparing) -> EncoderSource:
+    if reading != Reading() or preparing != Preparing():
+        raise RequestError(
+            f"--format {format}: expected no options that choose tables, keys, columns, rows or dimensions beside an "
+            "encoder, found some"
+        )
+    return read_encoder(path, format)
+
+
+def _exported(source: Source | EncoderSource, options: Options, progress: Progress) -> tuple[Report, tuple[Trial, ...]]:
+    if isinstance(source, EncoderSource):
+        if options.codec == AUTO:
+            return smallest(source.variants, options, partial(export_encoder, source, progress=progress))
+        return export_encoder(source, options, progress), ()
+    if options.codec == AUTO:
+        return export_smallest(source, options, progress)
+    return export(source, options, progress), ()
+
+
+def _graphs(words: str | None, usual: tuple[str, ...]) -> tuple[str, ...]:
+    if words is None:
+        return usual
+    return () if words == "none" else tuple(dict.fromkeys(words.split(",")))
 
 
 def _loss(word: str) -> float:

@@ -55,7 +55,7 @@ def answered(runtime: Runtime) -> list[Question]:
     """
     models = runtime.manifest.tables
     # An empty table of words that are made of parts is asked for such words alone.
-    questions = [_lookup(runtime, model.name) for model in models if model.rows or model.unknown != "subwords"]
+    questions = [lookup_question(runtime, model.name) for model in models if model.rows or model.unknown != "subwords"]
     first, beside = models[0], _beside(runtime.manifest)
     if first.unknown == "subwords":
         strangers = _strangers(runtime.table())
@@ -69,7 +69,7 @@ def answered(runtime: Runtime) -> list[Question]:
         if beside is not None:
             k = min(NEIGHBOURS, beside.rows)
             exact = runtime.search(text=texts, model=beside.name, k=k, exact=True)
-            scores = _exact_scores(runtime.table(beside.name), runtime.encode(texts), k)
+            scores = exact_scores(runtime.table(beside.name), runtime.encode(texts), k)
             found = runtime.search(text=texts, model=beside.name, k=k)
             questions.append(_search(beside.name, "text", texts, exact, found, scores))
             return questions
@@ -105,7 +105,7 @@ def _search_by_keys(runtime: Runtime, model: TableModel) -> Question:
     exact = runtime.search(keys, model=model.name, k=k, exact=True)
     found = runtime.search(keys, model=model.name, k=k)
     own = np.array([table.find(key) for key in keys], np.int64)
-    scores = _exact_scores(table, table.decode(own), k, without=own)
+    scores = exact_scores(table, table.decode(own), k, without=own)
     return _search(model.name, "key", keys, exact, found, scores)
 
 
@@ -125,7 +125,8 @@ def spread_rows(rows: int, count: int) -> NDArray[np.int64]:
     return np.unique(np.linspace(0, max(rows - 1, 0), min(rows, count)).astype(np.int64))
 
 
-def _lookup(runtime: Runtime, model: str) -> Question:
+def lookup_question(runtime: Runtime, model: str) -> Question:
+    """Ask for rows from all over a table."""
     table = runtime.table(model)
     keys = _keys(table)
     if keys or not table.model.rows:
@@ -177,7 +178,7 @@ def _off(found: Neighbours, expected: NDArray[np.float32]) -> float:
     return float(np.abs(found.scores - expected).max(initial=0))
 
 
-def _exact_scores(
+def exact_scores(
     table: Table, queries: NDArray[np.float32], k: int, without: NDArray[np.int64] | None = None
 ) -> NDArray[np.float32]:
     """Return the ``k`` highest cosines ``(q, k)`` of each query with the rows but, where given, its own one."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -17,7 +17,7 @@ from edge_embed_export.graphs.onnx import onnx_bag, onnx_lookup
 from edge_embed_export.graphs.tflite import Pooling, tflite_header
 from edge_embed_export.matrix import Matrix, blocks_of
 from edge_embed_export.parts import Part
-from edge_embed_export.questions import answered
+from edge_embed_export.questions import Question, answered
 
 GOLDEN_BLOB = "golden.bin"
 
@@ -109,7 +109,11 @@ def _write_tflite(part: Part, tensors: dict[str, Tensor], advance: Callable[[int
 
 def write_golden(writer: BundleWriter, runtime: Runtime) -> tuple[Golden, ...]:
     """Ask the golden questions, write their answers and return the questions with their places."""
-    questions = answered(runtime)
+    return write_questions(writer, answered(runtime))
+
+
+def write_questions(writer: BundleWriter, questions: Sequence[Question]) -> tuple[Golden, ...]:
+    """Write the answers of golden questions and return the questions with their places."""
     tensors: dict[str, Tensor] = {}
     answers = {str(i): question.answer for i, question in enumerate(questions)}
     writer.blob(GOLDEN_BLOB, partial(_write_sections, answers, tensors, lambda _: None))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,9 @@ from edge_embed_bundle import strict_json
 from edge_embed_bundle.manifest import ClassifyRecipe, SubwordRecipe
 from edge_embed_export.clusters import Clusters
 from edge_embed_export.matrix import Matrix
+
+if TYPE_CHECKING:
+    from edge_embed_export.sources.encoders import EncoderSource
 
 
 @dataclass(frozen=True)
@@ -173,6 +177,33 @@ def readers(reading: Reading | None = None, progress: Progress = SILENT) -> dict
         "torch": partial(read_torch, chosen=reading.tables),
         **container_readers(reading, progress),
     }
+
+
+EncoderReader: TypeAlias = "Callable[[Path], EncoderSource]"
+
+
+def encoder_readers() -> dict[str, EncoderReader]:
+    """Return every reader of encoders by the name of its format."""
+    from edge_embed_export.sources.transformers import read_transformer_encoder
+
+    return {"transformer": read_transformer_encoder}
+
+
+def read_encoder(path: Path, format: str) -> EncoderSource:
+    """Read an encoder in the named format.
+
+    Raises:
+        RequestError: the source is absent, damaged or of no known format.
+    """
+    known = encoder_readers()
+    if format not in known:
+        raise RequestError(f"expected a format of {', '.join(known)}, found {format!r}")
+    if not path.exists():
+        raise RequestError(f"{path}: expected a model to export, found nothing there")
+    try:
+        return known[format](path)
+    except OSError as error:
+        raise RequestError(f"{path}: expected a model to export, found: {error}") from error
 
 
 def read_source(
