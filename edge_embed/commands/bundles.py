@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from edge_embed.commands import Command, printable
+from edge_embed.encoding import open_graph_encoder
 from edge_embed.engines import engine_of, open_bag_graph, open_graph
 from edge_embed.errors import BundleError, EdgeEmbedError, MissingExtraError
-from edge_embed.golden import bag_difference, check_asked
+from edge_embed.golden import bag_difference, check_asked, encoder_outcomes
 from edge_embed.memory import format_size
 from edge_embed.progress import Progress
 from edge_embed.runtime import Runtime
@@ -129,6 +130,8 @@ def _verify(arguments: argparse.Namespace) -> int:
                 for graph in model.graphs if model.rows else ():
                     ask = _graph_check if graph.operation == "lookup" else _bag_graph_check
                     checks.append(ask(runtime, model, graph))
+            for encoder in runtime.manifest.encoders:
+                checks += [_encoder_check(runtime, encoder, graph) for graph in encoder.graphs]
     except EdgeEmbedError as error:
         checks.append({"check": str(error), "passed": False})
     passed = all(check["passed"] is not False for check in checks)
@@ -182,6 +185,20 @@ def _bag_graph_check(runtime: Runtime, model: TableModel, graph: Graph) -> dict[
     passed = off <= bound
     said = f"bags off by {off:.3g}, {'within' if passed else 'NOT within'} {bound:.3g}"
     return {"check": f"{graph.blob} on {engine_of(graph)} {engine.version}: {said}", "passed": passed}
+
+
+def _encoder_check(runtime: Runtime, model: EncoderModel, graph: EncoderGraph) -> dict[str, object]:
+    try:
+        encoder = open_graph_encoder(runtime.bundle, model, graph)
+        outcomes = encoder_outcomes(runtime.bundle, model, encoder)
+    except MissingExtraError as error:
+        return {"check": f"{graph.blob}: {error}", "passed": None}
+    except EdgeEmbedError as error:
+        return {"check": str(error), "passed": False}
+    engine = encoder.forward.engine
+    said = "; ".join(map(str, outcomes))
+    passed = all(outcome.passed for outcome in outcomes)
+    return {"check": f"{graph.blob} on {engine.name} {engine.version}: {said}", "passed": passed}
 
 
 def _finite(value: float) -> float | None:

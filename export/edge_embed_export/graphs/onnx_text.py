@@ -74,9 +74,9 @@ class _Pen(Drawing):
         self._variant = variant
         self._known: set[str] = set()
 
-    def weight(self, name: str, values: Matrix) -> str:
-        """Add an array, where its size says: in the graph or in the blob, there block by block."""
-        if values.nbytes < _INSIDE_BYTES:
+    def weight(self, name: str, values: Matrix, *, outside: bool = False) -> str:
+        """Add an array, where its size or the caller says: in the graph or in the blob, there block by block."""
+        if values.nbytes < _INSIDE_BYTES and not outside:
             return self.constant(name, np.ascontiguousarray(values[:]))
         gap = -self._written % _ALIGNMENT
         self._blob.write(bytes(gap))
@@ -157,10 +157,10 @@ class _Pen(Drawing):
 def _embedded(pen: _Pen, model: Transformer, longest: int) -> str:
     """Draw a token's row and its position's ``(n, length, d)``."""
     if pen._variant == "float32":
-        words = pen.node("Gather", [pen.weight("words", model.words), "ids"], "words_of_ids")
+        words = pen.node("Gather", [pen.weight("words", model.words, outside=True), "ids"], "words_of_ids")
     else:
         stored = encode_int8(model.words)
-        codes = pen.node("Gather", [pen.weight("words.codes", stored["rows"]), "ids"], "codes_of_ids")
+        codes = pen.node("Gather", [pen.weight("words.codes", stored["rows"], outside=True), "ids"], "codes_of_ids")
         # As a column, a scale multiplies its row by broadcasting.
         column = pen.weight("words.scales", stored["scales"][:].reshape(-1, 1))
         scales = pen.node("Gather", [column, "ids"], "scales_of_ids")
