@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_embed.engines.onnx_files import external_files
+from edge_embed.engines.onnx_gate import check_graph_file
 from edge_embed.errors import BundleError, RequestError
 from edge_embed.kernels import Pooling, Rows
 from edge_embed_bundle.bundle import Bundle
@@ -170,15 +170,11 @@ def open_bag_graph(graph: Graph, bundle: Bundle) -> BagEngine:
 
 def _path(graph: Graph | EncoderGraph, bundle: Bundle, allowed: tuple[str, ...]) -> str:
     """Return where a graph lies, once it is known that it reads no file but those that it may."""
-    path = bundle.path / graph.blob
+    path = str(bundle.path / graph.blob)
     if graph.format == "onnx":
-        try:
-            strangers = external_files(bundle.map(graph.blob)) - set(allowed)
-        except ValueError as error:
-            raise BundleError(f"{path}: expected an ONNX graph, found: {error}") from error
-        if strangers:
-            raise BundleError(f"{path}: expected weights in files of the bundle, found {sorted(strangers)[0]!r}")
-    return str(path)
+        sizes = {name: bundle.manifest.blobs[name].size_bytes for name in allowed}
+        check_graph_file(path, bundle.map(graph.blob), sizes)
+    return path
 
 
 def open_engine(name: str, bundle: Bundle, model: TableModel, rows: Rows) -> EngineRows:

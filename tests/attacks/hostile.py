@@ -151,6 +151,7 @@ _PAST = "found 1000000"
 _NO_TOKENIZER = "tokenizer.json: expected a tokenizer definition, found"
 _STRANGE_FILE = "table.onnx: expected weights in files of the bundle, found"
 _NO_MESSAGE = "table.onnx: expected an ONNX graph, found"
+_NO_PLACE = "table.onnx: expected an ONNX graph, found: a tensor 'rows' of 1024 bytes at 1099511627776"
 _NO_ONNX = "table.onnx: expected a graph that ONNX Runtime"
 _NO_TFLITE = "table.tflite: expected a graph that"
 _OFF = "NOT within"
@@ -220,8 +221,10 @@ GRAPHS = {
     "onnx data in a file that nobody hashed": Hostile(
         _onnx_data(location="stray.bin"), _onnxruntime, edge_embed.BundleError, _STRANGE_FILE
     ),
-    "onnx data past the end": Hostile(_onnx_data(offset=str(2**40)), _onnxruntime, edge_embed.BundleError, _NO_ONNX),
-    "onnx data before the start": Hostile(_onnx_data(offset="-65536"), _onnxruntime, edge_embed.BundleError, _NO_ONNX),
+    "onnx data past the end": Hostile(_onnx_data(offset=str(2**40)), _onnxruntime, edge_embed.BundleError, _NO_PLACE),
+    "onnx data before the start": Hostile(
+        _onnx_data(offset="-65536"), _onnxruntime, edge_embed.BundleError, _NO_MESSAGE
+    ),
     "onnx data of another tensor": Hostile(
         _onnx_data(offset="0"), _onnxruntime, edge_embed.BundleError, "expected the golden answers from onnxruntime"
     ),
