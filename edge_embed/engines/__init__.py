@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_embed.engines.onnx_gate import check_graph_file
+from edge_embed.engines.tflite_files import examine
 from edge_embed.errors import BundleError, RequestError
 from edge_embed.kernels import Pooling, Rows
 from edge_embed_bundle.bundle import Bundle
@@ -169,8 +170,13 @@ def open_bag_graph(graph: Graph, bundle: Bundle) -> BagEngine:
 
 
 def _path(graph: Graph | EncoderGraph, bundle: Bundle, allowed: tuple[str, ...]) -> str:
-    """Return where a graph lies, once it is known that it reads no file but those that it may."""
+    """Return where a graph lies, once it is known that it reads no file but those that it may, and nothing outside."""
     path = str(bundle.path / graph.blob)
+    if graph.format == "tflite":
+        try:
+            examine(bundle.map(graph.blob))
+        except ValueError as error:
+            raise BundleError(f"{path}: expected a TFLite graph, found: {error}") from error
     if graph.format == "onnx":
         sizes = {name: bundle.manifest.blobs[name].size_bytes for name in allowed}
         check_graph_file(path, bundle.map(graph.blob), sizes)

@@ -101,6 +101,32 @@ def _other_names(folder: Path) -> None:
     sign(folder)
 
 
+def _tflite(change: Callable[[Any], object]) -> Maker:
+    """Return the maker that changes the TFLite graph before its table, which stays where it is."""
+
+    def changed(data: bytes) -> bytes:
+        import flatbuffers
+        from ai_edge_litert import schema_py_generated as schema
+
+        model = schema.ModelT.InitFromPackedBuf(data, 0)
+        change(model)
+        builder = flatbuffers.Builder(1024)
+        builder.Finish(model.Pack(builder), b"TFL3")
+        return bytes(builder.Output()).ljust(65_536, b"\0") + data[65_536:]
+
+    return file_of("table.tflite", changed)
+
+
+def _longer_table(model: Any) -> None:
+    table = next(buffer for buffer in model.buffers if buffer.offset > 1)
+    table.offset = 2**40
+
+
+def _goes_round(model: Any) -> None:
+    first, last = model.subgraphs[0].operators[0], model.subgraphs[0].operators[-1]
+    first.inputs = [*first.inputs[:-1], last.outputs[0]]
+
+
 def _tokenizer(**changes: object) -> Maker:
     def change(data: bytes) -> bytes:
         return json.dumps({**json.loads(data), **changes}).encode()
@@ -153,7 +179,7 @@ _STRANGE_FILE = "table.onnx: expected weights in files of the bundle, found"
 _NO_MESSAGE = "table.onnx: expected an ONNX graph, found"
 _NO_PLACE = "table.onnx: expected an ONNX graph, found: a tensor 'rows' of 1024 bytes at 1099511627776"
 _NO_ONNX = "table.onnx: expected a graph that ONNX Runtime"
-_NO_TFLITE = "table.tflite: expected a graph that"
+_NO_TFLITE = "table.tflite: expected a TFLite graph, found"
 _OFF = "NOT within"
 
 _onnxruntime = _with_engine("onnxruntime")
@@ -249,6 +275,12 @@ GRAPHS = {
         _litert,
         edge_embed.BundleError,
         _NO_TFLITE,
+    ),
+    "a tflite graph whose table lies outside": Hostile(
+        _tflite(_longer_table), _litert, edge_embed.BundleError, f"{_NO_TFLITE}: a buffer of"
+    ),
+    "a tflite graph that goes round": Hostile(
+        _tflite(_goes_round), _litert, edge_embed.BundleError, f"{_NO_TFLITE}: an operator that reads"
     ),
     "a tflite graph that is an onnx graph": Hostile(
         file_of("table.tflite", lambda data: b"\x08\x08".ljust(65_536) + data[65_536:]),
