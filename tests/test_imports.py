@@ -33,7 +33,7 @@ WRAPPED = {
     "flatbuffers": ["export/edge_embed_export/graphs/flatbuffer.py"],
     "tokenizers": ["edge_embed/text.py"],
     "PIL": ["edge_embed/images.py"],
-    "onnx": ["export/edge_embed_export/graphs/onnx.py"],
+    "onnx": ["export/edge_embed_export/graphs/files.py", "export/edge_embed_export/graphs/onnx.py"],
     "faiss": ["export/edge_embed_export/codebooks.py"],
     "scipy": ["export/edge_embed_export/evaluation/similarity.py"],
     "sklearn": ["export/edge_embed_export/evaluation/labelled.py"],

@@ -79,9 +79,10 @@ class Entry(NamedTuple):
 
 
 class TfliteFile(NamedTuple):
-    """What a sound file offers: its ways in, the first subgraph's first, and the blocks of its metadata by name."""
+    """What a sound file offers: the way into its first subgraph, its signatures, the blocks of its metadata by name."""
 
-    entries: tuple[Entry, ...]
+    plain: Entry
+    signatures: tuple[Entry, ...]
     metadata: Mapping[str, memoryview]
 
 
@@ -97,8 +98,11 @@ def examine(data: memoryview) -> TfliteFile:
         raise ValueError(f"an offset outside its {len(data)} bytes") from error
 
 
-class _Table:
-    """One table: where it begins, and where its fields are by their slots."""
+class Table:
+    """One table of a flatbuffer: where it begins, and where its fields are by their slots (4 for the first field).
+
+    Whatever a method follows lies inside the data, or it is a ValueError or a struct.error.
+    """
 
     def __init__(self, data: memoryview, at: int) -> None:
         self._data = data
@@ -123,10 +127,10 @@ class _Table:
         at = self.at(slot)
         return int(struct.unpack_from(f"<{kind}", self._data, at)[0]) if at else default
 
-    def table(self, slot: int) -> _Table | None:
+    def table(self, slot: int) -> Table | None:
         """Return a table that a field leads to."""
         at = self.at(slot)
-        return _Table(self._data, self._target(at)) if at else None
+        return Table(self._data, self._target(at)) if at else None
 
     def vector(self, slot: int, width: int) -> memoryview:
         """Return the bytes of a vector of entries that are ``width`` bytes wide."""
@@ -157,13 +161,13 @@ class _Table:
             raise ValueError(f"a string without its end at byte {self._target(at)}")
         return bytes(data).decode("utf-8", "backslashreplace")
 
-    def tables(self, slot: int) -> Iterator[_Table]:
+    def tables(self, slot: int) -> Iterator[Table]:
         """Yield the tables of a vector."""
         at = self.at(slot)
         if at:
             entries = self._target(at) + 4
             for i in range(len(self.vector(slot, 4)) // 4):
-                yield _Table(self._data, self._target(entries + 4 * i))
+                yield Table(self._data, self._target(entries + 4 * i))
 
     def _target(self, at: int) -> int:
         (offset,) = struct.unpack_from("<I", self._data, at)
@@ -183,7 +187,7 @@ class _Examination:
         if len(data) < 8 or bytes(data[4:8]) != _MAGIC:
             raise ValueError(f"no {_MAGIC.decode()} at byte 4")
         self._data = data
-        self._model = _Table(data, struct.unpack_from("<I", data)[0])
+        self._model = Table(data, struct.unpack_from("<I", data)[0])
         self._met = 0
 
     def file(self) -> TfliteFile:
@@ -205,16 +209,16 @@ class _Examination:
         entries = [self._entry(table, graphs) for table in self._each(model.tables(18))]
         tensors, inputs, outputs = graphs[0]
         plain = Entry(None, _by_name(tensors[i] for i in inputs), _by_name(tensors[i] for i in outputs))
-        return TfliteFile(tuple(entries) or (plain,), MappingProxyType(metadata))
+        return TfliteFile(plain, tuple(entries), MappingProxyType(metadata))
 
-    def _each(self, tables: Iterator[_Table]) -> Iterator[_Table]:
+    def _each(self, tables: Iterator[Table]) -> Iterator[Table]:
         for table in tables:
             self._met += 1
             if self._met > _TABLES_CEILING:
                 raise ValueError(f"more than {_TABLES_CEILING} tables")
             yield table
 
-    def _code(self, table: _Table) -> int:
+    def _code(self, table: Table) -> int:
         code = max(table.number(4, "b"), table.number(10))
         custom = table.text(6)
         if code == _CUSTOM:
@@ -224,7 +228,7 @@ class _Examination:
         table.number(8)
         return code
 
-    def _buffer(self, table: _Table) -> memoryview:
+    def _buffer(self, table: Table) -> memoryview:
         offset, size = table.number(6, "Q"), table.number(8, "Q")
         if offset <= 1:
             return table.vector(4, 1)
@@ -233,7 +237,7 @@ class _Examination:
         return self._data[offset : offset + size]
 
     def _subgraph(
-        self, place: int, count: int, table: _Table, codes: Sequence[int], buffers: Sequence[memoryview]
+        self, place: int, count: int, table: Table, codes: Sequence[int], buffers: Sequence[memoryview]
     ) -> tuple[list[_Tensor], tuple[int, ...], tuple[int, ...]]:
         tensors = [self._tensor(each, buffers) for each in self._each(table.tables(4))]
         inputs, outputs = table.numbers(6), table.numbers(8)
@@ -262,7 +266,7 @@ class _Examination:
                 raise ValueError(f"an output {tensors[i].detail.name[:60]!r} that nothing writes")
         return tensors, inputs, outputs
 
-    def _check_options(self, operator: _Table, place: int, count: int) -> None:
+    def _check_options(self, operator: Table, place: int, count: int) -> None:
         """Follow an operator's options, and see that it runs only later subgraphs."""
         operator.vector(14, 1)
         if operator.number(22, "Q") or operator.number(24, "Q"):
@@ -287,14 +291,14 @@ class _Examination:
             if not place < each < count:
                 raise ValueError(f"subgraph {place} that runs subgraph {each} of {count}")
 
-    def _check_numbers(self, options: _Table) -> None:
+    def _check_numbers(self, options: Table) -> None:
         """See that an engine that reads any number of the options stays in the file, however wide it is."""
         for slot in range(4, options._fields_end, 2):
             at = options.at(slot)
             if at and at + 8 > len(self._data):
                 raise ValueError(f"a number that ends outside the file at byte {at}")
 
-    def _tensor(self, table: _Table, buffers: Sequence[memoryview]) -> _Tensor:
+    def _tensor(self, table: Table, buffers: Sequence[memoryview]) -> _Tensor:
         name, shape, free = table.text(10), table.numbers(4), table.numbers(18)
         kind = table.number(6, "b")
         if kind not in TYPES:
@@ -314,7 +318,7 @@ class _Examination:
         detail = Detail(name, dtype, free or shape, scale, zero_point)
         return _Tensor(detail, buffer, table.number(14, "B") != 0)
 
-    def _entry(self, table: _Table, graphs: Sequence[tuple[list[_Tensor], tuple[int, ...], tuple[int, ...]]]) -> Entry:
+    def _entry(self, table: Table, graphs: Sequence[tuple[list[_Tensor], tuple[int, ...], tuple[int, ...]]]) -> Entry:
         tensors, inputs, outputs = graphs[_inside(table.number(12, "I"), len(graphs), "a subgraph")]
         sides = []
         for slot, ends in ((4, inputs), (6, outputs)):
@@ -328,7 +332,7 @@ class _Examination:
         return Entry(table.text(8), *sides)
 
 
-def _quantization(table: _Table | None, name: str, shape: Sequence[int]) -> tuple[float | None, int]:
+def _quantization(table: Table | None, name: str, shape: Sequence[int]) -> tuple[float | None, int]:
     """Return the only scale and zero point of a tensor; None where it has none, or one a channel."""
     if table is None:
         return None, 0

@@ -7,6 +7,7 @@ import json
 import math
 import re
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from edge_embed_export.encoders import export_encoder
 from edge_embed_export.evaluation import KINDS, Evaluation, read_evaluation
 from edge_embed_export.exporter import Report, export
 from edge_embed_export.files import read_named
+from edge_embed_export.image_encoders import export_image_encoder
 from edge_embed_export.options import (
     ALL_TABLES,
     DEFAULT_BOARD,
@@ -37,7 +39,16 @@ from edge_embed_export.options import (
 from edge_embed_export.page import Page, check_page, write_page
 from edge_embed_export.preparing import ORDERS, REDUCTIONS, Preparing, prepared
 from edge_embed_export.pricing import DEFAULT_MAX_LOSS, LossError
-from edge_embed_export.sources import Reading, Source, encoder_readers, read_encoder, read_source, readers
+from edge_embed_export.sources import (
+    IMAGE,
+    Reading,
+    Source,
+    encoder_readers,
+    encoder_shown,
+    read_encoder,
+    read_source,
+    readers,
+)
 from edge_embed_export.sources.encoders import EncoderSource
 
 _DIGITS = re.compile(r"[0-9]{1,10}")
@@ -151,7 +162,19 @@ def _configure_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--board", default=DEFAULT_BOARD, help=f"whose budgets to declare ({DEFAULT_BOARD})")
     parser.add_argument("--name", help="the bundle's name; default: the output folder's")
     parser.add_argument("--version", default="1.0.0", help="the bundle's version (1.0.0)")
-    parser.add_argument("--collection", metavar="FILE", type=Path, help="lines of text to encode and search in")
+    parser.add_argument(
+        "--collection",
+        metavar="FILE",
+        type=Path,
+        help="lines of text to encode and search in; for an image encoder, a folder of pictures",
+    )
+    parser.add_argument(
+        "--image-recipe",
+        metavar="FILE",
+        type=Path,
+        help="how pictures become an image encoder's pixels, in TOML or JSON, or a preprocessor_config.json; default: "
+        "what lies beside its file (X.image.toml), its metadata, or pixels as they are where it takes whole numbers",
+    )
     parser.add_argument("--parent", metavar="BUNDLE", type=Path, help="the bundle that this one follows")
     parser.add_argument(
         "--budget",
@@ -169,7 +192,12 @@ def _configure_export(parser: argparse.ArgumentParser) -> None:
 
 def _export(arguments: argparse.Namespace) -> int:
     memory_bytes, latency = _budgets(arguments.budget)
-    is_encoder = arguments.format in encoder_readers()
+    format = arguments.format or encoder_shown(arguments.source)
+    is_encoder, is_image = format in encoder_readers(), format == IMAGE
+    if arguments.image_recipe and not is_image:
+        raise RequestError(
+            "--image-recipe: expected an image encoder (--format image) to say it of, found another source"
+        )
     codecs = _by_table(arguments.codec)
     options = Options(
         target=arguments.output,
@@ -183,7 +211,7 @@ def _export(arguments: argparse.Namespace) -> int:
         board=arguments.board,
         memory_budget_bytes=memory_bytes,
         latency_budgets=latency,
-        collection=read_lines(arguments.collection) if arguments.collection else (),
+        collection=read_lines(arguments.collection) if arguments.collection and not is_image else (),
         parent=_identity(arguments.parent) if arguments.parent else None,
         replace=arguments.force,
         evaluations=tuple(read_evaluation(word) for word in arguments.eval),
@@ -212,12 +240,16 @@ def _export(arguments: argparse.Namespace) -> int:
     )
     trials: tuple[Trial, ...] = ()
     source: Source | EncoderSource
-    if is_encoder:
-        source = _encoder_source(arguments.source, arguments.format, reading, preparing)
+    if is_encoder and format is not None:
+        source = _encoder_source(arguments.source, format, reading, preparing, arguments.image_recipe)
     else:
         source = prepared(read_source(arguments.source, arguments.format, reading, progress), preparing, progress)
     try:
-        report, trials = _exported(source, options, progress)
+        if isinstance(source, EncoderSource) and is_image:
+            options = _as_it_is(source, options, arguments)
+            report = export_image_encoder(source, options, arguments.collection, progress)
+        else:
+            report, trials = _exported(source, options, progress)
     except LossError as error:
         if arguments.report and error.prices:
             write_page(arguments.report, Page(options.name, source.title, error.prices, None, str(error)))
@@ -234,13 +266,33 @@ def _export(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _encoder_source(path: Path, format: str, reading: Reading, preparing: Preparing) -> EncoderSource:
+def _encoder_source(
+    path: Path, format: str, reading: Reading, preparing: Preparing, image_recipe: Path | None
+) -> EncoderSource:
     if reading != Reading() or preparing != Preparing():
         raise RequestError(
             f"--format {format}: expected no options that choose tables, keys, columns, rows or dimensions beside an "
             "encoder, found some"
         )
-    return read_encoder(path, format)
+    return read_encoder(path, format, image_recipe)
+
+
+def _as_it_is(source: EncoderSource, options: Options, arguments: argparse.Namespace) -> Options:
+    """Return the options for a graph of another maker: what the user left open is what the file is."""
+    if options.evaluations or options.max_loss is not None or options.codec == AUTO:
+        raise RequestError(
+            f"{source.title}: expected no --eval, --max-loss or --codec auto for a graph that stays as it is, found one"
+        )
+    format, variant = source.network.original
+    return replace(
+        options,
+        codec=options.codec if _said(arguments.codec) else variant,
+        graphs=options.graphs if arguments.graphs is not None else (format,),
+    )
+
+
+def _said(codecs: list[str]) -> bool:
+    return ALL_TABLES in _by_table(codecs)
 
 
 def _exported(source: Source | EncoderSource, options: Options, progress: Progress) -> tuple[Report, tuple[Trial, ...]]:

@@ -68,9 +68,11 @@ def draft_encoder(
 def _private_bytes(source: EncoderSource, models: tuple[Model, ...], variant: str) -> int:
     """Predict what a runtime adds to a process that has numpy: its engine, packed weights, a call's numbers, a scan."""
     tables = [model for model in models if isinstance(model, TableModel)]
-    packed = int(_PACKED.get(variant, _PACKED_OTHERWISE) * source.network.products_per_token)
+    # Of an image network every weight is used many times, and packed once.
+    weights = source.network.products_per_token if source.image is None else source.network.size_bytes // 4
+    packed = int(_PACKED.get(variant, _PACKED_OTHERWISE) * weights)
     scan = max((scan_bytes(model) for model in tables), default=0)
-    run = 0 if source.text is None else source.network.run_bytes(max(RUN_TOKENS, source.text.max_tokens))
+    run = source.network.run_bytes(1 if source.text is None else max(RUN_TOKENS, source.text.max_tokens))
     tokenizer = 0 if source.tokenizer is None else tokenizer_bytes(source.tokenizer)
     return RUNTIME_BYTES + TABLE_BYTES * len(tables) + tokenizer + _ENGINE_BYTES + packed + run + scan
 

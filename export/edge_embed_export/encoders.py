@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_embed.encoding import GraphTextEncoder, open_graph_encoder
+from edge_embed.encoding import GraphImageEncoder, GraphTextEncoder, open_graph_encoder
 from edge_embed.errors import BundleError, RequestError
 from edge_embed.progress import SILENT, Progress
 from edge_embed.runtime import Runtime
@@ -75,7 +75,7 @@ def export_encoder(source: EncoderSource, options: Options, progress: Progress =
         BundleError: the target is taken, or a graph does not answer as the original does.
         MissingExtraError: a package of the ``export`` extra is not installed.
     """
-    _check(source, options)
+    check_encoder(source, options)
     folder = spool_folder()
     with (
         BundleWriter(options.target, replace=options.replace) as writer,
@@ -97,7 +97,7 @@ def export_encoder(source: EncoderSource, options: Options, progress: Progress =
         with Bundle.open(writer.preview(lambda blobs: draft((model,), blobs))) as bundle:
             for graph in graphs:
                 encoder = _text_encoder(bundle, model, graph)
-                proven.append(_proven(encoder, expected, encoder.encode(golden_texts)))
+                proven.append(proven_graph(encoder, expected, encoder.encode(golden_texts)))
                 packed.append(encoder)
             model = model._replace(graphs=tuple(proven))
             with progress.task("asking the packed encoder", len(texts)) as advance:
@@ -120,7 +120,7 @@ def export_encoder(source: EncoderSource, options: Options, progress: Progress =
         prices: list[Price] = []
 
         def sign(blobs: Mapping[str, Blob]) -> Manifest:
-            signed = _signed_off(draft(models, blobs), golden, quality, evaluations)
+            signed = signed_off(draft(models, blobs), golden, quality, evaluations)
             prices.append(Price(options.codec, signed.size_bytes, quality, evaluations))
             check_loss(prices[0], options.max_loss)
             return signed
@@ -129,7 +129,7 @@ def export_encoder(source: EncoderSource, options: Options, progress: Progress =
     return Report(options.target, manifest, prices[0])
 
 
-def _check(source: EncoderSource, options: Options) -> None:
+def check_encoder(source: EncoderSource, options: Options) -> None:
     check_naming(options)
     if options.codec not in source.variants:
         raise RequestError(
@@ -184,7 +184,9 @@ def _write(source: EncoderSource, writer: BundleWriter, format: str, variant: st
         raise RequestError(f"{source.title}: {error}; pass --graphs or --codec") from error
 
 
-def _proven(encoder: GraphTextEncoder, expected: NDArray[np.float32], found: NDArray[np.float32]) -> EncoderGraph:
+def proven_graph(
+    encoder: GraphTextEncoder | GraphImageEncoder, expected: NDArray[np.float32], found: NDArray[np.float32]
+) -> EncoderGraph:
     """Return a graph with its engine and how far its golden answers may be off.
 
     Raises:
@@ -200,7 +202,7 @@ def _proven(encoder: GraphTextEncoder, expected: NDArray[np.float32], found: NDA
                 f"{tolerance:.2g}, found them off by {off:.3g}; the bundle was not written"
             )
     else:
-        tolerance = _rounded_up(_TOLERANCE_FACTOR * off)
+        tolerance = rounded_up(_TOLERANCE_FACTOR * off)
         cosine = float(_cosines(expected, found).mean())
         if not cosine >= _LOWEST_COSINE:
             raise BundleError(
@@ -217,7 +219,7 @@ def _cosines(ones: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[
     return dots
 
 
-def _rounded_up(value: float) -> float:
+def rounded_up(value: float) -> float:
     """Return the next of 1, 2, 5, 10, 20, 50 ... thousandths: another machine's last bits give the same, as a rule."""
     steps = sorted(step * 10.0**power for power in range(-5, 3) for step in (1, 2, 5))
     return next((round(step, 6) for step in steps if step >= value), value)
@@ -283,11 +285,11 @@ def _search(
     off = float(np.abs(found - scores).max(initial=0))
     # A sum of products of unit vectors moves by no more than a vector does; of other graphs, as by this one.
     share = _largest(model.graphs) / model.graphs[0].tolerance
-    tolerance = max(SCORE_TOLERANCE, _rounded_up(_TOLERANCE_FACTOR * share * off))
+    tolerance = max(SCORE_TOLERANCE, rounded_up(_TOLERANCE_FACTOR * share * off))
     return Question("search", name, "text", texts, scores, tolerance)
 
 
-def _signed_off(
+def signed_off(
     draft: Manifest,
     golden: tuple[Golden, ...],
     quality: Mapping[str, Quality],

@@ -72,7 +72,7 @@ def _changed(change: Callable[[Any], None]) -> bytes:
 
 
 def test_a_sound_file_is_described() -> None:
-    (entry,) = examine(memoryview(_packed(_model()))).entries
+    entry = examine(memoryview(_packed(_model()))).plain
     assert entry.signature is None
     assert entry.inputs == {"x": Detail("x", "float32", (-1, 4), None, 0)}
     assert entry.outputs == {"root": Detail("root", "float32", (1, 4), None, 0)}
@@ -86,7 +86,7 @@ def _quantized(model: Any) -> None:
 
 
 def test_what_whole_numbers_mean_is_read() -> None:
-    (entry,) = examine(memoryview(_changed(_quantized))).entries
+    entry = examine(memoryview(_changed(_quantized))).plain
     assert entry.inputs["x"] == Detail("x", "uint8", (-1, 4), 0.5, 128)
 
 
@@ -101,7 +101,7 @@ def _signed(model: Any) -> None:
 
 
 def test_signatures_name_their_inputs_and_outputs() -> None:
-    (entry,) = examine(memoryview(_changed(_signed))).entries
+    (entry,) = examine(memoryview(_changed(_signed))).signatures
     assert entry.signature == "serve" and list(entry.inputs) == ["image"] and list(entry.outputs) == ["vector"]
 
 
@@ -134,7 +134,7 @@ def _second_graph(operator: str, options: str, **fields: Any) -> Callable[[Any],
 
 def test_a_subgraph_may_run_a_later_one() -> None:
     later = _changed(_second_graph("CALL_ONCE", "CallOnceOptions", initSubgraphIndex=1))
-    assert examine(memoryview(later)).entries
+    assert examine(memoryview(later)).plain.inputs
 
 
 def _assigned(whose: Callable[[Any], Any], **fields: Any) -> Callable[[Any], None]:
@@ -314,7 +314,7 @@ def _shared(model: Any) -> bytes:
 
 def test_real_files_are_sound(shared_data: Path) -> None:
     mobilenet = shared_data / "image" / "mobilenet_v1_1.0_224_quant_embedding_extractor.tflite"
-    (entry,) = examine(memoryview(mobilenet.read_bytes())).entries
+    entry = examine(memoryview(mobilenet.read_bytes())).plain
     assert entry.inputs["input"] == Detail("input", "uint8", (1, 224, 224, 3), 0.0078125, 128)
     assert [detail.shape for detail in entry.outputs.values()] == [(1, 1, 1, 1024)]
     text = shared_data / "text-tflite" / "regex_one_embedding_with_metadata.tflite"

@@ -179,23 +179,40 @@ def readers(reading: Reading | None = None, progress: Progress = SILENT) -> dict
     }
 
 
+#: The format of image encoders: graphs of other makers, in ONNX or TFLite.
+IMAGE = "image"
+
 EncoderReader: TypeAlias = "Callable[[Path], EncoderSource]"
 
 
-def encoder_readers() -> dict[str, EncoderReader]:
-    """Return every reader of encoders by the name of its format."""
+def encoder_readers(image_recipe: Path | None = None) -> dict[str, EncoderReader]:
+    """Return every reader of encoders by the name of its format; ``image_recipe`` says how pictures become pixels."""
+    from edge_embed_export.sources.image_encoders import read_image_encoder
     from edge_embed_export.sources.transformers import read_transformer_encoder
 
-    return {"transformer": read_transformer_encoder}
+    return {"transformer": read_transformer_encoder, IMAGE: partial(read_image_encoder, recipe=image_recipe)}
 
 
-def read_encoder(path: Path, format: str) -> EncoderSource:
+def encoder_shown(path: Path) -> str | None:
+    """Return the format of an encoder that a file's content shows; folders are named by their users."""
+    from edge_embed_export.sources.image_encoders import is_graph_file
+
+    if not path.is_file():
+        return None
+    try:
+        with path.open("rb") as file:
+            return IMAGE if is_graph_file(file.read(_HEAD_BYTES), path) else None
+    except OSError:
+        return None
+
+
+def read_encoder(path: Path, format: str, image_recipe: Path | None = None) -> EncoderSource:
     """Read an encoder in the named format.
 
     Raises:
         RequestError: the source is absent, damaged or of no known format.
     """
-    known = encoder_readers()
+    known = encoder_readers(image_recipe)
     if format not in known:
         raise RequestError(f"expected a format of {', '.join(known)}, found {format!r}")
     if not path.exists():
