@@ -1,6 +1,6 @@
 """Graph files of other makers: what goes into them and what comes out, read before an engine runs them.
 
-A ``.tflite`` is judged by the runtime's own gate, an ``.onnx`` by ``onnx.checker``; then, in a child process, an engine
+Both formats pass the gates that a board has, an ``.onnx`` then ``onnx.checker``; at last, in a child process, an engine
 runs it once: whatever a hostile file does to an engine, it does it there.
 """
 
@@ -21,8 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_embed.engines.onnx_files import external_files
+from edge_embed.engines.onnx_gate import check_graph_file
 from edge_embed.engines.tflite_files import Detail, TfliteFile, examine
-from edge_embed.errors import MissingExtraError, RequestError
+from edge_embed.errors import BundleError, MissingExtraError, RequestError
 from edge_embed_bundle.encoders import EncoderGraph, Quantization
 from edge_embed_bundle.fields import Fields
 from edge_embed_export.files import read_named
@@ -131,6 +132,10 @@ def _describe_onnx(path: Path, data: bytes) -> GraphFile:
         if Path(name).name != name or file.is_symlink() or not file.is_file():
             raise RequestError(f"{path}: expected weights in files beside it, found {name!r:.80}")
         beside.append(file)
+    try:
+        check_graph_file(str(path), memoryview(data), {file.name: file.stat().st_size for file in beside})
+    except BundleError as error:
+        raise RequestError(str(error)) from error
     try:
         onnx.checker.check_model(str(path), full_check=True)
         model = onnx.load(str(path), load_external_data=False)
