@@ -23,7 +23,7 @@ def default_budgets(board: Board, operations: tuple[str, ...], scanned_numbers: 
     """
     scan_us = scanned_numbers * _SCAN_BYTES_PER_NUMBER / board.memory_copy_bytes_per_s * 1e6
     search_us = round(5_000 + _HEADROOM * (scan_us + encoding_us), -3)
-    encode_us = round(10_000 + _HEADROOM * encoding_us, -3)
+    encode_us = round(10_000.0 + _HEADROOM * encoding_us, -3)
     latency = {
         "lookup": LatencyBudget(1_000.0, 5_000.0),
         "encode": LatencyBudget(encode_us, 5 * encode_us),

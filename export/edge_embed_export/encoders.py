@@ -220,8 +220,8 @@ def _cosines(ones: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[
 
 
 def rounded_up(value: float) -> float:
-    """Return the next of 1, 2, 5, 10, 20, 50 ... thousandths: another machine's last bits give the same, as a rule."""
-    steps = sorted(step * 10.0**power for power in range(-5, 3) for step in (1, 2, 5))
+    """Return the next of a few steps a decade: another machine's last bits give the same, as a rule."""
+    steps = sorted(step * 10.0**power for power in range(-5, 3) for step in (1, 1.5, 2, 3, 5, 7))
     return next((round(step, 6) for step in steps if step >= value), value)
 
 

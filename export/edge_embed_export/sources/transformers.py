@@ -36,6 +36,8 @@ _LETTERS_PER_TOKEN = 64
 _JSON_CEILING_BYTES = 64 * 2**20
 _CHUNK_BYTES = 2**20
 
+#: What may stand in ``modules.json``, in this order.
+_MODULES = ("Transformer", "Pooling", "Normalize")
 _POOLINGS = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls", "pooling_mode_max_tokens": "max"}
 
 
@@ -151,13 +153,14 @@ def _modules(path: Path) -> dict[str, str]:
     if not isinstance(listed, list) or not all(isinstance(each, dict) for each in listed):
         raise RequestError(f"{file}: expected a list of modules, found {type(listed).__name__}")
     found: dict[str, str] = {}
-    order = ["Transformer", "Pooling", "Normalize"]
+    order = list(_MODULES)
     for each in listed:
         kind = str(each.get("type", "")).rpartition(".")[2]
         place = each.get("path", "")
         if kind not in order or not isinstance(place, str) or ".." in Path(place).parts or Path(place).is_absolute():
             raise RequestError(
-                f"{file}: expected modules of {', '.join(order)} in folders of this one, found {str(each)[:100]!r}"
+                f"{file}: expected modules of {', '.join(_MODULES)}, in this order, in folders of this one, "
+                f"found {str(each)[:100]!r}"
             )
         found[kind] = place
         order = order[order.index(kind) + 1 :]
