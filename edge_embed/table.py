@@ -133,6 +133,14 @@ class Table:
         """Return the vectors ``(n, d)`` of row ids ``(n,)`` from outside, after checking that they are rows."""
         return self.rows.decode(self._rows_of_ids(ids, "error"))
 
+    def mean(self, ids: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the mean ``(b, d)`` of each run of row ids ``(n,)`` from outside; of none it is zeros."""
+        return self.rows.pool(self._rows_of_ids(ids, "error"), counts, None, "mean")
+
+    def quick_mean(self, ids: list[int]) -> NDArray[np.float32] | None:
+        """Return the mean ``(d,)`` of rows, or None where there are none, or one that is no row."""
+        return kernels.bag(None, self.rows, ids, "mean", -1) if ids else None
+
     def lookup_ids(self, ids: NDArray[Any]) -> NDArray[np.float32]:
         """Return the vectors ``(n, d)`` of ids ``(n,)``; where the table hashes, one outside it gets a row as well."""
         return self.rows.decode(self._rows_of_ids(ids, self.model.unknown))

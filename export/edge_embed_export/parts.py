@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_embed import kernels
 from edge_embed.errors import RequestError
 from edge_embed.progress import Progress
 from edge_embed.text import HuggingFaceTokenizer, TextEncoder
@@ -297,7 +298,7 @@ def _static_encoder(source: Source) -> TextEncoder:
             max_letters=table.text.max_letters,
             skipped=table.text.skipped_token,
         ),
-        lambda ids: table.vectors[ids],
+        lambda ids, counts: kernels.pool(table.vectors[ids], counts, "mean"),
         dimensions=table.vectors.shape[1],
         normalize=table.text.normalize,
     )
