@@ -22,6 +22,7 @@ from edge_embed_bundle.store import Store
 from edge_embed_export.choosing import AUTO, Trial, export_smallest, smallest
 from edge_embed_export.codecs import ENCODERS
 from edge_embed_export.demo import run_demo
+from edge_embed_export.distilling import DIMENSIONS, distilled
 from edge_embed_export.encoders import export_encoder
 from edge_embed_export.evaluation import KINDS, Evaluation, read_evaluation
 from edge_embed_export.exporter import Report, export
@@ -91,6 +92,12 @@ def _configure_export(parser: argparse.ArgumentParser) -> None:
         "--reduce",
         choices=REDUCTIONS,
         help="pca: on the table's principal directions; leading: its first numbers, of a model trained for that (pca)",
+    )
+    parser.add_argument(
+        "--distill",
+        action="store_true",
+        help="make a static encoder of a transformer's folder: every token through the model once, then --dimensions "
+        f"principal components ({DIMENSIONS}); with --eval of texts, what that loses beside the transformer is told",
     )
     parser.add_argument("--key-column", metavar="NAME", help="the column, field or array of keys")
     parser.add_argument("--vector-column", metavar="NAME", help="the column, field or array of vectors")
@@ -193,7 +200,9 @@ def _configure_export(parser: argparse.ArgumentParser) -> None:
 def _export(arguments: argparse.Namespace) -> int:
     memory_bytes, latency = _budgets(arguments.budget)
     format = arguments.format or encoder_shown(arguments.source)
-    is_encoder, is_image = format in encoder_readers(), format == IMAGE
+    is_encoder, is_image = format in encoder_readers() and not arguments.distill, format == IMAGE
+    if arguments.distill and format not in (None, "transformer"):
+        raise RequestError(f"--distill: expected a transformer's folder, found --format {format}")
     if arguments.image_recipe and not is_image:
         raise RequestError(
             "--image-recipe: expected an image encoder (--format image) to say it of, found another source"
@@ -235,13 +244,15 @@ def _export(arguments: argparse.Namespace) -> int:
         arguments.vocab,
         arguments.keep,
         arguments.keep_words,
-        arguments.dimensions,
+        None if arguments.distill else arguments.dimensions,
         arguments.reduce,
     )
     trials: tuple[Trial, ...] = ()
     source: Source | EncoderSource
     if is_encoder and format is not None:
         source = _encoder_source(arguments.source, format, reading, preparing, arguments.image_recipe)
+    elif arguments.distill:
+        source = _distilled_source(arguments, reading, preparing, progress)
     else:
         source = prepared(read_source(arguments.source, arguments.format, reading, progress), preparing, progress)
     try:
@@ -275,6 +286,17 @@ def _encoder_source(
             "encoder, found some"
         )
     return read_encoder(path, format, image_recipe)
+
+
+def _distilled_source(
+    arguments: argparse.Namespace, reading: Reading, preparing: Preparing, progress: Progress
+) -> Source:
+    if reading != Reading() or preparing != Preparing():
+        raise RequestError(
+            "--distill: expected no options that choose tables, keys, columns or rows beside a transformer, found some"
+        )
+    dimensions = DIMENSIONS if arguments.dimensions is None else arguments.dimensions
+    return distilled(arguments.source, dimensions, progress)
 
 
 def _as_it_is(source: EncoderSource, options: Options, arguments: argparse.Namespace) -> Options:
@@ -396,6 +418,7 @@ def report_lines(report: Report) -> list[str]:
             f"cosine mean {price.mean_cosine:.6f}, worst {price.worst_cosine:.6f}"
         )
     lines += evaluation_lines(report.price.evaluations)
+    lines += evaluation_lines(report.price.teacher, "teacher", "distilled")
     for model in manifest.models:
         for graph in model.graphs:
             proven = ", ".join(f"{engine.name} {engine.version}" for engine in graph.proven) or "no engine"
@@ -403,10 +426,10 @@ def report_lines(report: Report) -> list[str]:
     return lines
 
 
-def evaluation_lines(evaluations: tuple[Evaluation, ...]) -> list[str]:
+def evaluation_lines(evaluations: tuple[Evaluation, ...], before: str = "float32", after: str = "packed") -> list[str]:
     """Return a line per score: both sides, the loss and its interval, and how many questions were known."""
     return [
-        f"  {each.name} {score.measure}: float32 {score.float32:.4f}, packed {score.packed:.4f}, "
+        f"  {each.name} {score.measure}: {before} {score.float32:.4f}, {after} {score.packed:.4f}, "
         f"loss {score.loss:.4f} ({score.loss_interval}), {each.known} of {each.asked} questions known"
         for each in evaluations
         for score in each.scores

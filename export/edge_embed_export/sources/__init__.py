@@ -103,6 +103,14 @@ class SourceTable:
 
 
 @dataclass(frozen=True, eq=False)
+class Teacher:
+    """The model that a source was distilled from: its name, and its vectors ``(n, d)`` of texts."""
+
+    title: str
+    encode: Callable[[Sequence[str]], NDArray[np.float32]]
+
+
+@dataclass(frozen=True, eq=False)
 class Source:
     """A trained model: one table or several; the first one answers where nobody names one.
 
@@ -112,6 +120,8 @@ class Source:
     title: str
     tables: tuple[SourceTable, ...]
     notes: tuple[str, ...] = ()
+    #: What stands behind the vectors, where they were distilled: what its scores lose is told beside those of a codec.
+    teacher: Teacher | None = None
 
     @property
     def table(self) -> SourceTable:
