@@ -42,6 +42,7 @@ from edge_embed_export.preparing import ORDERS, REDUCTIONS, Preparing, prepared
 from edge_embed_export.pricing import DEFAULT_MAX_LOSS, LossError
 from edge_embed_export.sources import (
     IMAGE,
+    TEXT_GRAPH,
     Reading,
     Source,
     encoder_readers,
@@ -258,8 +259,14 @@ def _export(arguments: argparse.Namespace) -> int:
     try:
         if isinstance(source, EncoderSource) and is_image:
             options = _as_it_is(source, options, arguments)
+            if options.evaluations or options.max_loss is not None:
+                raise RequestError(
+                    f"{source.title}: expected no --eval or --max-loss for images, which no question is of, found one"
+                )
             report = export_image_encoder(source, options, arguments.collection, progress)
         else:
+            if isinstance(source, EncoderSource) and format == TEXT_GRAPH:
+                options = _as_it_is(source, options, arguments)
             report, trials = _exported(source, options, progress)
     except LossError as error:
         if arguments.report and error.prices:
@@ -301,10 +308,8 @@ def _distilled_source(
 
 def _as_it_is(source: EncoderSource, options: Options, arguments: argparse.Namespace) -> Options:
     """Return the options for a graph of another maker: what the user left open is what the file is."""
-    if options.evaluations or options.max_loss is not None or options.codec == AUTO:
-        raise RequestError(
-            f"{source.title}: expected no --eval, --max-loss or --codec auto for a graph that stays as it is, found one"
-        )
+    if options.codec == AUTO:
+        raise RequestError(f"{source.title}: expected no --codec {AUTO} for a graph that stays as it is, found it")
     format, variant = source.network.original
     return replace(
         options,

@@ -73,7 +73,8 @@ def test_another_graph_than_the_file_is_refused(tmp_path: Path, capsys: pytest.C
     for words, says in (
         (["--graphs", "onnx"], "expected float32 in tflite, which is all that there is, found float32 in onnx"),
         (["--codec", "int8"], "expected a codec of float32 for an encoder, found 'int8'"),
-        (["--max-loss", "0.1"], "expected no --eval, --max-loss or --codec auto for a graph that stays as it is"),
+        (["--max-loss", "0.1"], "expected no --eval or --max-loss for images"),
+        (["--codec", "auto"], "expected no --codec auto for a graph that stays as it is"),
         (["--collection", str(source)], "expected a folder of pictures, found no folder"),
     ):
         assert main(["export", str(source), "-o", str(tmp_path / "bundle"), *words]) == 2

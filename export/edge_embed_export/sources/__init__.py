@@ -189,8 +189,8 @@ def readers(reading: Reading | None = None, progress: Progress = SILENT) -> dict
     }
 
 
-#: The format of image encoders: graphs of other makers, in ONNX or TFLite.
-IMAGE = "image"
+#: The formats of graphs of other makers, which stay as they are: of images, in ONNX or TFLite; of texts, in TFLite.
+IMAGE, TEXT_GRAPH = "image", "tflite-text"
 
 EncoderReader: TypeAlias = "Callable[[Path], EncoderSource]"
 
@@ -198,22 +198,30 @@ EncoderReader: TypeAlias = "Callable[[Path], EncoderSource]"
 def encoder_readers(image_recipe: Path | None = None) -> dict[str, EncoderReader]:
     """Return every reader of encoders by the name of its format; ``image_recipe`` says how pictures become pixels."""
     from edge_embed_export.sources.image_encoders import read_image_encoder
+    from edge_embed_export.sources.text_graphs import read_text_graph
     from edge_embed_export.sources.transformers import read_transformer_encoder
 
-    return {"transformer": read_transformer_encoder, IMAGE: partial(read_image_encoder, recipe=image_recipe)}
+    return {
+        "transformer": read_transformer_encoder,
+        IMAGE: partial(read_image_encoder, recipe=image_recipe),
+        TEXT_GRAPH: read_text_graph,
+    }
 
 
 def encoder_shown(path: Path) -> str | None:
     """Return the format of an encoder that a file's content shows; folders are named by their users."""
     from edge_embed_export.sources.image_encoders import is_graph_file
+    from edge_embed_export.sources.text_graphs import names_a_tokenizer
 
     if not path.is_file():
         return None
     try:
         with path.open("rb") as file:
-            return IMAGE if is_graph_file(file.read(_HEAD_BYTES), path) else None
+            if not is_graph_file(file.read(_HEAD_BYTES), path):
+                return None
     except OSError:
         return None
+    return TEXT_GRAPH if names_a_tokenizer(path) else IMAGE
 
 
 def read_encoder(path: Path, format: str, image_recipe: Path | None = None) -> EncoderSource:
