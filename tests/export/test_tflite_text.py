@@ -129,9 +129,15 @@ def test_the_legacy_engine_answers_alike(tmp_path: Path) -> None:
 ASK = """
 import json, sys
 import numpy as np
-from tests.tflite_running import answers
+from edge_embed.engines.tflite import LiteRtEncoder
+from edge_embed_bundle.encoders import EncoderGraph, GraphInput, GraphOutput
+graph = EncoderGraph(
+    "tflite", "a.tflite", (), "int8", (GraphInput("ids", "ids", "int32"),), GraphOutput("vectors", "vectors"), 1, 0.0
+)
+engine = LiteRtEncoder(sys.argv[1], graph, 1)
+assert engine.version.startswith("tflite-runtime 2.14"), engine.version
 texts = [np.array([ids], np.int32) for ids in json.loads(sys.argv[2])]
-np.save(sys.argv[3], np.concatenate(answers(sys.argv[1], texts)))
+np.save(sys.argv[3], np.concatenate([engine.encode({"ids": ids}) for ids in texts]))
 """
 
 
