@@ -55,6 +55,38 @@ def test_what_ends_the_child_is_an_error_here(tmp_path: Path) -> None:
         try_out(_graph("a.tflite", "tflite"), path, {"pixels": np.zeros((1, 2, 3), np.float32)})
 
 
+def test_a_graph_that_never_ends_is_ended(tmp_path: Path) -> None:
+    from onnx import TensorProto, helper
+
+    more, kept = (helper.make_tensor_value_info(name, TensorProto.BOOL, []) for name in ("more", "kept"))
+    count = helper.make_tensor_value_info("count", TensorProto.INT64, [])
+    shape = [1, 3, SIDE, SIDE]
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("x", "y"))
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["more"], ["kept"]), helper.make_node("Neg", ["x"], ["y"])],
+        "body",
+        [count, more, x],
+        [kept, y],
+    )
+    times = helper.make_tensor("times", TensorProto.INT64, [], [2**62])
+    nodes = [
+        helper.make_node("Loop", ["times", "", "pixels"], ["turned"], body=body),
+        helper.make_node("GlobalAveragePool", ["turned"], ["means"]),
+        helper.make_node("Flatten", ["means"], ["vectors"]),
+    ]
+    pixels = helper.make_tensor_value_info("pixels", TensorProto.FLOAT, shape)
+    vectors = helper.make_tensor_value_info("vectors", TensorProto.FLOAT, [1, 3])
+    graph = helper.make_graph(nodes, "endless", [pixels], [vectors], [times])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    path = tmp_path / "endless.onnx"
+    path.write_bytes(model.SerializeToString())
+    given = np.zeros(shape, np.float32)
+    with pytest.raises(
+        RequestError, match=r"endless\.onnx: expected an answer within 3 s of processor time, found none"
+    ):
+        try_out(_graph(path.name, "onnx"), path, {"pixels": given}, seconds=3)
+
+
 def test_weights_outside_the_files_folder_are_refused(tmp_path: Path) -> None:
     inside = tmp_path / "inside"
     inside.mkdir()

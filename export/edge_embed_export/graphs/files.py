@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -68,13 +69,16 @@ def describe(path: Path) -> GraphFile:
     return _describe_onnx(path, data)
 
 
-def try_out(graph: EncoderGraph, path: Path, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+def try_out(
+    graph: EncoderGraph, path: Path, inputs: Mapping[str, NDArray[Any]], *, seconds: int = _CHILD_SECONDS
+) -> NDArray[Any]:
     """Return what an engine answers in a child process, which ends with the answer, or by the file.
 
     Args:
         graph: how the file is asked; its engine is that of its format.
         path: the file.
         inputs: by their roles, in the types that the graph asks for.
+        seconds: of processor time that it may take, and about as many on the clock.
 
     Raises:
         RequestError: the engine refuses the file, dies of it, or takes too much memory or time.
@@ -82,14 +86,16 @@ def try_out(graph: EncoderGraph, path: Path, inputs: Mapping[str, NDArray[Any]])
     with tempfile.TemporaryDirectory(prefix="edge-embed-") as folder:
         given, found = Path(folder) / "inputs.npz", Path(folder) / "output.npy"
         np.savez(given, **inputs)  # type: ignore[arg-type]  # roles are no arguments of savez
-        words = [str(path), json.dumps(graph.to_json()), str(given), str(found)]
+        words = [str(path), json.dumps(graph.to_json()), str(given), str(found), str(seconds)]
         command = [sys.executable, "-m", __name__, *words]
         try:
             done = subprocess.run(
-                command, capture_output=True, text=True, errors="replace", timeout=_CHILD_SECONDS, check=False
+                command, capture_output=True, text=True, errors="replace", timeout=2 * seconds + 30, check=False
             )
         except subprocess.TimeoutExpired as error:
-            raise RequestError(f"{path}: expected an answer within {_CHILD_SECONDS} s, found none") from error
+            raise RequestError(f"{path}: expected an answer within {seconds} s, found none") from error
+        if done.returncode == -signal.SIGXCPU:
+            raise RequestError(f"{path}: expected an answer within {seconds} s of processor time, found none")
         if done.returncode < 0:
             raise RequestError(
                 f"{path}: expected a graph that its engine runs, found one that ended it ({done.returncode})"
@@ -156,14 +162,14 @@ def _onnx_port(onnx: Any, value: Any) -> Port:
     return Port(value.name, {"float": "float32"}.get(dtype, dtype), shape)
 
 
-def _run_in_child(path: str, graph_json: str, given: str, found: str) -> None:
+def _run_in_child(path: str, graph_json: str, given: str, found: str, seconds: str) -> None:
     """Run a graph once, in the process that may die of it."""
     from edge_embed.engines.onnx import OnnxEncoder
     from edge_embed.engines.tflite import LiteRtEncoder
     from edge_embed.errors import EdgeEmbedError
 
     resource.setrlimit(resource.RLIMIT_AS, (_CHILD_BYTES, _CHILD_BYTES))
-    resource.setrlimit(resource.RLIMIT_CPU, (_CHILD_SECONDS, _CHILD_SECONDS))
+    resource.setrlimit(resource.RLIMIT_CPU, (int(seconds), int(seconds) + 1))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     graph = EncoderGraph.read(Fields(json.loads(graph_json), source=path))
     with np.load(given, allow_pickle=False) as stored:
