@@ -35,6 +35,7 @@ from edge_embed_export.pricing import Price
 from edge_embed_export.proving import measured
 from edge_embed_export.quality import measure_quality
 from edge_embed_export.questions import SCORE_TOLERANCE, Question, exact_scores, lookup_question
+from edge_embed_export.sources import SourceTable
 from edge_embed_export.sources.encoders import EncoderSource
 from edge_embed_export.tuning import tuned
 from edge_embed_export.writing import write_bytes, write_model, write_questions
@@ -65,7 +66,8 @@ def export_image_encoder(
         MissingExtraError: a package of the ``export`` extra is not installed.
     """
     check_encoder(source, options)
-    names = () if pictures is None else pictures_in(pictures)
+    if pictures is not None:
+        pictures_in(pictures)
     golden = {f"picture-{i}.ppm": data for i, data in enumerate(drawn_pictures())}
     with BundleWriter(options.target, replace=options.replace) as writer:
         graph, *_ = [source.network.write(writer, ENCODER, format, options.codec) for format in options.graphs]
@@ -86,18 +88,12 @@ def export_image_encoder(
             questions = [Question("encode_image", ENCODER, "image", tuple(golden), expected, graph.tolerance)]
             models: tuple[EncoderModel | TableModel, ...] = (model,)
             if pictures is not None:
-                folder = pictures
-                table = collection_of(
-                    names,
-                    lambda some: encoder.encode([folder / name for name in some]),
-                    source.weights_digest,
-                    progress,
-                )
-                part = collection_part(table, source.title, options.codecs.get(COLLECTION, "int8"), options, progress)
-                written = write_model(writer, part, progress)
-                with Runtime(writer.preview(lambda blobs: draft((model, written), blobs)), verify=False) as runtime:
-                    quality |= measured([part], (written,), runtime, progress)
-                    models = (model, tuned(part, written, runtime, options.recall, progress))
+                vectors = _vectors(encoder, pictures, source.weights_digest, progress)
+                part = collection_part(vectors, source.title, options.codecs.get(COLLECTION, "int8"), options, progress)
+                table = write_model(writer, part, progress)
+                with Runtime(writer.preview(lambda blobs: draft((model, table), blobs)), verify=False) as runtime:
+                    quality |= measured([part], (table,), runtime, progress)
+                    models = (model, tuned(part, table, runtime, options.recall, progress))
                 with Runtime(writer.preview(lambda blobs: draft(models, blobs)), verify=False) as runtime:
                     questions.append(lookup_question(runtime, COLLECTION))
                     questions.append(_search(runtime, tuple(golden), expected, graph))
@@ -150,6 +146,13 @@ def _encoder(bundle: Bundle, model: EncoderModel, graph: EncoderGraph) -> GraphI
     if not isinstance(encoder, GraphImageEncoder):
         raise AssertionError("a model with an image recipe encodes images")
     return encoder
+
+
+def _vectors(encoder: GraphImageEncoder, folder: Path, digest: str, progress: Progress) -> SourceTable:
+    """Return a table of a folder's pictures, by their names in it."""
+    return collection_of(
+        pictures_in(folder), lambda names: encoder.encode([folder / name for name in names]), digest, progress
+    )
 
 
 def _search(runtime: Runtime, pictures: tuple[str, ...], vectors: NDArray[np.float32], graph: EncoderGraph) -> Question:
