@@ -1,7 +1,7 @@
 """Texts and images to vectors by a graph: what goes in by the model's recipe, and what is made of what comes out.
 
 * A vector does not depend on what stands beside it: a graph is given inputs of one length together, never padded but
-  to the length of a signature, and no more of them than its ``max_batch`` (docs/decisions/0006-one-length-a-batch.md).
+  to the length of a signature, and no more of them than its ``max_batch`` (docs/decisions/0008-one-length-a-batch.md).
 * Engines run; everything around them, casts, quantization, pooling, normalization, is done here, once for all.
 * An engine is trusted by evidence: one that the graph was not proven on gives the golden answers first.
 """

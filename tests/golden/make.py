@@ -16,6 +16,7 @@ from edge_embed_export.sources.image_encoders import read_image_encoder
 from tests.fasttext_files import LABELS, Model
 from tests.floret_files import floret_file
 from tests.making import WORDS, make_bundle, small_source, small_text_source
+from tests.small_encoders import make_encoder_bundle, write_encoder
 from tests.small_images import write_tflite
 
 #: More rows than centroids, so that codebooks are trained.
@@ -35,6 +36,8 @@ def main(folder: Path) -> None:
     source = small_source(dimensions=8, keys=MANY_WORDS)
     make_bundle(folder / "int8-lists", source=source, graphs=(), clustered=True, plane=True, recall=0.9)
     with tempfile.TemporaryDirectory() as made:
+        encoder = write_encoder(Path(made) / "encoder", prompts={"query": "word1"})
+        make_encoder_bundle(folder / "int8-encoder", encoder, collection=SENTENCES)
         model = Path(made) / "model.bin"
         model.write_bytes(Model(labels=LABELS, model=3, loss=3).to_bytes())
         make_bundle(folder / "fasttext-labels", source=read_source(model), codec="float32")
