@@ -289,3 +289,135 @@ GRAPHS = {
         _NO_TFLITE,
     ),
 }
+
+
+def _encoder_graph(change: Callable[[Any], None]) -> Maker:
+    """Return the maker that lets ``change`` edit the encoder's ONNX graph, whose weights stay where they are."""
+
+    def make(folder: Path) -> None:
+        import onnx
+
+        model = onnx.load(str(folder / "encoder.onnx"), load_external_data=False)
+        change(model)
+        (folder / "encoder.onnx").write_bytes(model.SerializeToString())
+        sign(folder)
+
+    return _alone(make)
+
+
+def _alone(maker: Maker) -> Maker:
+    """Return a maker that takes the second graph away, too: it would serve in the place of the first one."""
+
+    def make(folder: Path) -> None:
+        manifest = read_manifest(folder)
+        manifest["models"][0]["graphs"] = manifest["models"][0]["graphs"][:1]
+        write_manifest(folder, manifest)
+        maker(folder)
+
+    return make
+
+
+def _words_elsewhere(location: str) -> Callable[[Any], None]:
+    def change(model: Any) -> None:
+        (words,) = (weight for weight in model.graph.initializer if weight.name == "words.codes")
+        (entry,) = (entry for entry in words.external_data if entry.key == "location")
+        entry.value = location
+
+    return change
+
+
+def _in_a_circle(model: Any) -> None:
+    model.graph.node[0].input[1] = "vectors"
+
+
+def _own_operator(model: Any) -> None:
+    model.graph.node[1].domain = "com.stranger"
+
+
+def _fewer_positions(model: Any) -> None:
+    (positions,) = (weight for weight in model.graph.initializer if weight.name == "positions")
+    positions.raw_data = positions.raw_data[: len(positions.raw_data) // 4]
+    positions.dims[0] //= 4
+
+
+def _wider(model: Any) -> None:
+    model.graph.node[-1].output[0] = "narrow"
+    node = model.graph.node.add(op_type="Concat", input=["narrow", "narrow"], output=["vectors"])
+    node.attribute.add(name="axis", i=1, type=2)
+    del model.graph.output[0].type.tensor_type.shape.dim[:]
+
+
+def _not_a_number(model: Any) -> None:
+    model.graph.node[-1].output[0] = "sound"
+    model.graph.node.add(op_type="Log", input=["sound"], output=["vectors"])
+
+
+def _other_answers(model: Any) -> None:
+    model.graph.node[-1].output[0] = "right"
+    model.graph.node.add(op_type="Neg", input=["right"], output=["vectors"])
+
+
+def _swapped(weights: str) -> Maker:
+    def make(folder: Path) -> None:
+        manifest = read_manifest(folder)
+        manifest["models"][0]["graphs"][0]["weights"] = [weights]
+        write_manifest(folder, manifest)
+
+    return _alone(make)
+
+
+_ENCODER = "encoder.onnx: expected"
+_WEIGHTS_ELSEWHERE = f"{_ENCODER} weights in files of the bundle, found"
+
+#: Attacks on an encoder that is consistent with itself: opening it, or the probe, finds out.
+ENCODERS = {
+    "words above the folder": Hostile(
+        _encoder_graph(_words_elsewhere("../outside.bin")),
+        _encode,
+        edge_embed.BundleError,
+        f"{_ENCODER} weights in files",
+    ),
+    "words in a file of the bundle that the graph does not name": Hostile(
+        _encoder_graph(_words_elsewhere("collection.bin")),
+        _encode,
+        edge_embed.BundleError,
+        f"{_ENCODER} weights in files",
+    ),
+    "another file in the place of its weights": Hostile(
+        _swapped("golden.bin"), _encode, edge_embed.BundleError, _WEIGHTS_ELSEWHERE
+    ),
+    "a graph in a circle": Hostile(
+        _encoder_graph(_in_a_circle), _encode, edge_embed.BundleError, f"{_ENCODER} an ONNX graph, found: a node that"
+    ),
+    "an operator of its own": Hostile(
+        _encoder_graph(_own_operator), _encode, edge_embed.BundleError, "operators of 'com.stranger', which no engine"
+    ),
+    "fewer positions than texts have tokens": Hostile(
+        _encoder_graph(_fewer_positions), None, edge_embed.BundleError, "expected vectors from ONNX Runtime"
+    ),
+    "wider vectors than it says": Hostile(
+        _encoder_graph(_wider),
+        _encode,
+        edge_embed.BundleError,
+        "expected float32 (1, 16) from onnxruntime, found",
+    ),
+    "numbers that are none": Hostile(
+        _encoder_graph(_not_a_number), _encode, edge_embed.BundleError, "expected finite numbers from onnxruntime"
+    ),
+    "other answers": Hostile(_encoder_graph(_other_answers), None, edge_embed.BundleError, _OFF),
+    "an empty graph": Hostile(
+        _alone(file_of("encoder.onnx", lambda _: b"")),
+        None,
+        edge_embed.BundleError,
+        "expected a graph that ONNX Runtime",
+    ),
+    "half a graph": Hostile(
+        _alone(file_of("encoder.onnx", lambda data: data[: len(data) // 2])),
+        None,
+        edge_embed.BundleError,
+        f"{_ENCODER} an ONNX",
+    ),
+    "a tokenizer that is none": Hostile(
+        file_of("tokenizer.json", lambda _: b"{}"), _encode, edge_embed.BundleError, _NO_TOKENIZER
+    ),
+}
