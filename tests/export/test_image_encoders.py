@@ -156,6 +156,16 @@ def test_a_hugging_face_recipe_is_read(tmp_path: Path) -> None:
     np.testing.assert_allclose(image.std, [0.5] * 3)
 
 
+@pytest.mark.parametrize(
+    "config", [{"image_mean": "half"}, {"rescale_factor": 0}, {"image_std": [0]}, {"image_mean": {}}, {"size": 9}]
+)
+def test_a_hugging_face_recipe_that_is_none_is_refused(config: dict[str, Any], tmp_path: Path) -> None:
+    path = write_onnx(tmp_path / "model.onnx")
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": SIDE, **config}))
+    with pytest.raises(RequestError, match=r"expected"):
+        recipe_of(describe(path))
+
+
 @pytest.mark.parametrize(("dtype", "zero_point"), [("uint8", 128), ("int8", -128), ("int8", 3)])
 def test_an_input_of_whole_numbers_takes_pixels_as_they_are(dtype: str, zero_point: int) -> None:
     port = Port("pixels", dtype, (1, 16, 16, 3), Quantization(1 / 128, zero_point))
@@ -172,6 +182,7 @@ WRONG = {
     "no TOML": ("mean = ", "a.image.toml: expected a recipe in TOML or JSON"),
     "a word for a number": ('mean = "half"', "image.mean: expected a list of numbers"),
     "an unknown field": ("means = [0.5]", "expected fields of a recipe, found means"),
+    "an object for a number": ("[mean]\na = 1", "image.mean: expected a list of numbers"),
     "another size": ("size = [9, 9]", r"expected a recipe for pixels \(3, 8, 8\), found one for \(3, 9, 9\)"),
     "another output": ('output = "logits"', "expected output in .* to be one of vectors, found 'logits'"),
     "a normalization that is none": ('normalize = "yes"', "normalize: expected true or false, found 'yes'"),

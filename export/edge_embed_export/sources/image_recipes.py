@@ -55,13 +55,13 @@ def recipe_of(graph: GraphFile, file: Path | None = None) -> Recipe:
         RequestError: nobody says how pictures become this graph's pixels, or what is said does not fit the graph.
     """
     file = _beside(graph.path) if file is None else file
-    if file is None:
-        said, by = _from_metadata(graph), "the file's metadata"
-    else:
-        said, by = (_from_hugging_face if file.name == HUGGING_FACE else dict)(_parsed(file)), str(file)
-    said = dict(said)
+    by = "the file's metadata" if file is None else str(file)
+    said = _said(graph, file)
     pixels = _chosen(graph, graph.inputs, said.pop("input", None), "input", by)
     output = _chosen(graph, graph.outputs, said.pop("output", None), "output", by)
+    if file is None and pixels.quantization is not None:
+        # Metadata speak of the network before it was quantized; TFLite's own library gives codes pixels as they are.
+        said = {name: value for name, value in said.items() if name not in ("mean", "std")}
     normalize = said.pop("normalize", False)
     if type(normalize) is not bool:
         raise RequestError(f"{by}: normalize: expected true or false, found {normalize!r:.60}")
@@ -74,8 +74,7 @@ def recipe_of(graph: GraphFile, file: Path | None = None) -> Recipe:
     stated = {**_defaults(pixels), **said}
     channels = CHANNELS.get(str(stated["channels"]), 0)
     for name in ("mean", "std"):
-        if isinstance(stated[name], int | float) or len(stated[name]) == 1:
-            stated[name] = [stated[name] if isinstance(stated[name], int | float) else stated[name][0]] * channels
+        stated[name] = _of_each(stated[name], channels)
     try:
         image = ImageInput.read(Fields(stated, source=by if file is not None else str(graph.path), where="image"))
     except ManifestError as error:
@@ -84,6 +83,25 @@ def recipe_of(graph: GraphFile, file: Path | None = None) -> Recipe:
         raise RequestError(f"{by}: expected fields of a recipe, found {', '.join(sorted(image.extra))[:100]}")
     _check_fits(graph, image, pixels)
     return Recipe(image, pixels, output, normalize, by if said else "the graph's own input")
+
+
+def _said(graph: GraphFile, file: Path | None) -> dict[str, Any]:
+    """Return what a file, or else the graph's metadata, say in our fields."""
+    if file is None:
+        return _from_metadata(graph)
+    found = _parsed(file)
+    if file.name != HUGGING_FACE:
+        return found
+    try:
+        return _from_hugging_face(found)
+    except (TypeError, ValueError, KeyError, ZeroDivisionError) as error:
+        raise RequestError(f"{file}: expected the settings of an image processor, found: {error!r:.100}") from error
+
+
+def _of_each(said: object, channels: int) -> object:
+    """Return a number, or a list of one, as a list with one for each channel; what is neither is judged later."""
+    alone = said[0] if isinstance(said, list) and len(said) == 1 else said
+    return [alone] * channels if isinstance(alone, int | float) else said
 
 
 def _beside(path: Path) -> Path | None:
@@ -119,12 +137,9 @@ def _from_hugging_face(config: Mapping[str, Any]) -> dict[str, Any]:
         said["resampling"] = _FILTERS[resample]
     # What is multiplied by 1/255 first is what our means and deviations are of.
     factor = config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 1.0
-    if config.get("do_normalize", True):
-        mean, std = config.get("image_mean", [0.0]), config.get("image_std", [1.0])
-    else:
-        mean, std = [0.0], [1.0]
-    said["mean"] = [value / (255 * factor) for value in mean]
-    said["std"] = [value / (255 * factor) for value in std]
+    for name, nothing in (("mean", 0.0), ("std", 1.0)):
+        stated = config.get(f"image_{name}", nothing) if config.get("do_normalize", True) else nothing
+        said[name] = [value / (255 * factor) for value in (stated if isinstance(stated, list) else [stated])]
     return said
 
 
@@ -203,7 +218,7 @@ def _defaults(pixels: Port) -> dict[str, Any]:
         std = 1 / (255 * pixels.quantization.scale)
     return {
         "size": [height, width],
-        "channels": "gray" if 1 in (axes[0] if layout == "nchw" else axes[2],) else "rgb",
+        "channels": "gray" if axes[0 if layout == "nchw" else 2] == 1 else "rgb",
         "layout": layout,
         "resize": "stretch",
         "resampling": "bilinear",
