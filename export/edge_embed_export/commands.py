@@ -42,6 +42,7 @@ from edge_embed_export.preparing import ORDERS, REDUCTIONS, Preparing, prepared
 from edge_embed_export.pricing import DEFAULT_MAX_LOSS, LossError
 from edge_embed_export.sources import (
     IMAGE,
+    ONNX_TEXT,
     TEXT_GRAPH,
     Reading,
     Source,
@@ -265,7 +266,7 @@ def _export(arguments: argparse.Namespace) -> int:
                 )
             report = export_image_encoder(source, options, arguments.collection, progress)
         else:
-            if isinstance(source, EncoderSource) and format == TEXT_GRAPH:
+            if isinstance(source, EncoderSource) and format in (TEXT_GRAPH, ONNX_TEXT):
                 options = _as_it_is(source, options, arguments)
             report, trials = _exported(source, options, progress)
     except LossError as error:

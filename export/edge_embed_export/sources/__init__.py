@@ -190,7 +190,7 @@ def readers(reading: Reading | None = None, progress: Progress = SILENT) -> dict
 
 
 #: The formats of graphs of other makers, which stay as they are: of images, in ONNX or TFLite; of texts, in TFLite.
-IMAGE, TEXT_GRAPH = "image", "tflite-text"
+IMAGE, TEXT_GRAPH, ONNX_TEXT = "image", "tflite-text", "onnx-text"
 
 EncoderReader: TypeAlias = "Callable[[Path], EncoderSource]"
 
@@ -198,6 +198,7 @@ EncoderReader: TypeAlias = "Callable[[Path], EncoderSource]"
 def encoder_readers(image_recipe: Path | None = None) -> dict[str, EncoderReader]:
     """Return every reader of encoders by the name of its format; ``image_recipe`` says how pictures become pixels."""
     from edge_embed_export.sources.image_encoders import read_image_encoder
+    from edge_embed_export.sources.onnx_folders import read_onnx_folder
     from edge_embed_export.sources.text_graphs import read_text_graph
     from edge_embed_export.sources.transformers import read_transformer_encoder
 
@@ -205,6 +206,7 @@ def encoder_readers(image_recipe: Path | None = None) -> dict[str, EncoderReader
         "transformer": read_transformer_encoder,
         IMAGE: partial(read_image_encoder, recipe=image_recipe),
         TEXT_GRAPH: read_text_graph,
+        ONNX_TEXT: read_onnx_folder,
     }
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Self
 
 from edge_embed.errors import RequestError
 from edge_embed_bundle.encoders import EncoderGraph, GraphInput, GraphOutput, TextInput
@@ -35,6 +35,9 @@ _MAX_BATCH = 16
 _LETTERS_PER_TOKEN = 64
 _JSON_CEILING_BYTES = 64 * 2**20
 _CHUNK_BYTES = 2**20
+# Of a model that does not say how many positions it has: BERT's.
+_MOST_TOKENS = 512
+_MEAN_TAKEN = "no modules.json says how tokens are pooled: their mean is taken, as sentence-transformers does"
 
 #: What may stand in ``modules.json``, in this order.
 _MODULES = ("Transformer", "Pooling", "Normalize")
@@ -104,44 +107,82 @@ def read_transformer_encoder(path: Path) -> EncoderSource:
     Raises:
         RequestError: a file is absent or damaged, the model is of no known family, or its parts do not belong together.
     """
-    notes = []
-    modules = _modules(path)
-    folder = path / modules.get("Transformer", "")
-    model = read_transformer(folder)
-    if "Pooling" in modules:
-        pooling = _pooling(path / modules["Pooling"] / "config.json")
-    else:
-        pooling = "mean"
-        notes.append("no modules.json says how tokens are pooled: their mean is taken, as sentence-transformers does")
-    config = _settings(folder / "config.json")
-    longest = _longest(folder, model, notes)
-    definition = read_named(folder / "tokenizer.json", "a tokenizer's definition")
-    _check_tokenizer(folder / "tokenizer.json", definition, model.words.shape[0], folder)
-    prompts, default = _prompts(path / "config_sentence_transformers.json")
-    normalize = "Normalize" in modules
-    text = TextInput(
-        tokenizer_blob=TOKENIZER_BLOB,
-        special_tokens=True,
-        max_tokens=longest,
-        max_letters=_LETTERS_PER_TOKEN * longest,
-        too_long="truncate",
-        pad_token=_count(config, "pad_token_id", 0),
-        pooling=pooling,
-        prompts=prompts,
-        default_prompt=default,
-    )
-    title = str(config.get("_name_or_path") or path.resolve().name)[:100]
+    settings = Settings.read(path)
+    model = read_transformer(settings.folder)
+    text = settings.text(model.longest, rows=model.words.shape[0])
+    pooling = text.pooling or "mean"
     return EncoderSource(
-        title=title,
+        title=settings.title,
         dimensions=model.width,
-        normalize=normalize,
-        network=TransformerNetwork(model, pooling, normalize, longest),
-        weights_digest=_digest(folder / "model.safetensors"),
+        normalize=settings.normalize,
+        network=TransformerNetwork(model, pooling, settings.normalize, text.max_tokens),
+        weights_digest=_digest(settings.folder / "model.safetensors"),
         text=text,
-        tokenizer=definition,
+        tokenizer=settings.tokenizer,
         recipe={"network": "transformer"},
-        notes=tuple(notes),
+        notes=settings.notes,
     )
+
+
+@dataclass(frozen=True, eq=False)
+class Settings:
+    """What the files of a folder say beside the weights; ``folder`` is the transformer's own in it."""
+
+    path: Path
+    folder: Path
+    title: str
+    normalize: bool
+    pooling: str
+    config: Mapping[str, Any]
+    tokenizer: bytes
+    notes: tuple[str, ...]
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read them.
+
+        Raises:
+            RequestError: one is absent or damaged, or says what no bundle does.
+        """
+        modules = _modules(path)
+        folder = path / modules.get("Transformer", "")
+        pooling, notes = "mean", [_MEAN_TAKEN]
+        if "Pooling" in modules:
+            pooling, notes = _pooling(path / modules["Pooling"] / "config.json"), []
+        config = _settings(folder / "config.json")
+        if _optional(folder / "sentence_bert_config.json").get("do_lower_case"):
+            notes.append("do_lower_case: the tokenizer's own normalizer decides on letters, as its definition says")
+        return cls(
+            path,
+            folder,
+            str(config.get("_name_or_path") or path.resolve().name)[:100],
+            "Normalize" in modules,
+            pooling,
+            config,
+            read_named(folder / "tokenizer.json", "a tokenizer's definition"),
+            tuple(notes),
+        )
+
+    def text(self, positions: int | None, rows: int) -> TextInput:
+        """Return the recipe for texts of a model with so many positions, if that is known, and rows of words.
+
+        Raises:
+            RequestError: the tokenizer is not the model's.
+        """
+        _check_tokenizer(self.folder / "tokenizer.json", self.tokenizer, rows, self.folder)
+        prompts, default = _prompts(self.path / "config_sentence_transformers.json")
+        longest = _longest(self.folder, positions)
+        return TextInput(
+            tokenizer_blob=TOKENIZER_BLOB,
+            special_tokens=True,
+            max_tokens=longest,
+            max_letters=_LETTERS_PER_TOKEN * longest,
+            too_long="truncate",
+            pad_token=_count(self.config, "pad_token_id", 0),
+            pooling=self.pooling,
+            prompts=prompts,
+            default_prompt=default,
+        )
 
 
 def _modules(path: Path) -> dict[str, str]:
@@ -183,22 +224,19 @@ def _pooling(file: Path) -> str:
     return str(modes[0])
 
 
-def _longest(folder: Path, model: Transformer, notes: list[str]) -> int:
+def _longest(folder: Path, positions: int | None) -> int:
     """Return how many tokens a text may have: what the folder says, but no more than there are positions."""
-    file = folder / "sentence_bert_config.json"
-    config = _settings(file) if file.is_file() else {}
-    if config.get("do_lower_case"):
-        notes.append("do_lower_case: the tokenizer's own normalizer decides on letters, as its definition says")
-    said = config.get("max_seq_length")
-    if said is None and (folder / "tokenizer_config.json").is_file():
-        said = _settings(folder / "tokenizer_config.json").get("model_max_length")
+    ceiling = _MOST_TOKENS if positions is None else positions
+    said = _optional(folder / "sentence_bert_config.json").get("max_seq_length")
+    if said is None:
+        said = _optional(folder / "tokenizer_config.json").get("model_max_length")
     if not isinstance(said, int) or isinstance(said, bool) or said < 1:
-        return model.longest
-    return min(said, model.longest)
+        return ceiling
+    return min(said, ceiling)
 
 
 def _prompts(file: Path) -> tuple[Mapping[str, str], str | None]:
-    config = _settings(file) if file.is_file() else {}
+    config = _optional(file)
     prompts = config.get("prompts") or {}
     if not isinstance(prompts, dict) or not all(
         isinstance(text, str) and NAME.fullmatch(name) for name, text in prompts.items()
@@ -229,6 +267,10 @@ def _check_tokenizer(file: Path, definition: bytes, rows: int, folder: Path) -> 
             f"{file}: expected ids from 0 to {rows - 1}, which the model in {folder.name or folder} has rows for, "
             f"found {found_ids}"
         )
+
+
+def _optional(file: Path) -> dict[str, Any]:
+    return _settings(file) if file.is_file() else {}
 
 
 def _settings(file: Path) -> dict[str, Any]:
