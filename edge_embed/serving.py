@@ -140,7 +140,6 @@ class Serving:
 
     def warm_up_like(self, other: Serving) -> None:
         """Make what ``other`` has made at its first uses, so that the first call after a swap does not wait."""
-        self.warm_up()
         if other._encoders and any(table.model.text for table in self._tables.values()):
             self.text_encoder()
         if other._classifier is not None and any(table.model.classify for table in self._tables.values()):
