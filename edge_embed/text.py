@@ -82,8 +82,9 @@ class HuggingFaceTokenizer:
                 self._tokenizer.no_truncation()
             else:
                 self._tokenizer.enable_truncation(max_tokens)
-        # Where a template adds tokens to each text, a text is more than its words.
-        self._words = None if special_tokens else KnownWords.of(definition, self._cut)
+        self._words = KnownWords.of(definition, self._cut)
+        #: The special tokens before and behind those of a text's words.
+        self._before, self._behind = self._template() if self._words is not None and special_tokens else ([], [])
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         """See :meth:`Tokenizer.ids`."""
@@ -93,16 +94,42 @@ class HuggingFaceTokenizer:
     def _found(self, texts: Sequence[str]) -> list[list[int]]:
         if self._words is None:
             return self._encoded(texts)
-        found = [self._words.ids(text) for text in texts]
+        found = [self._of_words(text) for text in texts]
         strange = [place for place, ids in enumerate(found) if ids is None]
         if strange:
             for place, ids in zip(strange, self._encoded([texts[place] for place in strange]), strict=True):
                 found[place] = ids
-        return [[] if ids is None else ids[: self._max_tokens] for ids in found]
+        return [[] if ids is None else ids for ids in found]
+
+    def _of_words(self, text: str) -> list[int] | None:
+        """Return the tokens of a text by its words, as the package would; or None where that is not sure."""
+        ids = None if self._words is None else self._words.ids(text)
+        if ids is None:
+            return None
+        if self._max_tokens is not None:
+            del ids[self._max_tokens - len(self._before) - len(self._behind) :]
+        return [*self._before, *ids, *self._behind] if self._before or self._behind else ids
+
+    def _template(self) -> tuple[list[int], list[int]]:
+        """Return what the template puts before a text and behind it; where that is not plain, words are not used."""
+        with self._faults_are_the_bundles("a tokenizer that encodes"):
+            (word, whole), empty = (
+                [self._tokenizer.encode("a", add_special_tokens=special).ids for special in (False, True)],
+                self._tokenizer.encode("", add_special_tokens=True).ids,
+            )
+        count = len(word)
+        for at in range(len(whole) - count + 1):
+            before, behind = whole[:at], whole[at + count :]
+            room = None if self._max_tokens is None else self._max_tokens - len(before) - len(behind)
+            if whole[at : at + count] == word and before + behind == empty and (room is None or room > 0):
+                return before, behind
+        self._words = None
+        return [], []
 
     def _cut(self, word: str) -> list[int]:
-        """Return all tokens of a word, whatever a text may have at most."""
-        ids: list[int] = self._encoded([word])[0]
+        """Return all tokens of a word, without special ones."""
+        with self._faults_are_the_bundles("a tokenizer that encodes"):
+            ids: list[int] = self._tokenizer.encode(word, add_special_tokens=False).ids
         return ids
 
     def _encoded(self, texts: Sequence[str]) -> list[list[int]]:

