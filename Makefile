@@ -54,6 +54,7 @@ bench: $(BENCH_ENV)/ready
 	$(BENCH_ENV)/bin/python benchmarks/scan.py --write
 	$(BENCH_ENV)/bin/python benchmarks/search.py --write
 	$(BENCH_ENV)/bin/python benchmarks/flash.py --write
+	$(BENCH_ENV)/bin/python benchmarks/encode.py --write
 
 clean:
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -36,7 +36,8 @@ from numpy.typing import NDArray
 from benchmarks.cgroup import MemoryLimit
 from benchmarks.common import SEED, this_machine, today, write_section
 from edge_embed_bundle.bundle import Bundle
-from edge_embed_bundle.manifest import Budgets, Manifest, Model, Requirements, Space, Tensor
+from edge_embed_bundle.manifest import Budgets, Manifest, Requirements, TableModel
+from edge_embed_bundle.values import Space, Tensor
 from edge_embed_bundle.writer import BlobWriter, BundleWriter
 
 TITLE = "Flash"
@@ -67,7 +68,7 @@ def make_bundle(folder: Path, rows: int) -> None:
 
     with BundleWriter(folder) as writer:
         writer.blob("table.bin", write)
-        model = Model("table", "table", "int8", rows, DIMENSIONS, tensors, row_order="frequency")
+        model = TableModel("table", "int8", rows, DIMENSIONS, tensors, row_order="frequency")
         space = Space("0" * 64, DIMENSIONS, "cosine", "made numbers")
         writer.finish(
             lambda blobs: Manifest(
@@ -120,7 +121,7 @@ def open_edge_embed(folder: Path, limit: int) -> Callable[[int], object]:
 def open_unadvised(folder: Path, limit: int) -> Callable[[int], object]:
     """Read the same bundle through a map that nobody gave advice for."""
     with Bundle.open(folder / "bundle") as bundle:
-        tensor = bundle.manifest.models[0].tensors["rows"]
+        tensor = bundle.manifest.tables[0].tensors["rows"]
         table = np.frombuffer(bundle.tensor(tensor), np.int8).reshape(tensor.shape)
     return lambda row: table[row].astype(np.float32)
 
@@ -128,7 +129,7 @@ def open_unadvised(folder: Path, limit: int) -> Callable[[int], object]:
 def open_lru(folder: Path, limit: int) -> Callable[[int], object]:
     """Keep the last rows in a dict of Python's, half of the limit large, and read others from the file."""
     with Bundle.open(folder / "bundle") as bundle:
-        offset = bundle.manifest.models[0].tensors["rows"].offset_bytes
+        offset = bundle.manifest.tables[0].tensors["rows"].offset_bytes
         descriptor = os.dup(bundle.descriptor("table.bin"))
     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
     kept: OrderedDict[int, NDArray[np.int8]] = OrderedDict()

@@ -94,14 +94,14 @@ def measure(source: Path, codecs: Sequence[str], tasks: Sequence[Task]) -> Itera
 def overlap_of_all(source: Matrix, runtime: Runtime) -> float:
     """Return the mean neighbour overlap@10 over every row that is not zeros; an export samples 1,000 of them."""
     queries = np.flatnonzero(source[:].any(axis=1))
-    decoded = Decoded(runtime, runtime.manifest.models[0])
+    decoded = Decoded(runtime, runtime.manifest.tables[0])
     some = range(0, len(queries), SAMPLE_QUERIES)
     shares = [neighbour_overlaps(source, decoded, queries[i : i + SAMPLE_QUERIES], SILENT) for i in some]
     return float(np.concatenate(shares).mean())
 
 
 def _row(codec: str, report: Report, overlap: float) -> Row:
-    model = report.manifest.models[0]
+    model = report.manifest.tables[0]
     parts = ("rows", "scales", "length_codes")
     row_bytes = sum(model.tensors[name].size_bytes for name in parts if name in model.tensors)
     quality = report.quality[model.name]

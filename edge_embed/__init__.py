@@ -6,6 +6,7 @@ with edge_embed.open("words", memory_budget="64MiB") as runtime:   # a bundle fo
     runtime.lookup("king")                 # (d,) float32
     runtime.lookup(["king", "queen"])      # (n, d) float32
     runtime.encode("a small board")        # text -> (d,) float32
+    runtime.encode_image("board.jpg")      # picture -> (d,) float32, of an image encoder
     runtime.classify("a small board", k=3)  # Classification(labels, probabilities), of a classifier
     runtime.search("king", k=10)           # Neighbours(keys, scores, space, complete)
     runtime.bag([3, 17, 4], model="genre")  # several rows, one vector (d,) float32, as nn.EmbeddingBag
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from edge_embed.errors import (
         BudgetError,
         BundleError,
+        DeadlineError,
         EdgeEmbedError,
         MissingExtraError,
         RequestError,
@@ -43,6 +45,7 @@ __all__ = [
     "BudgetError",
     "BundleError",
     "Classification",
+    "DeadlineError",
     "EdgeEmbedError",
     "MissingExtraError",
     "Neighbours",
@@ -62,6 +65,7 @@ def open(  # the verb that users expect of a file-like thing; this module does n
     *,
     memory_budget: str | int | None = None,
     engine: str = "kernels",
+    threads: int = 1,
     verify: bool | None = None,
     follow: bool = True,
 ) -> Runtime:
@@ -71,11 +75,12 @@ def open(  # the verb that users expect of a file-like thing; this module does n
         path: the folder of a bundle, or of a store, which is followed from generation to generation.
         memory_budget: private memory that this process may use in all, as bytes or as ``64MiB``; what cannot fit is
             refused here. Half of what is left pins the pages that are asked for most, as far as the system lets it.
-        engine: who decodes lookups: ``kernels``, ``onnxruntime`` or ``litert``. An engine must give the bundle's
-            golden answers first.
+        engine: who decodes lookups: ``kernels``, ``onnxruntime`` or ``litert``; or, in a bundle of an encoder, who runs
+            it: if not given, the first one that the bundle has a graph for and this machine has. An engine that a graph
+            was not proven on must give the bundle's golden answers first.
+        threads: how many the engine of an encoder may use; they change no number of its answers.
         verify: read and compare every byte first. If not given, a bare bundle folder is verified and a store's
             generation, which was verified when it was installed, is not.
-
         follow: move with a store from generation to generation; if not, stay with the one that serves now.
 
     Raises:
@@ -85,7 +90,7 @@ def open(  # the verb that users expect of a file-like thing; this module does n
     """
     from edge_embed.runtime import Runtime
 
-    return Runtime(path, memory_budget=memory_budget, engine=engine, verify=verify, follow=follow)
+    return Runtime(path, memory_budget=memory_budget, engine=engine, threads=threads, verify=verify, follow=follow)
 
 
 def __getattr__(name: str) -> object:

@@ -7,6 +7,7 @@ EdgeEmbedError
     ├── UnknownKeyError        the table has no such key (also a KeyError)
     ├── SpaceMismatchError     a vector from another space
     ├── BudgetError            the bundle cannot fit into the memory that was allowed
+    ├── DeadlineError          the time that was given was over before the work was done
     └── MissingExtraError      the answer needs a package that is not installed
 """
 
@@ -17,6 +18,7 @@ from edge_embed_bundle.errors import BundleError, EdgeEmbedError, StoreError
 __all__ = [
     "BudgetError",
     "BundleError",
+    "DeadlineError",
     "EdgeEmbedError",
     "MissingExtraError",
     "RequestError",
@@ -46,6 +48,12 @@ class SpaceMismatchError(RequestError):
 
 class BudgetError(RequestError):
     """The memory that was allowed cannot hold what the bundle needs."""
+
+    exit_status = 1
+
+
+class DeadlineError(RequestError):
+    """The time that was given was over before the work was done."""
 
     exit_status = 1
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,9 +13,11 @@ from edge_embed.bags import Bag, error_bound, runs_of
 from edge_embed.errors import BundleError, RequestError
 from edge_embed.table import Table, mapped
 from edge_embed_bundle.bundle import Bundle
-from edge_embed_bundle.manifest import OPERATIONS, BagRecipe, Golden, Manifest, Model
+from edge_embed_bundle.encoders import EncoderModel
+from edge_embed_bundle.manifest import OPERATIONS, BagRecipe, Golden, Manifest, TableModel
 
 if TYPE_CHECKING:
+    from edge_embed.encoding import GraphImageEncoder, GraphTextEncoder
     from edge_embed.engines import BagEngine
     from edge_embed.runtime import Runtime
     from edge_embed.serving import Serving
@@ -48,19 +50,24 @@ class Outcome:
 def check_golden(serving: Serving, operations: Sequence[str] = OPERATIONS) -> list[Outcome]:
     """Ask every golden question of some operations and return how the answers compare."""
     questions = [golden for golden in serving.bundle.manifest.golden if golden.operation in operations]
-    return [_compared(serving.bundle, golden, _answer(serving, golden)) for golden in questions]
+    return [
+        _compared(serving.bundle, golden, _answer(serving, golden), serving.tolerance(golden)) for golden in questions
+    ]
 
 
 def check_asked(manifest: Manifest) -> None:
-    """See that a bundle asks something: golden lookups for every table that has rows.
+    """See that a bundle asks something: golden lookups for every table that has rows, encodings for every encoder.
 
     Raises:
-        BundleError: a table could answer anything, and nobody would notice.
+        BundleError: a model could answer anything, and nobody would notice.
     """
     asked = {golden.model for golden in manifest.golden if golden.operation == "lookup" and golden.inputs}
-    for model in manifest.models:
-        if model.rows and model.name not in asked:
-            raise BundleError(f"golden: expected lookups for the model {model.name}, found none")
+    for table in manifest.tables:
+        if table.rows and table.name not in asked:
+            raise BundleError(f"golden: expected lookups for the model {table.name}, found none")
+    for encoder in manifest.encoders:
+        if not any(golden.model == encoder.name and golden.inputs for golden in manifest.golden):
+            raise BundleError(f"golden: expected {encoder.operation} for the model {encoder.name}, found none")
 
 
 def check_engine(bundle: Bundle, table: Table, engine: str) -> None:
@@ -75,12 +82,50 @@ def check_engine(bundle: Bundle, table: Table, engine: str) -> None:
     if not lookups:
         raise BundleError(f"{bundle.path}: expected golden lookups to try {engine} on, found none")
     for golden in lookups:
-        outcome = _compared(bundle, golden, _lookup(table, golden))
+        outcome = _compared(bundle, golden, _lookup(table, golden), golden.tolerance)
         if not outcome.passed:
             raise BundleError(f"{bundle.path}: expected the golden answers from {engine}, found {outcome}")
 
 
-def bag_difference(runtime: Runtime, model: Model, engine: BagEngine) -> tuple[float, float]:
+def check_encoder(bundle: Bundle, model: EncoderModel, encoder: GraphTextEncoder | GraphImageEncoder) -> None:
+    """Ask the golden encodings of an encoder on an engine that its graph was not proven on.
+
+    Raises:
+        BundleError: the bundle has no golden encoding of the model, or the engine answers wrongly.
+    """
+    engine = encoder.forward.engine
+    outcomes = encoder_outcomes(bundle, model, encoder)
+    if not outcomes:
+        raise BundleError(
+            f"{bundle.path}: expected golden encodings to try {engine.name} {engine.version} on, found none"
+        )
+    for outcome in outcomes:
+        if not outcome.passed:
+            raise BundleError(
+                f"{bundle.path}: expected the golden answers from {engine.name} {engine.version}, which "
+                f"{encoder.forward.graph.blob} was not proven on, found {outcome}"
+            )
+
+
+def encoder_outcomes(
+    bundle: Bundle, model: EncoderModel, encoder: GraphTextEncoder | GraphImageEncoder
+) -> list[Outcome]:
+    """Ask every golden encoding of a model and return how the answers of one of its graphs compare."""
+    asked = [golden for golden in bundle.manifest.golden if golden.model == model.name and golden.inputs]
+    return [
+        _compared(bundle, golden, _encoded(bundle, golden, encoder.encode), encoder.forward.graph.tolerance)
+        for golden in asked
+    ]
+
+
+def _encoded(bundle: Bundle, golden: Golden, encode: Callable[..., NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Encode golden texts, or the golden pictures that lie in the bundle."""
+    if golden.by == "image":
+        return encode([bytes(bundle.map(name)) for name in golden.inputs])
+    return encode(golden.inputs)
+
+
+def bag_difference(runtime: Runtime, model: TableModel, engine: BagEngine) -> tuple[float, float]:
     """Return how far an engine's bags lie from the kernels', at the most, and how far they may (``error_bound``)."""
     counts = np.array([1, 5, 0, 16, 2, 0])
     ids = np.linspace(0, model.rows - 1, int(counts.sum())).astype(np.int64)
@@ -101,6 +146,8 @@ def bag_difference(runtime: Runtime, model: Model, engine: BagEngine) -> tuple[f
 
 
 def _answer(serving: Serving, golden: Golden) -> NDArray[np.float32]:
+    if golden.operation in ("encode", "encode_image"):
+        return _encoded(serving.bundle, golden, serving.encoder(golden.model).encode)
     table = serving.table(golden.model)
     if golden.operation == "lookup":
         return _lookup(table, golden)
@@ -108,8 +155,6 @@ def _answer(serving: Serving, golden: Golden) -> NDArray[np.float32]:
         recipe = table.model.bag or BagRecipe("mean")
         bags = [[int(row) for row in text.split()] for text in golden.inputs]
         return table.bag(runs_of(Bag(bags)), recipe.mode, recipe.padding_row, "error")
-    if golden.operation == "encode":
-        return serving.encoder().encode(golden.inputs)
     k = golden.expected.shape[1]
     if golden.operation == "classify":
         return _probabilities(serving, golden, k)
@@ -121,7 +166,8 @@ def _answer(serving: Serving, golden: Golden) -> NDArray[np.float32]:
             for key in golden.inputs
         ]
     else:
-        found = table.search(serving.encoder().encode(golden.inputs), k)
+        encoder = serving.text_encoder() if golden.by == "text" else serving.image_encoder()
+        found = table.search(_encoded(serving.bundle, golden, encoder.encode), k)
     if any(len(neighbours) != k for neighbours in found):
         raise RequestError(f"{golden.model}: expected {k} neighbours for each golden search, found fewer rows")
     return np.stack([neighbours.scores for neighbours in found]) if found else np.empty((0, k), np.float32)
@@ -140,7 +186,7 @@ def _probabilities(serving: Serving, golden: Golden, k: int) -> NDArray[np.float
     return np.stack([labels.probabilities for labels in found]) if found else np.empty((0, k), np.float32)
 
 
-def _compared(bundle: Bundle, golden: Golden, answer: NDArray[np.float32]) -> Outcome:
+def _compared(bundle: Bundle, golden: Golden, answer: NDArray[np.float32], tolerance: float) -> Outcome:
     expected = mapped(bundle, golden.expected)
     worst = float(np.abs(answer - expected).max(initial=0)) if answer.shape == expected.shape else float("inf")
-    return Outcome(golden.operation, golden.model, len(golden.inputs), worst, golden.tolerance)
+    return Outcome(golden.operation, golden.model, len(golden.inputs), worst, tolerance)

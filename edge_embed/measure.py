@@ -60,6 +60,9 @@ def operations_of(runtime: Runtime) -> dict[str, tuple[Callable[[Any], Any], Seq
         calls["lookup"] = _lookup_call(runtime, golden["lookup"])
     if "encode" in golden:
         calls["encode"] = (runtime.encode, golden["encode"].inputs)
+    if "encode_image" in golden:
+        bundle = runtime.bundle
+        calls["encode_image"] = (runtime.encode_image, [bytes(bundle.map(i)) for i in golden["encode_image"].inputs])
     if "classify" in golden:
         calls["classify"] = (runtime.classify, golden["classify"].inputs)
     if "search" in golden:
@@ -68,8 +71,11 @@ def operations_of(runtime: Runtime) -> dict[str, tuple[Callable[[Any], Any], Seq
         search = max(searches, key=lambda question: runtime.table(question.model).model.rows)
         if search.by == "key":
             calls["search"] = (lambda key: runtime.search(key, model=search.model), search.inputs)
-        else:
+        elif search.by == "text":
             calls["search"] = (lambda text: runtime.search(text=text, model=search.model), search.inputs)
+        else:
+            images = [bytes(runtime.bundle.map(name)) for name in search.inputs]
+            calls["search"] = (lambda image: runtime.search(image=image, model=search.model), images)
     if "bag" in golden:
         calls["bag"] = (runtime.bags, _requests(runtime))
     return {name: call for name, call in calls.items() if call[1]}

@@ -23,7 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_embed_bundle.bundle import Bundle
-from edge_embed_bundle.manifest import Model, Tensor
+from edge_embed_bundle.manifest import TableModel
+from edge_embed_bundle.values import Tensor
 
 _INDEX = ("index_pilots", "index_slots")
 #: What a lookup reads of a row beside the row, by a fraction of the table: pinned with it.
@@ -36,7 +37,7 @@ _MLOCK_ONFAULT = 1
 class Pages:
     """The pages of a table's rows: what is read at random, what is scanned, what is wanted soon."""
 
-    def __init__(self, bundle: Bundle, model: Model) -> None:
+    def __init__(self, bundle: Bundle, model: TableModel) -> None:
         self._bundle = bundle
         self._by_row = [model.tensors[name] for name in _BY_ROW if name in model.tensors]
         self._is_random = model.search is None or model.search.shortlist is not None
@@ -98,7 +99,7 @@ class Pins:
             self._lock_all(bundle, min(wanted, _allowed_bytes()))
 
     def _lock_all(self, bundle: Bundle, room_bytes: int) -> bool:
-        for tensor, wanted in _hot_first(bundle.manifest.models, room_bytes):
+        for tensor, wanted in _hot_first(bundle.manifest.tables, room_bytes):
             size = min(wanted, room_bytes - self.size_bytes) // mmap.PAGESIZE * mmap.PAGESIZE
             if size > 0 and not self._lock(_address(bundle, tensor), size):
                 return False
@@ -120,7 +121,7 @@ class Pins:
         return False
 
 
-def _hot_first(models: tuple[Model, ...], room: int) -> Iterator[tuple[Tensor, int]]:
+def _hot_first(models: tuple[TableModel, ...], room: int) -> Iterator[tuple[Tensor, int]]:
     """Yield tensors and how many of their first bytes are wanted: the index whole, of rows as many as fit."""
     # A table in lists is searched; who is asked for most stands anywhere in it.
     tables = [model for model in models if model.rows and model.search is None]

@@ -14,6 +14,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
@@ -22,20 +23,23 @@ from numpy.typing import NDArray
 
 from edge_embed import kernels, memory
 from edge_embed.bags import Asked, Bag, flat, runs_of
-from edge_embed.errors import EdgeEmbedError, RequestError, SpaceMismatchError
+from edge_embed.batches import Batches, in_batches
+from edge_embed.errors import BudgetError, EdgeEmbedError, RequestError, SpaceMismatchError
 from edge_embed.keys import Key
-from edge_embed.memory import Memory, parse_size
+from edge_embed.memory import Memory, format_size, parse_size
 from edge_embed.serving import Serving, check_budget
 from edge_embed.space import Stamped, comparable
 from edge_embed.table import UNKNOWN_POLICIES, Neighbours, Table
 from edge_embed_bundle.bundle import Bundle
 from edge_embed_bundle.errors import BundleError, DigestError, EmptyStoreError
-from edge_embed_bundle.manifest import BAG_MODES, MANIFEST_NAME, OPERATIONS, BagRecipe, Manifest, Space
+from edge_embed_bundle.manifest import BAG_MODES, MANIFEST_NAME, OPERATIONS, BagRecipe, Manifest, Model
 from edge_embed_bundle.slots import SlotWatch, generation_folder, is_store
+from edge_embed_bundle.values import Space
 
 if TYPE_CHECKING:
     from edge_embed.classifier import Classification
     from edge_embed.golden import Outcome
+    from edge_embed.images import Image
 
 Vector = NDArray[np.float32]
 T = TypeVar("T")
@@ -46,6 +50,7 @@ _OPEN_ATTEMPTS = 5
 #: A deadline further away than a day is none.
 _LONGEST_MS = 86_400_000.0
 _BATCH_AXES = 2
+_MOST_THREADS = 1024
 
 #: How long a move to a new generation that failed is not tried again.
 _RETRY_SECONDS = 1.0
@@ -70,9 +75,12 @@ class Runtime:
         *,
         memory_budget: str | int | None = None,
         engine: str = "kernels",
+        threads: int = 1,
         verify: bool | None = None,
         follow: bool = True,
     ) -> None:
+        if not isinstance(threads, int) or isinstance(threads, bool) or not 1 <= threads <= _MOST_THREADS:
+            raise RequestError(f"expected 1 to {_MOST_THREADS} threads, found {threads!r}")
         self.path = Path(path)
         #: Why the runtime does not serve the store's newest generation, or None.
         self.problem: str | None = None
@@ -81,6 +89,7 @@ class Runtime:
         self._room_bytes = 0
         self._private_bytes_before = 0 if memory_budget is None else memory.current().private_bytes
         self._engine = engine
+        self._threads = threads
         self._moving = threading.Lock()
         self._watch: SlotWatch | None = None
         self._serving: Serving | None = None
@@ -181,22 +190,78 @@ class Runtime:
             pooled[name] = at_once
         return pooled
 
-    @overload
-    def encode(self, text: str) -> Vector: ...
-
-    @overload
-    def encode(self, text: Sequence[str]) -> Vector: ...
-
-    def encode(self, text: str | Sequence[str]) -> Vector:
+    def encode(
+        self,
+        text: str | Sequence[str],
+        *,
+        prompt: str | None = None,
+        normalize: bool | None = None,
+        batch_size: int | None = None,
+        deadline_ms: float | None = None,
+        show_progress: bool = False,
+    ) -> Vector:
         """Return the vector ``(d,)`` of a text, or ``(n, d)`` of a list of texts; float32.
 
-        A text without a token that the table knows gets zeros.
+        A text's vector does not depend on the texts beside it, nor on ``batch_size``. A text without a token, or
+        without one that a table knows, gets zeros. What is longer than the model takes is cut or refused, as the
+        manifest says.
+
+        Args:
+            text: one or a sequence.
+            prompt: the name of one of the model's prompts, put before each text; its default one if not given.
+            normalize: whether vectors are divided by their lengths; as the model says if not given.
+            batch_size: how many texts are worked on at a time, which bounds memory; 64 if not given.
+            deadline_ms: give up so many milliseconds after the call. It is looked at between texts: one that is being
+                encoded is not broken off.
+            show_progress: draw a bar on stderr while a list is encoded.
 
         Raises:
-            RequestError: the bundle encodes no text, or a text is not Unicode.
-            MissingExtraError: the tokenizer's package is not installed.
+            RequestError: the bundle encodes no text, a text is not Unicode or is too long for a model that refuses it.
+            DeadlineError: the time was over before the last text.
+            MissingExtraError: the tokenizer's or the engine's package is not installed.
         """
-        return self._encode(self._current(), text)
+        deadline_ns = _deadline_ns(deadline_ms)
+        serving = self._current()
+        if prompt is None and normalize is None and batch_size is None and not deadline_ns and not show_progress:
+            return self._encode(serving, text)
+        texts, alone = _listed(text, isinstance(text, str))
+        encode = partial(serving.text_encoder().encode, prompt=prompt, normalize=normalize)
+        dimensions = serving.text_model().dimensions
+        vectors = in_batches(encode, texts, dimensions, Batches("texts", batch_size, deadline_ns, show_progress))
+        return vectors[0] if alone else vectors
+
+    def encode_image(
+        self,
+        image: Image | Sequence[Image],
+        *,
+        normalize: bool | None = None,
+        batch_size: int | None = None,
+        deadline_ms: float | None = None,
+        show_progress: bool = False,
+    ) -> Vector:
+        """Return the vector ``(d,)`` of an image, or ``(n, d)`` of a list of images; float32.
+
+        Args:
+            image: a path, the bytes of a file, an array ``(h, w)``, ``(h, w, 3)`` or ``(h, w, 4)`` of uint8 or uint16,
+                a Pillow image; or a sequence of these, or an array ``(n, h, w, c)``.
+            normalize: as for :meth:`encode`, and so are the others.
+            batch_size: how many images are worked on at a time.
+            deadline_ms: give up so many milliseconds after the call.
+            show_progress: draw a bar on stderr.
+
+        Raises:
+            RequestError: the bundle encodes no images, or one is absent, damaged or too large.
+            DeadlineError: the time was over before the last image.
+            MissingExtraError: the image library or the engine's package is not installed.
+        """
+        from edge_embed.images import listed
+
+        serving = self._current()
+        images, alone = listed(image)
+        encode = partial(serving.image_encoder().encode, normalize=normalize)
+        batches = Batches("images", batch_size, _deadline_ns(deadline_ms), show_progress)
+        vectors = in_batches(encode, images, serving.image_model().dimensions, batches)
+        return vectors[0] if alone else vectors
 
     @overload
     def classify(  # type: ignore[overload-overlap]  # a str is a sequence of str to mypy, too
@@ -241,9 +306,10 @@ class Runtime:
             vector = self._lookup(serving, key, None, None)
         elif text is not None:
             vector = self._encode(serving, text)
-        # A text's vector lies in the space of the table that encodes it.
-        table = serving.table() if key is not None else serving.encoding_table()
-        return Stamped(vector, table.space.id)
+        # A text's vector lies in the space of the model that encodes it.
+        manifest = serving.bundle.manifest
+        space = serving.table().space if key is not None else manifest.space_of(serving.text_model())
+        return Stamped(vector, space.id)
 
     @overload
     def search(
@@ -251,6 +317,7 @@ class Runtime:
         key: Key | None = None,
         *,
         text: str | None = None,
+        image: Image | None = None,
         vector: Stamped | Vector | None = None,
         k: int = 10,
         model: str | None = None,
@@ -264,6 +331,7 @@ class Runtime:
         key: Sequence[Key] | None = None,
         *,
         text: Sequence[str] | None = None,
+        image: Sequence[Image] | None = None,
         vector: Sequence[Stamped | Vector] | None = None,
         k: int = 10,
         model: str | None = None,
@@ -276,6 +344,7 @@ class Runtime:
         key: Key | Sequence[Key] | None = None,
         *,
         text: str | Sequence[str] | None = None,
+        image: Image | Sequence[Image] | None = None,
         vector: Stamped | Vector | Sequence[Stamped | Vector] | None = None,
         k: int = 10,
         model: str | None = None,
@@ -291,6 +360,7 @@ class Runtime:
             key: a key of the searched table (the first one if ``model`` is not given), or several; a key is left out
                 of its own answer.
             text: a text, or several, to encode and search for, in the bundle's collection if ``model`` is not given.
+            image: an image, or several, likewise.
             vector: ``(d,)`` values or a ``Stamped`` vector, searched like a text; several as a list or ``(q, d)``.
             k: how many, at most the table's rows.
             model: the table to search.
@@ -299,13 +369,13 @@ class Runtime:
                 whether that was all. A text is encoded first, whatever time that takes.
 
         Raises:
-            RequestError: not exactly one of ``key``, ``text`` and ``vector``, or the table keeps no keys.
+            RequestError: not exactly one of ``key``, ``text``, ``image`` and ``vector``, or the table keeps no keys.
             SpaceMismatchError: a vector is stamped with another space.
             UnknownKeyError: the table does not have a key.
         """
         deadline_ns = _deadline_ns(deadline_ms)
-        if sum(given is not None for given in (key, text, vector)) != 1:
-            raise RequestError("expected exactly one of key, text and vector to search for")
+        if sum(given is not None for given in (key, text, image, vector)) != 1:
+            raise RequestError("expected exactly one of key, text, image and vector to search for")
         if not isinstance(k, int | np.integer) or k < 1:
             raise RequestError(f"expected k of at least 1, found {k!r}")
         serving = self._current()
@@ -317,8 +387,14 @@ class Runtime:
             without = np.array([table.find(each) for each in keys], np.int64)
         elif text is not None:
             texts, alone = _listed(text, isinstance(text, str))
-            table = _table_of_texts(serving, model)
-            queries = serving.encoder().encode(texts)
+            table = _table_for(serving, serving.text_model(), model)
+            queries = serving.text_encoder().encode(texts)
+        elif image is not None:
+            from edge_embed.images import listed
+
+            images, alone = listed(image)
+            table = _table_for(serving, serving.image_model(), model)
+            queries = serving.image_encoder().encode(images)
         else:
             vectors, alone = _listed(vector, isinstance(vector, Stamped) or np.ndim(vector) < _BATCH_AXES)  # type: ignore[arg-type]
             table = serving.collection() if model is None else serving.table(model)
@@ -415,7 +491,7 @@ class Runtime:
         return policy
 
     def _encode(self, serving: Serving, text: str | Sequence[str]) -> Vector:
-        vectors = serving.encoder().encode([text] if isinstance(text, str) else list(text))
+        vectors = serving.text_encoder().encode([text] if isinstance(text, str) else list(text))
         return vectors.reshape(-1) if isinstance(text, str) else vectors
 
     def _current(self) -> Serving:
@@ -459,7 +535,8 @@ class Runtime:
     def _shortcut_to(self, serving: Serving) -> kernels.Shortcut | _NoShortcut:
         """Return what answers plain requests to the first table as long as the store has no news."""
         watched = () if self._watch is None else self._watch.watched()
-        return _NoShortcut() if watched is None else serving.table().shortcut(watched)
+        has_table = bool(serving.bundle.manifest.tables)
+        return serving.table().shortcut(watched) if has_table and watched is not None else _NoShortcut()
 
     def _open_active(self, but_not: str = "") -> Serving | None:
         """Open the store's active generation, or return None if that is ``but_not``."""
@@ -494,10 +571,27 @@ class Runtime:
                 self._room_bytes = check_budget(bundle, self._budget_bytes, self._private_bytes_beside())
             if self._verify:
                 bundle.verify()
-            return Serving(bundle, engine=self._engine)
+            serving = Serving(bundle, engine=self._engine, threads=self._threads)
+            if bundle.manifest.encoders:
+                serving.warm_up()
+                self._check_warm(bundle)
+            return serving
         except BaseException:
             bundle.close()
             raise
+
+    def _check_warm(self, bundle: Bundle) -> None:
+        """Refuse an encoder that took more than the budget when it ran: engines are measured, not believed.
+
+        Raises:
+            BudgetError: the process holds more private memory than it was allowed.
+        """
+        held = 0 if self._budget_bytes is None else memory.current().private_bytes
+        if self._budget_bytes is not None and held > self._budget_bytes:
+            raise BudgetError(
+                f"{bundle.path}: expected at most {format_size(self._budget_bytes)} of private memory, found "
+                f"{format_size(held)} after the encoder ran; raise the budget or export a smaller variant"
+            )
 
 
 def _deadline_ns(deadline_ms: float | None) -> int:
@@ -509,12 +603,12 @@ def _deadline_ns(deadline_ms: float | None) -> int:
     return time.monotonic_ns() + int(min(deadline_ms, _LONGEST_MS) * 1e6)
 
 
-def _table_of_texts(serving: Serving, model: str | None) -> Table:
-    """Return the table that a text is searched in."""
+def _table_for(serving: Serving, encoder: Model, model: str | None) -> Table:
+    """Return the table that what an encoder answers is searched in."""
     table = serving.collection() if model is None else serving.table(model)
-    if table.space.id != serving.encoding_table().space.id:
+    if table.space.id != serving.bundle.manifest.space_of(encoder).id:
         raise SpaceMismatchError(
-            f"{table.model.name}: expected a table in the space of the bundle's texts, found one of "
+            f"{table.model.name}: expected a table in the space of {encoder.name}, found one of "
             f"{table.space.id[:12]} ({table.space.source})"
         )
     return table

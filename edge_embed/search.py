@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from edge_embed import kernels
 from edge_embed.errors import BundleError
 from edge_embed.residency import Pages
-from edge_embed_bundle.manifest import Model
+from edge_embed_bundle.manifest import TableModel
 
 #: The number of neighbours that the probes of a bundle were chosen for; who asks for more gets more probes.
 MEASURED_NEIGHBOURS = 10
@@ -45,7 +45,7 @@ class Found:
 class Searcher:
     """What a search needs of a table beside its rows: their lengths, and its lists where it has some."""
 
-    def __init__(self, model: Model, tensors: Mapping[str, NDArray[Any]], pages: Pages, place: str) -> None:
+    def __init__(self, model: TableModel, tensors: Mapping[str, NDArray[Any]], pages: Pages, place: str) -> None:
         self._pages = pages
         self._norms: NDArray[np.float32] = tensors["norms"]
         self._all_rows = np.array([[0, model.rows]], np.int64)

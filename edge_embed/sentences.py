@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from edge_embed.subwords import END, LABEL, Subwords, hash_bytes
 from edge_embed.table import Table
-from edge_embed.text import check_text
+from edge_embed.text import check_no_prompt, check_text, directed
 
 Parts = tuple[int, list[int]]
 
@@ -33,18 +33,21 @@ class SentenceEncoder:
         self._max_tokens = max_tokens
         self._subwords: Subwords = table.subwords
 
-    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+    def encode(
+        self, texts: Sequence[str], *, prompt: str | None = None, normalize: bool | None = None
+    ) -> NDArray[np.float32]:
         """Return the vectors ``(n, d)`` of texts; a text without parts gets zeros.
 
         Raises:
-            RequestError: a text is no ``str``, or holds a lone surrogate.
+            RequestError: a text is no ``str``, or holds a lone surrogate; a prompt is asked for.
         """
+        check_no_prompt(prompt)
         vectors = np.zeros((len(texts), self._table.model.dimensions), np.float32)
         for place, text in enumerate(texts):
             found = self.vector(text, place)
             if found is not None:
                 vectors[place] = found
-        return vectors
+        return directed(vectors) if normalize else vectors
 
     def vector(self, text: str, place: int = 0) -> NDArray[np.float32] | None:
         """Return the vector ``(d,)`` of a text, or None where it has no parts."""

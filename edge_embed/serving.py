@@ -6,36 +6,50 @@ its last.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from edge_embed import kernels
-from edge_embed.errors import BudgetError, RequestError
+from edge_embed.errors import BudgetError, MissingExtraError, RequestError
 from edge_embed.memory import format_size
 from edge_embed.table import Table
 from edge_embed_bundle.bundle import Bundle
-from edge_embed_bundle.manifest import Model
+from edge_embed_bundle.encoders import EncoderModel
+from edge_embed_bundle.manifest import Golden, Model, TableModel
 
 if TYPE_CHECKING:
     from edge_embed.classifier import Classifier
+    from edge_embed.encoding import GraphImageEncoder, GraphTextEncoder
     from edge_embed.residency import Pins
     from edge_embed.text import Encoder
+
+    AnyEncoder: TypeAlias = Encoder | GraphTextEncoder | GraphImageEncoder
 
 
 class Serving:
     """The tables and the encoder of one bundle; ``open_table`` makes a table of a model."""
 
     def __init__(
-        self, bundle: Bundle, *, engine: str = "kernels", open_table: Callable[[Bundle, Model], Table] = Table
+        self,
+        bundle: Bundle,
+        *,
+        engine: str = "kernels",
+        threads: int = 1,
+        open_table: Callable[[Bundle, TableModel], Table] = Table,
+        open_encoder: Callable[[Bundle, EncoderModel, str, int], AnyEncoder] | None = None,
     ) -> None:
         self.bundle = bundle
-        models = bundle.manifest.models
+        self._engine, self._threads = engine, threads
+        self._open_encoder = _open_encoder if open_encoder is None else open_encoder
+        models = bundle.manifest.tables
         self._tables = {model.name: open_table(bundle, model) for model in models}
         for table in self._tables.values():
             if table.model.subwords is not None:
                 self._give_subwords(table)
-        if engine != "kernels":
+        # Where there are encoders, an engine that is named is theirs.
+        if engine != "kernels" and not bundle.manifest.encoders:
             from edge_embed.engines import open_engine
             from edge_embed.golden import check_engine
 
@@ -45,17 +59,19 @@ class Serving:
             check_engine(bundle, first, engine)
         self._shortcuts = {name: table.shortcut() for name, table in self._tables.items()}
         self._pins: Pins | None = None
-        self._encoder: Encoder | None = None
+        self._encoders: dict[str, AnyEncoder] = {}
         self._classifier: Classifier | None = None
         self._making_encoder = threading.Lock()
 
     def table(self, name: str | None = None) -> Table:
         """Return a table; the bundle's first model where no name is given."""
         if name is None:
-            name = self.bundle.manifest.models[0].name
+            name = next(iter(self._tables), None)
+        if name is None:
+            raise RequestError(f"{self.bundle.manifest.name}: expected a bundle with a table, found encoders alone")
         table = self._tables.get(name)
         if table is None:
-            raise RequestError(f"expected one of the models {', '.join(self._tables)}, found {name!r}")
+            raise RequestError(f"expected one of the tables {', '.join(self._tables)}, found {name!r}")
         return table
 
     def shortcut(self, name: str) -> kernels.Shortcut:
@@ -64,26 +80,56 @@ class Serving:
         return self.table(name).shortcut() if shortcut is None else shortcut
 
     def collection(self) -> Table:
-        """Return the table that a text is searched in: one in its space beside the encoder's own, if there is one."""
+        """Return the table that is searched for what a caller brings: one in its space beside the encoder's own."""
         helpers = self.bundle.manifest.helpers
         beside = (
             table for table in self._tables.values() if table.model.text is None and table.model.name not in helpers
         )
-        return next((table for table in beside if table.space.id == self.table().space.id), self.table())
+        # An encoder of texts or images has no table of its own; its space is the bundle's first model's.
+        manifest = self.bundle.manifest
+        space = manifest.space_of(manifest.models[0])
+        return next((table for table in beside if table.space.id == space.id), self.table())
 
-    def encoding_table(self) -> Table:
-        """Return the table whose rows a text's tokens are."""
-        for table in self._tables.values():
-            if table.model.text is not None:
-                return table
-        raise RequestError(f"{self.bundle.manifest.name}: expected a bundle that encodes text, found tables alone")
+    def text_model(self) -> Model:
+        """Return the model that encodes texts."""
+        for model in self.bundle.manifest.models:
+            if model.text is not None:
+                return model
+        raise RequestError(f"{self.bundle.manifest.name}: expected a bundle that encodes text, found none that does")
 
-    def encoder(self) -> Encoder:
-        """Return the text encoder, made at its first use: a board that only looks up pays nothing for it."""
+    def image_model(self) -> EncoderModel:
+        """Return the model that encodes images."""
+        for model in self.bundle.manifest.encoders:
+            if model.image is not None:
+                return model
+        raise RequestError(f"{self.bundle.manifest.name}: expected a bundle that encodes images, found none that does")
+
+    def encoder(self, name: str) -> AnyEncoder:
+        """Return the encoder of a model, made at its first use: a board that only looks up pays nothing for it."""
         with self._making_encoder:
-            if self._encoder is None:
-                self._encoder = self._make_encoder()
-            return self._encoder
+            if name not in self._encoders:
+                self._encoders[name] = self._make_encoder(name)
+            return self._encoders[name]
+
+    def text_encoder(self) -> Encoder:
+        """Return the encoder of texts."""
+        return self.encoder(self.text_model().name)  # type: ignore[return-value]  # the model says what it encodes
+
+    def image_encoder(self) -> GraphImageEncoder:
+        """Return the encoder of images."""
+        return self.encoder(self.image_model().name)  # type: ignore[return-value]  # the model says what it encodes
+
+    def tolerance(self, golden: Golden) -> float:
+        """Return how far an answer may be from a golden one: an encoder's by the graph that serves."""
+        encoder = self._encoders.get(golden.model)
+        forward = None if encoder is None else getattr(encoder, "forward", None)
+        return golden.tolerance if forward is None else float(forward.graph.tolerance)
+
+    def warm_up(self) -> None:
+        """Make the encoders that run graphs and let each run once, as far as this board has what they need."""
+        for model in self.bundle.manifest.encoders:
+            with contextlib.suppress(MissingExtraError):
+                self.encoder(model.name).warm_up()  # type: ignore[union-attr]  # those of graphs have it
 
     def pin(self, room_bytes: int) -> None:
         """Keep what is asked for most in memory, within a part of ``room_bytes``."""
@@ -99,8 +145,8 @@ class Serving:
 
     def warm_up_like(self, other: Serving) -> None:
         """Make what ``other`` has made at its first uses, so that the first call after a swap does not wait."""
-        if other._encoder is not None and any(table.model.text for table in self._tables.values()):
-            self.encoder()
+        if other._encoders and any(table.model.text for table in self._tables.values()):
+            self.text_encoder()
         if other._classifier is not None and any(table.model.classify for table in self._tables.values()):
             self.classifier()
 
@@ -135,18 +181,28 @@ class Serving:
                 return Classifier(table, self._tables[table.model.classify.labels], table.model.classify.output)
         raise RequestError(f"{self.bundle.manifest.name}: expected a bundle that classifies text, found none that does")
 
-    def _make_encoder(self) -> Encoder:
+    def _make_encoder(self, name: str) -> AnyEncoder:
         from edge_embed.text import TextEncoder
 
-        table = self.encoding_table()
+        for model in self.bundle.manifest.encoders:
+            if model.name == name:
+                return self._open_encoder(self.bundle, model, self._engine, self._threads)
+        table = self.table(name)
         if table.model.text is None:
-            raise AssertionError("the encoding table has the recipe")
+            raise RequestError(f"{name}: expected a model that encodes text, found a table alone")
         if table.model.text.tokenizer == "fasttext":
             from edge_embed.sentences import SentenceEncoder
 
             labels = None if table.model.classify is None else self._tables[table.model.classify.labels]
             return SentenceEncoder(table, labels, table.model.text.max_tokens)
         return TextEncoder.of(self.bundle, table.model.text, table)
+
+
+def _open_encoder(bundle: Bundle, model: EncoderModel, engine: str, threads: int) -> AnyEncoder:
+    # Imported here: only who encodes by a graph pays for it.
+    from edge_embed.encoding import open_encoder
+
+    return open_encoder(bundle, model, engine=engine, threads=threads)
 
 
 def check_budget(bundle: Bundle, budget_bytes: int, private_bytes_beside: int) -> int:

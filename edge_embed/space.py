@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_embed.errors import RequestError, SpaceMismatchError
-from edge_embed_bundle.manifest import Space
+from edge_embed_bundle.values import Space
 
 
 @dataclass(frozen=True, eq=False)

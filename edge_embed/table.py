@@ -16,7 +16,8 @@ from edge_embed.keys import Key, KeyNames, to_bytes
 from edge_embed.residency import Pages
 from edge_embed.search import Found, Searcher, probes_for
 from edge_embed_bundle.bundle import Bundle
-from edge_embed_bundle.manifest import BagRecipe, HashRecipe, Model, Tensor
+from edge_embed_bundle.manifest import BagRecipe, HashRecipe, TableModel
+from edge_embed_bundle.values import Tensor
 
 if TYPE_CHECKING:
     from edge_embed.subwords import Subwords
@@ -49,7 +50,7 @@ class Neighbours:
 class Table:
     """A mapped table and its keys."""
 
-    def __init__(self, bundle: Bundle, model: Model, rows: kernels.Rows | None = None) -> None:
+    def __init__(self, bundle: Bundle, model: TableModel, rows: kernels.Rows | None = None) -> None:
         """Map a model of a bundle; ``rows`` take the place of those that are stored in it."""
         self.model = model
         self.space = bundle.manifest.space_of(model)
@@ -127,6 +128,14 @@ class Table:
     def decode(self, ids: NDArray[Any]) -> NDArray[np.float32]:
         """Return the vectors ``(n, d)`` of row ids ``(n,)`` from outside, after checking that they are rows."""
         return self.rows.decode(self._rows_of_ids(ids, "error"))
+
+    def mean(self, ids: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the mean ``(b, d)`` of each run of row ids ``(n,)`` from outside; of none it is zeros."""
+        return self.rows.pool(self._rows_of_ids(ids, "error"), counts, None, "mean")
+
+    def means(self) -> kernels.Shortcut:
+        """Return what pools a list of row ids to their mean ``(d,)`` in one step."""
+        return kernels.Shortcut(None, self.rows, "mean", -1, ())
 
     def lookup_ids(self, ids: NDArray[Any]) -> NDArray[np.float32]:
         """Return the vectors ``(n, d)`` of ids ``(n,)``; where the table hashes, one outside it gets a row as well."""

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.making import make_bundle, small_source, small_text_source
+from tests.small_encoders import make_encoder_bundle, write_encoder
 from tests.spellings import NAMES, spelling
 
 
@@ -35,6 +36,21 @@ def text_bundle(_made: Path) -> Path:
     pytest.importorskip("tokenizers")
     sentences = ("word1 word2 word3", "word10 word11", "word20 naïve", "東京 word30 word31")
     return make_bundle(_made / "text", source=small_text_source(), collection=sentences).path
+
+
+@pytest.fixture(scope="session")
+def encoder_folder(_made: Path) -> Path:
+    """A sentence-transformers folder of a small random BERT; read it, never change it."""
+    pytest.importorskip("safetensors")
+    return write_encoder(_made / "encoder-source", prompts={"query": "word1 word2"})
+
+
+@pytest.fixture(scope="session")
+def encoder_bundle(_made: Path, encoder_folder: Path) -> Path:
+    """That encoder in int8, in ONNX and in TFLite, with a collection; read it, never change it."""
+    for package in ("tokenizers", "onnx", "onnxruntime", "ai_edge_litert"):
+        pytest.importorskip(package)
+    return make_encoder_bundle(_made / "encoder", encoder_folder).path
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from edge_embed_bundle import manifest, slots, state
+from edge_embed_bundle import encoders, manifest, slots, state, values
 from edge_embed_bundle.strict_json import MANIFEST_CEILING_BYTES
 from edge_embed_export.sources import readers
 
@@ -87,7 +87,7 @@ def test_the_specification_names_what_the_code_knows() -> None:
     text = (ROOT / "firmware_bundle" / "SPEC.md").read_text(encoding="utf-8")
     names = {
         *manifest.FEATURES,
-        *manifest.ITEM_BYTES,
+        *values.ITEM_BYTES,
         *manifest.CODEC_TENSORS,
         *manifest.SHARED_TENSORS,
         *manifest.OPERATIONS,
@@ -97,10 +97,14 @@ def test_the_specification_names_what_the_code_knows() -> None:
     }
     for name in sorted(names):
         assert name in text, name
-    for model_field in manifest.Model._fields:
-        assert model_field == "extra" or f"`{model_field}`" in text, model_field
+    kinds = (manifest.TableModel, encoders.EncoderModel)
+    parts = (encoders.TextInput, encoders.ImageInput, encoders.EncoderGraph, encoders.GraphInput, encoders.GraphOutput)
+    for field in {field for kind in (*kinds, *parts) for field in kind._fields}:
+        assert field == "extra" or f"`{field}`" in text, field
+    for word in (*encoders.POOLINGS, *encoders.HOLDS, *encoders.RESIZES, *encoders.RESAMPLINGS, *encoders.CHANNELS):
+        assert f"`{word}`" in text, word
     for number in (
-        f"{manifest.SECTION_BYTES:,}",
+        f"{values.SECTION_BYTES:,}",
         f"{MANIFEST_CEILING_BYTES // 2**20} MiB",
         f"({state.REFUSED_CEILING} x 32)",
     ):

@@ -87,6 +87,40 @@ def test_the_golden_encoder_encodes_and_searches_as_it_did() -> None:
         assert runtime.search("word7", k=3).keys == ("word50", "word48", "word26")
 
 
+def test_the_golden_text_encoder_encodes_and_searches_as_it_did(capsys: pytest.CaptureFixture[str]) -> None:
+    for package in ("tokenizers", "onnxruntime", "ai_edge_litert"):
+        pytest.importorskip(package)
+    folder = GOLDEN / "int8-encoder"
+    for engine in ("onnxruntime", "litert"):
+        with edge_embed.open(folder, engine=engine) as runtime:
+            assert runtime.generation == "bd97b3ac70fd356a6c1b1798bada0b28664566fd1d6a779ebaea766e5e8af040"
+            assert all(outcome.passed for outcome in runtime.check_golden())
+            np.testing.assert_allclose(runtime.encode("word1 word2")[:3], [-0.1848, 0.2809, -0.1236], atol=0.02)
+            np.testing.assert_allclose(runtime.encode("", prompt="query"), runtime.encode("word1"), atol=1e-6)
+            found = runtime.search(text="word10 word11", k=2)
+            assert found.keys == ("word1 word2 word3", "word10 word11 naïve")
+            np.testing.assert_allclose(found.scores, [0.9855, 0.9778], atol=0.02)
+    assert main(["verify", str(folder), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["passed"]
+
+
+def test_the_golden_image_encoder_finds_pictures_as_it_did(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("PIL")
+    pytest.importorskip("ai_edge_litert")
+    folder = GOLDEN / "colours-image"
+    with edge_embed.open(folder) as runtime:
+        assert runtime.generation == "ce993eb8ffa031740e19d6427059d2a35a4d5f41d48965494b9d40307d562225"
+        assert all(outcome.passed for outcome in runtime.check_golden())
+        picture = np.full((5, 7, 3), (200, 40, 90), np.uint8)
+        expected = [-0.026206, 0.320914, 0.298513, -0.303971, -0.805481]
+        np.testing.assert_allclose(runtime.encode_image(picture), expected, atol=1e-5)
+        found = runtime.search(image=picture, k=2)
+        assert found.keys == ("red.ppm", "blue.ppm")
+        np.testing.assert_allclose(found.scores, [0.891929, -0.584791], atol=1e-4)
+    assert main(["verify", str(folder), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["passed"]
+
+
 @pytest.mark.parametrize("name", IDENTITY)
 def test_verify_finds_every_graph_of_a_golden_bundle_right(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(GOLDEN / name), "--json"]) == 0

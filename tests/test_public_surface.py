@@ -11,6 +11,7 @@ def test_every_public_name_is_there_and_nothing_else_is_promised() -> None:
         "BudgetError",
         "BundleError",
         "Classification",
+        "DeadlineError",
         "EdgeEmbedError",
         "MissingExtraError",
         "Neighbours",

@@ -16,6 +16,7 @@ from edge_embed.runtime import Runtime, Vector
 from edge_embed_bundle.manifest import BAG_MODES
 
 _ID = re.compile(r"-?[0-9]{1,19}")
+_ENGINES = "kernels, onnxruntime or litert; of an encoder, by default, the first that is here"
 
 
 def _configure_answer(parser: argparse.ArgumentParser) -> None:
@@ -23,9 +24,20 @@ def _configure_answer(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--memory-budget", metavar="SIZE", help="private memory allowed, as 64MiB")
 
 
-def _open(arguments: argparse.Namespace, engine: str = "kernels") -> Runtime:
+def _configure_engine(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--engine", default="kernels", metavar="NAME", help=_ENGINES)
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="that an encoder's engine may use (1)")
+
+
+def _open(arguments: argparse.Namespace) -> Runtime:
     # One answer, one generation: its vectors and the identity that is printed beside them belong together.
-    return edge_embed.open(arguments.path, memory_budget=arguments.memory_budget, engine=engine, follow=False)
+    return edge_embed.open(
+        arguments.path,
+        memory_budget=arguments.memory_budget,
+        engine=getattr(arguments, "engine", "kernels"),
+        threads=getattr(arguments, "threads", 1),
+        follow=False,
+    )
 
 
 def _print_vectors(
@@ -49,11 +61,11 @@ def _configure_lookup(parser: argparse.ArgumentParser) -> None:
         choices=("error", "zeros", "hash", "subwords"),
         help="what an unknown key gets; default: the bundle's word",
     )
-    parser.add_argument("--engine", default="kernels", metavar="NAME", help="kernels, onnxruntime or litert")
+    _configure_engine(parser)
 
 
 def _lookup(arguments: argparse.Namespace) -> int:
-    with _open(arguments, arguments.engine) as runtime:
+    with _open(arguments) as runtime:
         asked = _asked(runtime, arguments.model, arguments.keys)
         if isinstance(asked[0], int):
             vectors = runtime.lookup_ids(asked, model=arguments.model)
@@ -104,12 +116,37 @@ def _bag(arguments: argparse.Namespace) -> int:
 
 def _configure_encode(parser: argparse.ArgumentParser) -> None:
     _configure_answer(parser)
-    parser.add_argument("texts", metavar="TEXT", nargs="+")
+    _configure_engine(parser)
+    parser.add_argument("texts", metavar="TEXT", nargs="*")
+    parser.add_argument("--image", metavar="FILE", nargs="+", default=[], help="pictures, for an encoder of images")
+    parser.add_argument("--prompt", metavar="NAME", help="the model's prompt to put before each text")
+    parser.add_argument(
+        "--normalize",
+        action=argparse.BooleanOptionalAction,
+        help="divide vectors by their lengths; default: as the model says",
+    )
+    parser.add_argument("--deadline-ms", metavar="MS", type=float, help="give up after so many milliseconds")
 
 
 def _encode(arguments: argparse.Namespace) -> int:
+    if bool(arguments.texts) == bool(arguments.image):
+        raise RequestError("expected texts to encode, or pictures with --image, found both or neither")
+    shown = not arguments.json and sys.stderr is not None and sys.stderr.isatty()
+    how: dict[str, Any] = {
+        "normalize": arguments.normalize,
+        "deadline_ms": arguments.deadline_ms,
+        "show_progress": shown,
+    }
     with _open(arguments) as runtime:
-        _print_vectors(arguments, runtime, arguments.texts, runtime.encode(arguments.texts), runtime.space.id)
+        manifest = runtime.manifest
+        if arguments.image:
+            vectors = runtime.encode_image(arguments.image, **how)
+            model = next(model for model in manifest.encoders if model.image is not None)
+            _print_vectors(arguments, runtime, arguments.image, vectors, manifest.space_of(model).id)
+        else:
+            vectors = runtime.encode(arguments.texts, prompt=arguments.prompt, **how)
+            first = next(model for model in manifest.models if model.text is not None)
+            _print_vectors(arguments, runtime, arguments.texts, vectors, manifest.space_of(first).id)
     return 0
 
 
@@ -118,6 +155,8 @@ def _configure_search(parser: argparse.ArgumentParser) -> None:
     asked = parser.add_mutually_exclusive_group(required=True)
     asked.add_argument("--key", metavar="K", help="a key of the searched table; it is left out of the answer")
     asked.add_argument("--text", metavar="T", help="a text to encode and search for")
+    asked.add_argument("--image", metavar="FILE", help="a picture to encode and search for")
+    _configure_engine(parser)
     parser.add_argument("-k", type=int, default=10, help="how many neighbours (10)")
     parser.add_argument("--model", metavar="NAME", help="the table to search; by default the collection for a text")
     parser.add_argument("--exact", action="store_true", help="scan all rows of a table that has lists, too")
@@ -131,6 +170,7 @@ def _search(arguments: argparse.Namespace) -> int:
         found = runtime.search(
             arguments.key,
             text=arguments.text,
+            image=arguments.image,
             k=arguments.k,
             model=arguments.model,
             exact=arguments.exact,

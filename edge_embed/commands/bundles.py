@@ -11,18 +11,21 @@ from pathlib import Path
 import numpy as np
 
 from edge_embed.commands import Command, printable
+from edge_embed.encoding import open_graph_encoder
 from edge_embed.engines import engine_of, open_bag_graph, open_graph
 from edge_embed.errors import BundleError, EdgeEmbedError, MissingExtraError
-from edge_embed.golden import bag_difference, check_asked
+from edge_embed.golden import bag_difference, check_asked, encoder_outcomes
 from edge_embed.memory import format_size
 from edge_embed.progress import Progress
 from edge_embed.runtime import Runtime
 from edge_embed_bundle.bundle import Bundle
-from edge_embed_bundle.manifest import OPERATIONS, Graph, Model
+from edge_embed_bundle.encoders import EncoderGraph, EncoderModel
+from edge_embed_bundle.manifest import OPERATIONS, Graph, TableModel
 from edge_embed_bundle.slots import is_store
 from edge_embed_bundle.store import Store
 
 _GRAPH_QUESTIONS = 64
+_LONGER = {"truncate": "cut", "refuse": "refused"}
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +46,10 @@ def _inspect(arguments: argparse.Namespace) -> int:
         source = printable(manifest.space.source)
         print(f"space     {manifest.space.id[:12]}  {manifest.space.dimensions} dimensions, {source}")
         for model in manifest.models:
-            _print_model(model)
+            if isinstance(model, TableModel):
+                _print_table(model)
+            else:
+                _print_encoder(model)
         print(f"memory    {format_size(manifest.requirements.memory_private_bytes)} private beside numpy")
         budgets = manifest.budgets
         print(f"budgets   {budgets.board or 'any board'}: {format_size(budgets.memory_private_bytes)} private")
@@ -60,7 +66,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _print_model(model: Model) -> None:
+def _print_table(model: TableModel) -> None:
     pooled = [f"bag ({model.bag.mode})"] if model.bag is not None else []
     abilities = ["lookup"] + pooled + ["encode"] * (model.text is not None) + ["search"] * ("norms" in model.tensors)
     print(f"model     {model.name}: {model.rows} x {model.dimensions} {model.codec}, {', '.join(abilities)}")
@@ -76,8 +82,32 @@ def _print_model(model: Model) -> None:
     if model.space is not None:
         print(printable(f"          space {model.space.id[:12]}, {model.space.source}"))
     for graph in model.graphs:
-        proven = ", ".join(f"{engine.name} {engine.version}" for engine in graph.proven) or "no engine yet"
-        print(printable(f"graph     {graph.operation} {graph.blob}: proven on {proven}"))
+        print(printable(f"graph     {graph.operation} {graph.blob}: {_proven(graph)}"))
+
+
+def _print_encoder(model: EncoderModel) -> None:
+    print(
+        f"model     {model.name}: encoder of {'texts' if model.image is None else 'images'}, {model.dimensions} numbers"
+    )
+    if model.text is not None:
+        text = model.text
+        print(f"          at most {text.max_tokens} tokens, a longer text is {_LONGER[text.too_long]}")
+        for name, prompt in text.prompts.items():
+            used = " (by default)" if name == text.default_prompt else ""
+            print(printable(f"          prompt {name}{used}: {prompt}"))
+    if model.image is not None:
+        image = model.image
+        height, width = image.size
+        print(f"          {height} x {width} {image.channels}, {image.resize}, {image.resampling}")
+    for graph in model.graphs:
+        lengths = ", ".join(str(each.length) for each in graph.signatures)
+        at = f" at {lengths} tokens" if lengths else ""
+        print(printable(f"graph     {graph.operation} {graph.blob}: {graph.variant}{at}, {_proven(graph)}"))
+
+
+def _proven(graph: Graph | EncoderGraph) -> str:
+    proven = ", ".join(f"{engine.name} {engine.version}" for engine in graph.proven) or "no engine yet"
+    return f"proven on {proven}"
 
 
 def _verify(arguments: argparse.Namespace) -> int:
@@ -96,10 +126,12 @@ def _verify(arguments: argparse.Namespace) -> int:
             check_asked(runtime.manifest)
             for operation in OPERATIONS:
                 checks += _golden_checks(runtime, operation)
-            for model in runtime.manifest.models:
+            for model in runtime.manifest.tables:
                 for graph in model.graphs if model.rows else ():
                     ask = _graph_check if graph.operation == "lookup" else _bag_graph_check
                     checks.append(ask(runtime, model, graph))
+            for encoder in runtime.manifest.encoders:
+                checks += [_encoder_check(runtime, encoder, graph) for graph in encoder.graphs]
     except EdgeEmbedError as error:
         checks.append({"check": str(error), "passed": False})
     passed = all(check["passed"] is not False for check in checks)
@@ -128,7 +160,7 @@ def _golden_checks(runtime: Runtime, operation: str) -> list[dict[str, object]]:
     ]
 
 
-def _graph_check(runtime: Runtime, model: Model, graph: Graph) -> dict[str, object]:
+def _graph_check(runtime: Runtime, model: TableModel, graph: Graph) -> dict[str, object]:
     ids = np.unique(np.linspace(0, model.rows - 1, _GRAPH_QUESTIONS).astype(np.int64))
     expected = runtime.lookup_ids(ids, model=model.name)
     try:
@@ -142,7 +174,7 @@ def _graph_check(runtime: Runtime, model: Model, graph: Graph) -> dict[str, obje
     return {"check": f"{graph.blob} on {engine_of(graph)} {engine.version}: {said}", "passed": same}
 
 
-def _bag_graph_check(runtime: Runtime, model: Model, graph: Graph) -> dict[str, object]:
+def _bag_graph_check(runtime: Runtime, model: TableModel, graph: Graph) -> dict[str, object]:
     try:
         engine = open_bag_graph(graph, runtime.bundle)
         off, bound = bag_difference(runtime, model, engine)
@@ -153,6 +185,20 @@ def _bag_graph_check(runtime: Runtime, model: Model, graph: Graph) -> dict[str, 
     passed = off <= bound
     said = f"bags off by {off:.3g}, {'within' if passed else 'NOT within'} {bound:.3g}"
     return {"check": f"{graph.blob} on {engine_of(graph)} {engine.version}: {said}", "passed": passed}
+
+
+def _encoder_check(runtime: Runtime, model: EncoderModel, graph: EncoderGraph) -> dict[str, object]:
+    try:
+        encoder = open_graph_encoder(runtime.bundle, model, graph)
+        outcomes = encoder_outcomes(runtime.bundle, model, encoder)
+    except MissingExtraError as error:
+        return {"check": f"{graph.blob}: {error}", "passed": None}
+    except EdgeEmbedError as error:
+        return {"check": str(error), "passed": False}
+    engine = encoder.forward.engine
+    said = "; ".join(map(str, outcomes))
+    passed = all(outcome.passed for outcome in outcomes)
+    return {"check": f"{graph.blob} on {engine.name} {engine.version}: {said}", "passed": passed}
 
 
 def _finite(value: float) -> float | None:

@@ -6,16 +6,19 @@ negative ones from the end, LiteRT stops with an error of its own), and the gold
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_embed.engines.onnx_files import external_files
+from edge_embed.engines.onnx_gate import check_graph_file
+from edge_embed.engines.tflite_files import examine
 from edge_embed.errors import BundleError, RequestError
 from edge_embed.kernels import Pooling, Rows
 from edge_embed_bundle.bundle import Bundle
-from edge_embed_bundle.manifest import Graph, Model
+from edge_embed_bundle.encoders import EncoderGraph
+from edge_embed_bundle.manifest import Graph, TableModel
 
 if TYPE_CHECKING:
     from edge_embed.engines.onnx import OnnxRuntime
@@ -45,6 +48,24 @@ class BagEngine(Protocol):
         self, ids: NDArray[np.int64], offsets: NDArray[np.int64], weights: NDArray[np.float32] | None
     ) -> NDArray[np.float32]:
         """Return the pooled vectors ``(b, d)`` of checked ids ``(n,)``, n of at least 1; weights where it is a sum."""
+
+
+class EncoderEngine(Protocol):
+    """A graph that encodes, loaded into an engine."""
+
+    name: str
+    version: str
+
+    def encode(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+        """Return the graph's output for inputs by their roles, each in the type that the graph asks for.
+
+        Args:
+            inputs: ``ids``, ``mask``, ``types`` ``(n, length)``, or ``pixels`` ``(n, h, w, c)`` or ``(n, c, h, w)``; n
+                from 1 to the graph's ``max_batch``, the length one of its signatures where it has some.
+
+        Returns:
+            ``(n, d)``, or ``(n, length, d)`` where the output holds tokens; in the output's own type.
+        """
 
 
 class EngineRows(Pooling):
@@ -106,7 +127,24 @@ def load_engine(name: str, path: str, *, bags: bool = False) -> OnnxRuntime | Li
     raise RequestError(f"expected an engine of kernels, {', '.join(FORMATS)}, found {name!r}")
 
 
-def engine_of(graph: Graph) -> str:
+def load_encoder(graph: EncoderGraph, bundle: Bundle, threads: int) -> EncoderEngine:
+    """Load a graph that encodes into its engine.
+
+    Raises:
+        MissingExtraError: the engine's package is not installed.
+        BundleError: the graph reads a file that it does not name, or is hostile, or its engine does not accept it.
+    """
+    path = _path(graph, bundle, allowed=graph.blobs)
+    if graph.format == "onnx":
+        from edge_embed.engines.onnx import OnnxEncoder
+
+        return OnnxEncoder(path, graph, threads)
+    from edge_embed.engines.tflite import LiteRtEncoder
+
+    return LiteRtEncoder(path, graph, threads)
+
+
+def engine_of(graph: Graph | EncoderGraph) -> str:
     """Return the name of the engine that runs a graph."""
     return next(name for name, format in FORMATS.items() if format == graph.format)
 
@@ -117,7 +155,8 @@ def open_graph(graph: Graph, bundle: Bundle, rows: Rows, dimensions: int) -> Eng
     Raises:
         BundleError: the graph reads a file that is no blob of the bundle, or its engine does not accept it.
     """
-    return EngineRows(load_engine(engine_of(graph), _path(graph, bundle)), rows, dimensions)
+    path = _path(graph, bundle, allowed=tuple(bundle.manifest.blobs))
+    return EngineRows(load_engine(engine_of(graph), path), rows, dimensions)
 
 
 def open_bag_graph(graph: Graph, bundle: Bundle) -> BagEngine:
@@ -126,23 +165,25 @@ def open_bag_graph(graph: Graph, bundle: Bundle) -> BagEngine:
     Raises:
         BundleError: the graph reads a file that is no blob of the bundle, or its engine does not accept it.
     """
-    return load_engine(engine_of(graph), _path(graph, bundle), bags=True)
+    path = _path(graph, bundle, allowed=tuple(bundle.manifest.blobs))
+    return load_engine(engine_of(graph), path, bags=True)
 
 
-def _path(graph: Graph, bundle: Bundle) -> str:
-    """Return where a graph lies, once it is known that it reads no file but those of the bundle."""
-    path = bundle.path / graph.blob
-    if graph.format == "onnx":
+def _path(graph: Graph | EncoderGraph, bundle: Bundle, allowed: tuple[str, ...]) -> str:
+    """Return where a graph lies, once it is known that it reads no file but those that it may, and nothing outside."""
+    path = str(bundle.path / graph.blob)
+    if graph.format == "tflite":
         try:
-            strangers = external_files(bundle.map(graph.blob)) - set(bundle.manifest.blobs)
+            examine(bundle.map(graph.blob))
         except ValueError as error:
-            raise BundleError(f"{path}: expected an ONNX graph, found: {error}") from error
-        if strangers:
-            raise BundleError(f"{path}: expected weights in files of the bundle, found {sorted(strangers)[0]!r}")
-    return str(path)
+            raise BundleError(f"{path}: expected a TFLite graph, found: {error}") from error
+    if graph.format == "onnx":
+        sizes = {name: bundle.manifest.blobs[name].size_bytes for name in allowed}
+        check_graph_file(path, bundle.map(graph.blob), sizes)
+    return path
 
 
-def open_engine(name: str, bundle: Bundle, model: Model, rows: Rows) -> EngineRows:
+def open_engine(name: str, bundle: Bundle, model: TableModel, rows: Rows) -> EngineRows:
     """Return a model's rows as the engine ``name`` decodes them, from the graph that the bundle has for it."""
     if name not in FORMATS:
         raise RequestError(f"expected an engine of kernels, {', '.join(FORMATS)}, found {name!r}")

@@ -53,25 +53,36 @@ def _locations(data: memoryview, message: str, depth: int) -> Iterator[bytes]:
 
 def _fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
     """Yield number and bytes of every length-delimited field of a message."""
+    return ((number, value) for number, value in fields_of(data) if isinstance(value, memoryview))
+
+
+def fields_of(data: memoryview) -> Iterator[tuple[int, memoryview | int]]:
+    """Yield number and value of every field of a message: bytes, or a number; those of fixed width are passed over.
+
+    Raises:
+        ValueError: the bytes are no protobuf message.
+    """
     at = 0
     while at < len(data):
-        tag, at = _varint(data, at)
+        tag, at = varint(data, at)
         kind = tag & 7
         if kind == 2:
-            length, at = _varint(data, at)
+            length, at = varint(data, at)
             if at + length > len(data):
                 raise ValueError(f"a field of {length} bytes at {at}, {len(data) - at} are left")
             yield tag >> 3, data[at : at + length]
             at += length
         elif kind == 0:
-            _, at = _varint(data, at)
+            value, at = varint(data, at)
+            yield tag >> 3, value
         elif kind in (1, 5):
             at += 8 if kind == 1 else 4
         else:
             raise ValueError(f"a field of the unknown wire type {kind} at {at}")
 
 
-def _varint(data: memoryview, at: int) -> tuple[int, int]:
+def varint(data: memoryview, at: int) -> tuple[int, int]:
+    """Return the number at a place, and the place behind it."""
     value = shift = 0
     while at < len(data) and shift < 70:
         byte = data[at]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import threading
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_embed.errors import BundleError, MissingExtraError
+from edge_embed_bundle.encoders import EncoderGraph
 
 # Either brings the same Interpreter; the second is the last release of its forerunner, for boards without the first.
 _PACKAGES = (("ai_edge_litert.interpreter", "ai-edge-litert"), ("tflite_runtime.interpreter", "tflite-runtime"))
@@ -76,6 +78,77 @@ class LiteRt:
         self._interpreter.invoke()
         vectors: NDArray[np.float32] = self._interpreter.get_tensor(self._output[0]["index"])
         return vectors
+
+
+class LiteRtEncoder:
+    """A graph that encodes in one interpreter, which is no place for two callers at once.
+
+    With named signatures, each is a way in of its own; without, the inputs are resized to what is given.
+    """
+
+    name = "litert"
+
+    def __init__(self, path: str, graph: EncoderGraph, threads: int) -> None:
+        interpreter, self.version = _interpreter()
+        self._path = path
+        self._output = graph.output.name
+        self._names = {each.role: each.name for each in graph.inputs}
+        self._signatures = {each.length: each.name for each in graph.signatures if each.name is not None}
+        self._runners: dict[int, Any] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._running = threading.Lock()
+        try:
+            self._interpreter: Any = interpreter.Interpreter(model_path=path, num_threads=threads)
+            known = self._interpreter.get_signature_list()
+            inputs = {each["name"]: each["index"] for each in self._interpreter.get_input_details()}
+            outputs = {each["name"]: each["index"] for each in self._interpreter.get_output_details()}
+        except (ValueError, RuntimeError) as error:
+            raise BundleError(f"{path}: expected a graph that {self.version} loads, found: {error}") from error
+        if self._signatures:
+            for name in self._signatures.values():
+                signature = known.get(name, {"inputs": [], "outputs": []})
+                self._check(sorted(signature["inputs"]), signature["outputs"], f" in the signature {name}")
+        else:
+            self._check(sorted(inputs), list(outputs), "")
+            self._inputs = {role: inputs[name] for role, name in self._names.items()}
+            self._place = outputs[self._output]
+
+    def encode(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+        """See :meth:`edge_embed.engines.EncoderEngine.encode`."""
+        with self._running:
+            try:
+                return self._by_signature(inputs) if self._signatures else self._resized(inputs)
+            except (ValueError, RuntimeError, KeyError) as error:
+                self._shapes = {}
+                raise BundleError(f"{self._path}: expected vectors from {self.version}, found: {error}") from error
+
+    def _by_signature(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+        length = next(iter(inputs.values())).shape[1]
+        if length not in self._runners:
+            self._runners[length] = self._interpreter.get_signature_runner(self._signatures[length])
+        given = {self._names[role]: values for role, values in inputs.items()}
+        found: NDArray[Any] = self._runners[length](**given)[self._output]
+        return found
+
+    def _resized(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+        shapes = {role: values.shape for role, values in inputs.items()}
+        if shapes != self._shapes:
+            for role, shape in shapes.items():
+                self._interpreter.resize_tensor_input(self._inputs[role], shape)
+            self._interpreter.allocate_tensors()
+            self._shapes = shapes
+        for role, values in inputs.items():
+            self._interpreter.set_tensor(self._inputs[role], values)
+        self._interpreter.invoke()
+        found: NDArray[Any] = self._interpreter.get_tensor(self._place)
+        return found
+
+    def _check(self, inputs: list[str], outputs: list[str], where: str) -> None:
+        expected = sorted(self._names.values())
+        if inputs != expected or self._output not in outputs:
+            raise BundleError(
+                f"{self._path}: expected a graph from {expected} to {self._output}{where}, found {inputs} to {outputs}"
+            )
 
 
 def _interpreter() -> tuple[Any, str]:

@@ -7,7 +7,9 @@ the chosen codec is then exported to the target, to the same bytes. What is trie
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from edge_embed.errors import BundleError, EdgeEmbedError, MissingExtraError, RequestError
@@ -50,26 +52,35 @@ def export_smallest(source: Source, options: Options, progress: Progress = SILEN
         LossError: none does.
         RequestError: as :func:`export`.
     """
-    limit = DEFAULT_MAX_LOSS if options.max_loss is None else options.max_loss
     if options.codecs:
         raise RequestError(
             f"--codec {AUTO}: expected no other codec beside it, found one for {', '.join(options.codecs)}"
         )
     names = candidates(source.table.vectors.shape[1])
-    trials = tuple(_tried(source, replace(options, codec=name), limit, progress) for name in names)
+    return smallest(names, options, partial(export, source, progress=progress))
+
+
+def smallest(
+    names: Sequence[str], options: Options, write: Callable[[Options], Report]
+) -> tuple[Report, tuple[Trial, ...]]:
+    """Let ``write`` make a bundle of each codec, and the smallest one that stays within the loss again, to its place.
+
+    Raises:
+        LossError: none does.
+    """
+    limit = DEFAULT_MAX_LOSS if options.max_loss is None else options.max_loss
+    trials = tuple(_tried(write, replace(options, codec=name), limit) for name in names)
     within = [(trial.price, trial.codec) for trial in trials if trial.price is not None and trial.within]
     if not within:
         raise _none_within(trials, limit)
     _, chosen = min(within, key=lambda tried: tried[0].size_bytes)
-    return export(source, replace(options, codec=chosen, max_loss=limit), progress), trials
+    return write(replace(options, codec=chosen, max_loss=limit)), trials
 
 
-def _tried(source: Source, options: Options, limit: float, progress: Progress) -> Trial:
+def _tried(write: Callable[[Options], Report], options: Options, limit: float) -> Trial:
     with tempfile.TemporaryDirectory(prefix="edge-embed-", dir=spool_folder()) as folder:
         try:
-            report = export(
-                source, replace(options, target=Path(folder) / "trial", replace=False, max_loss=None), progress
-            )
+            report = write(replace(options, target=Path(folder) / "trial", replace=False, max_loss=None))
         except MissingExtraError:
             raise
         except (RequestError, BundleError) as error:

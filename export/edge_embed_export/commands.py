@@ -7,6 +7,8 @@ import json
 import math
 import re
 from collections import Counter
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from edge_embed.commands import Command
@@ -17,17 +19,40 @@ from edge_embed_bundle.bundle import Bundle
 from edge_embed_bundle.manifest import BAG_MODES, BagRecipe, LatencyBudget
 from edge_embed_bundle.slots import is_store
 from edge_embed_bundle.store import Store
-from edge_embed_export.choosing import AUTO, Trial, export_smallest
+from edge_embed_export.choosing import AUTO, Trial, export_smallest, smallest
 from edge_embed_export.codecs import ENCODERS
 from edge_embed_export.demo import run_demo
+from edge_embed_export.distilling import DIMENSIONS, distilled
+from edge_embed_export.encoders import export_encoder
 from edge_embed_export.evaluation import KINDS, Evaluation, read_evaluation
 from edge_embed_export.exporter import Report, export
 from edge_embed_export.files import read_named
-from edge_embed_export.options import ALL_TABLES, DEFAULT_BOARD, DEFAULT_RECALL, GRAPH_FORMATS, Hashing, Options
+from edge_embed_export.image_encoders import export_image_encoder
+from edge_embed_export.options import (
+    ALL_TABLES,
+    DEFAULT_BOARD,
+    DEFAULT_RECALL,
+    ENCODER_GRAPHS,
+    GRAPH_FORMATS,
+    Hashing,
+    Options,
+)
 from edge_embed_export.page import Page, check_page, write_page
 from edge_embed_export.preparing import ORDERS, REDUCTIONS, Preparing, prepared
 from edge_embed_export.pricing import DEFAULT_MAX_LOSS, LossError
-from edge_embed_export.sources import Reading, read_source, readers
+from edge_embed_export.sources import (
+    IMAGE,
+    ONNX_TEXT,
+    TEXT_GRAPH,
+    Reading,
+    Source,
+    encoder_readers,
+    encoder_shown,
+    read_encoder,
+    read_source,
+    readers,
+)
+from edge_embed_export.sources.encoders import EncoderSource
 
 _DIGITS = re.compile(r"[0-9]{1,10}")
 
@@ -38,7 +63,7 @@ _PACKAGES = ("onnx", "flatbuffers", "safetensors", "tokenizers")
 def _configure_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SOURCE", type=Path, help="a model's file or folder")
     parser.add_argument("-o", "--output", metavar="BUNDLE", type=Path, required=True, help="the folder to write")
-    parser.add_argument("--format", choices=tuple(readers()), help="default: what the content shows")
+    parser.add_argument("--format", choices=(*readers(), *encoder_readers()), help="default: what the content shows")
     parser.add_argument(
         "--vocab", metavar="FILE", type=Path, help="words and their counts, a line each: orders the rows"
     )
@@ -70,6 +95,12 @@ def _configure_export(parser: argparse.ArgumentParser) -> None:
         choices=REDUCTIONS,
         help="pca: on the table's principal directions; leading: its first numbers, of a model trained for that (pca)",
     )
+    parser.add_argument(
+        "--distill",
+        action="store_true",
+        help="make a static encoder of a transformer's folder: every token through the model once, then --dimensions "
+        f"principal components ({DIMENSIONS}); with --eval of texts, what that loses beside the transformer is told",
+    )
     parser.add_argument("--key-column", metavar="NAME", help="the column, field or array of keys")
     parser.add_argument("--vector-column", metavar="NAME", help="the column, field or array of vectors")
     parser.add_argument(
@@ -81,6 +112,7 @@ def _configure_export(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="[TABLE=]CODEC",
         help=f"how vectors are stored: {', '.join(ENCODERS)}; pq:50 and rq:20 with that many codes a row (int8); "
+        "of an encoder, how its weights are: float32, int8, int8-blocks; "
         f"again with TABLE=CODEC for single tables; '{AUTO}' alone tries them and takes the smallest bundle within "
         "--max-loss",
     )
@@ -134,12 +166,24 @@ def _configure_export(parser: argparse.ArgumentParser) -> None:
         f"TABLE {ALL_TABLES} for all",
     )
     parser.add_argument(
-        "--graphs", default=",".join(GRAPH_FORMATS), help="comma-separated, or 'none' (onnx,tflite)", metavar="FORMATS"
+        "--graphs", help="comma-separated, or 'none' (of tables onnx,tflite; of an encoder onnx)", metavar="FORMATS"
     )
     parser.add_argument("--board", default=DEFAULT_BOARD, help=f"whose budgets to declare ({DEFAULT_BOARD})")
     parser.add_argument("--name", help="the bundle's name; default: the output folder's")
     parser.add_argument("--version", default="1.0.0", help="the bundle's version (1.0.0)")
-    parser.add_argument("--collection", metavar="FILE", type=Path, help="lines of text to encode and search in")
+    parser.add_argument(
+        "--collection",
+        metavar="FILE",
+        type=Path,
+        help="lines of text to encode and search in; for an image encoder, a folder of pictures",
+    )
+    parser.add_argument(
+        "--image-recipe",
+        metavar="FILE",
+        type=Path,
+        help="how pictures become an image encoder's pixels, in TOML or JSON, or a preprocessor_config.json; default: "
+        "what lies beside its file (X.image.toml), its metadata, or pixels as they are where it takes whole numbers",
+    )
     parser.add_argument("--parent", metavar="BUNDLE", type=Path, help="the bundle that this one follows")
     parser.add_argument(
         "--budget",
@@ -157,6 +201,14 @@ def _configure_export(parser: argparse.ArgumentParser) -> None:
 
 def _export(arguments: argparse.Namespace) -> int:
     memory_bytes, latency = _budgets(arguments.budget)
+    format = arguments.format or encoder_shown(arguments.source)
+    is_encoder, is_image = format in encoder_readers() and not arguments.distill, format == IMAGE
+    if arguments.distill and format not in (None, "transformer"):
+        raise RequestError(f"--distill: expected a transformer's folder, found --format {format}")
+    if arguments.image_recipe and not is_image:
+        raise RequestError(
+            "--image-recipe: expected an image encoder (--format image) to say it of, found another source"
+        )
     codecs = _by_table(arguments.codec)
     options = Options(
         target=arguments.output,
@@ -166,11 +218,11 @@ def _export(arguments: argparse.Namespace) -> int:
         codecs=codecs,
         bags={table: _bag(text) for table, text in _by_table(arguments.bag).items()},
         hashes=dict(map(_hashing, arguments.hash)),
-        graphs=() if arguments.graphs == "none" else tuple(dict.fromkeys(arguments.graphs.split(","))),
+        graphs=_graphs(arguments.graphs, ENCODER_GRAPHS if is_encoder else GRAPH_FORMATS),
         board=arguments.board,
         memory_budget_bytes=memory_bytes,
         latency_budgets=latency,
-        collection=read_lines(arguments.collection) if arguments.collection else (),
+        collection=read_lines(arguments.collection) if arguments.collection and not is_image else (),
         parent=_identity(arguments.parent) if arguments.parent else None,
         replace=arguments.force,
         evaluations=tuple(read_evaluation(word) for word in arguments.eval),
@@ -194,16 +246,29 @@ def _export(arguments: argparse.Namespace) -> int:
         arguments.vocab,
         arguments.keep,
         arguments.keep_words,
-        arguments.dimensions,
+        None if arguments.distill else arguments.dimensions,
         arguments.reduce,
     )
-    source = prepared(read_source(arguments.source, arguments.format, reading, progress), preparing, progress)
     trials: tuple[Trial, ...] = ()
+    source: Source | EncoderSource
+    if is_encoder and format is not None:
+        source = _encoder_source(arguments.source, format, reading, preparing, arguments.image_recipe)
+    elif arguments.distill:
+        source = _distilled_source(arguments, reading, preparing, progress)
+    else:
+        source = prepared(read_source(arguments.source, arguments.format, reading, progress), preparing, progress)
     try:
-        if options.codec == AUTO:
-            report, trials = export_smallest(source, options, progress)
+        if isinstance(source, EncoderSource) and is_image:
+            options = _as_it_is(source, options, arguments)
+            if options.evaluations or options.max_loss is not None:
+                raise RequestError(
+                    f"{source.title}: expected no --eval or --max-loss for images, which no question is of, found one"
+                )
+            report = export_image_encoder(source, options, arguments.collection, progress)
         else:
-            report = export(source, options, progress)
+            if isinstance(source, EncoderSource) and format in (TEXT_GRAPH, ONNX_TEXT):
+                options = _as_it_is(source, options, arguments)
+            report, trials = _exported(source, options, progress)
     except LossError as error:
         if arguments.report and error.prices:
             write_page(arguments.report, Page(options.name, source.title, error.prices, None, str(error)))
@@ -218,6 +283,60 @@ def _export(arguments: argparse.Namespace) -> int:
         for line in (*trial_lines(trials, report.price.codec), *report_lines(report), *notes):
             print(line)
     return 0
+
+
+def _encoder_source(
+    path: Path, format: str, reading: Reading, preparing: Preparing, image_recipe: Path | None
+) -> EncoderSource:
+    if reading != Reading() or preparing != Preparing():
+        raise RequestError(
+            f"--format {format}: expected no options that choose tables, keys, columns, rows or dimensions beside an "
+            "encoder, found some"
+        )
+    return read_encoder(path, format, image_recipe)
+
+
+def _distilled_source(
+    arguments: argparse.Namespace, reading: Reading, preparing: Preparing, progress: Progress
+) -> Source:
+    if reading != Reading() or preparing != Preparing():
+        raise RequestError(
+            "--distill: expected no options that choose tables, keys, columns or rows beside a transformer, found some"
+        )
+    dimensions = DIMENSIONS if arguments.dimensions is None else arguments.dimensions
+    return distilled(arguments.source, dimensions, progress)
+
+
+def _as_it_is(source: EncoderSource, options: Options, arguments: argparse.Namespace) -> Options:
+    """Return the options for a graph of another maker: what the user left open is what the file is."""
+    if options.codec == AUTO:
+        raise RequestError(f"{source.title}: expected no --codec {AUTO} for a graph that stays as it is, found it")
+    format, variant = source.network.original
+    return replace(
+        options,
+        codec=options.codec if _said(arguments.codec) else variant,
+        graphs=options.graphs if arguments.graphs is not None else (format,),
+    )
+
+
+def _said(codecs: list[str]) -> bool:
+    return ALL_TABLES in _by_table(codecs)
+
+
+def _exported(source: Source | EncoderSource, options: Options, progress: Progress) -> tuple[Report, tuple[Trial, ...]]:
+    if isinstance(source, EncoderSource):
+        if options.codec == AUTO:
+            return smallest(source.variants, options, partial(export_encoder, source, progress=progress))
+        return export_encoder(source, options, progress), ()
+    if options.codec == AUTO:
+        return export_smallest(source, options, progress)
+    return export(source, options, progress), ()
+
+
+def _graphs(words: str | None, usual: tuple[str, ...]) -> tuple[str, ...]:
+    if words is None:
+        return usual
+    return () if words == "none" else tuple(dict.fromkeys(words.split(",")))
 
 
 def _loss(word: str) -> float:
@@ -305,6 +424,7 @@ def report_lines(report: Report) -> list[str]:
             f"cosine mean {price.mean_cosine:.6f}, worst {price.worst_cosine:.6f}"
         )
     lines += evaluation_lines(report.price.evaluations)
+    lines += evaluation_lines(report.price.teacher, "teacher", "distilled")
     for model in manifest.models:
         for graph in model.graphs:
             proven = ", ".join(f"{engine.name} {engine.version}" for engine in graph.proven) or "no engine"
@@ -312,10 +432,10 @@ def report_lines(report: Report) -> list[str]:
     return lines
 
 
-def evaluation_lines(evaluations: tuple[Evaluation, ...]) -> list[str]:
+def evaluation_lines(evaluations: tuple[Evaluation, ...], before: str = "float32", after: str = "packed") -> list[str]:
     """Return a line per score: both sides, the loss and its interval, and how many questions were known."""
     return [
-        f"  {each.name} {score.measure}: float32 {score.float32:.4f}, packed {score.packed:.4f}, "
+        f"  {each.name} {score.measure}: {before} {score.float32:.4f}, {after} {score.packed:.4f}, "
         f"loss {score.loss:.4f} ({score.loss_interval}), {each.known} of {each.asked} questions known"
         for each in evaluations
         for score in each.scores

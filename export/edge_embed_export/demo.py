@@ -121,7 +121,7 @@ def _export(
 
 
 def _summary(manifest: Manifest) -> str:
-    tables = ", ".join(f"{model.name} {model.rows} rows" for model in manifest.models)
+    tables = ", ".join(f"{model.name} {model.rows} rows" for model in manifest.tables)
     graphs = ", ".join(graph.blob for model in manifest.models for graph in model.graphs)
     return f"{tables}; {graphs}"
 

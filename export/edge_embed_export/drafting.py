@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from edge_embed.errors import RequestError
 from edge_embed.kernels.reference import SCAN_ROWS
 from edge_embed.memory import format_size
 from edge_embed.text import BATCH_TOKENS
-from edge_embed_bundle.manifest import Blob, Budgets, Manifest, Model, Requirements
+from edge_embed_bundle.encoders import EncoderModel
+from edge_embed_bundle.manifest import Budgets, Manifest, Model, Requirements, TableModel
+from edge_embed_bundle.values import Blob
 from edge_embed_devices.budgets import default_budgets
 from edge_embed_devices.profiles import board_named
 from edge_embed_export.options import Options
@@ -18,9 +20,9 @@ from edge_embed_export.sources import Source
 
 # Private memory of a runtime beyond numpy, measured on x86-64 with CPython 3.11 and rounded up: its modules and maps;
 # the tokenizers package with its threads; what a tokenizer takes per byte of its definition.
-_RUNTIME_BYTES = 4 * 2**20
+RUNTIME_BYTES = 4 * 2**20
 # Each further table: its maps, its arrays and its part of the manifest.
-_TABLE_BYTES = 48 * 2**10
+TABLE_BYTES = 48 * 2**10
 _TOKENIZERS_BYTES = 6 * 2**20
 _TOKENIZER_FACTOR = 24
 # What a number takes while it is decoded, the result included, and while it is scanned: codes are scanned by tables of
@@ -30,24 +32,17 @@ _PLANE_BYTES = 6
 _SCAN_BYTES = {"float32": 4, "float16": 6, "int8": 4, "int4": 14, "pq": 0, "opq": 0, "rq": 0}
 
 
-def draft_manifest(source: Source, options: Options, models: tuple[Model, ...], blobs: Mapping[str, Blob]) -> Manifest:
+def draft_manifest(
+    source: Source, options: Options, models: tuple[TableModel, ...], blobs: Mapping[str, Blob]
+) -> Manifest:
     """Return the manifest without what is only known when the bundle has answered."""
-    codecs = {f"codec-{model.codec}" for model in models}
-    text = {feature for model in models if model.text is not None for feature in model.text.features}
-    words = {f"subwords-{model.subwords.algorithm}" for model in models if model.subwords is not None}
-    words |= {"classify-fasttext" for model in models if model.classify is not None}
-    keys = {"key-index-1" for model in models if model.key_index is not None}
-    bags = {"bag-1" for model in models if model.bag is not None}
-    spaces = {"model-space" for model in models if model.space is not None}
-    hashes = {"unknown-hash" for model in models if model.hash is not None}
-    features = tuple(sorted({*codecs, *text, *words, *keys, *bags, *spaces, *hashes}))
     return Manifest(
         name=options.name,
         version=options.version,
         space=space_of(source.table, source.title),
         models=models,
         blobs=blobs,
-        requirements=Requirements(features, _private_bytes(source, models)),
+        requirements=Requirements(features_of(models), _private_bytes(source, models)),
         budgets=_budgets(source, options, models),
         quality={},
         golden=(),
@@ -55,22 +50,47 @@ def draft_manifest(source: Source, options: Options, models: tuple[Model, ...], 
     )
 
 
-def _private_bytes(source: Source, models: tuple[Model, ...]) -> int:
+def features_of(models: Sequence[Model]) -> tuple[str, ...]:
+    """Return what a reader must know to answer rightly from these models."""
+    features = {"model-space" for model in models if model.space is not None}
+    for model in models:
+        if isinstance(model, EncoderModel):
+            features.update(model.features)
+            continue
+        features.add(f"codec-{model.codec}")
+        features |= set() if model.text is None else set(model.text.features)
+        features |= set() if model.subwords is None else {f"subwords-{model.subwords.algorithm}"}
+        there = {
+            "classify-fasttext": model.classify,
+            "key-index-1": model.key_index,
+            "bag-1": model.bag,
+            "unknown-hash": model.hash,
+        }
+        features |= {name for name, recipe in there.items() if recipe is not None}
+    return tuple(sorted(features))
+
+
+def tokenizer_bytes(definition: bytes) -> int:
+    """Predict the private memory of a tokenizer and its package."""
+    return _TOKENIZERS_BYTES + _TOKENIZER_FACTOR * len(definition)
+
+
+def _private_bytes(source: Source, models: tuple[TableModel, ...]) -> int:
     """Predict what a runtime adds to a process that has numpy: its objects, a tokenizer, the buffers of a call."""
     definition = tokenizer_of(source)
-    tokenizer = 0 if definition is None else _TOKENIZERS_BYTES + _TOKENIZER_FACTOR * len(definition)
+    tokenizer = 0 if definition is None else tokenizer_bytes(definition)
     # Of parts of words, a call reads a few rows.
     scan = max(
-        (_scan_bytes(model) for model in models if model.key_index is not None and model.subwords is None), default=0
+        (scan_bytes(model) for model in models if model.key_index is not None and model.subwords is None), default=0
     )
     batch = max(
         _DECODE_BYTES[model.codec] * BATCH_TOKENS * model.dimensions if model.text is not None else 0
         for model in models
     )
-    return _RUNTIME_BYTES + _TABLE_BYTES * (len(models) - 1) + tokenizer + scan + batch
+    return RUNTIME_BYTES + TABLE_BYTES * (len(models) - 1) + tokenizer + scan + batch
 
 
-def _scan_bytes(model: Model) -> int:
+def scan_bytes(model: TableModel) -> int:
     """Predict what a scan holds: a block of rows as float32, and scores with their quotients and order."""
     block = min(SCAN_ROWS, model.rows)
     # Labels are scored all at once; of rows that are searched, the best of a block are kept.
@@ -81,7 +101,7 @@ def _scan_bytes(model: Model) -> int:
     return per_number * model.dimensions * block + 32 * scored
 
 
-def _scanned_rows(model: Model) -> int:
+def scanned_rows(model: TableModel) -> int:
     """Return how many rows a search for ten neighbours goes through, its centroids among them."""
     if model.search is None:
         return model.rows
@@ -89,7 +109,7 @@ def _scanned_rows(model: Model) -> int:
     return lists + -(-model.rows * model.search.probes // lists)
 
 
-def _budgets(source: Source, options: Options, models: tuple[Model, ...]) -> Budgets:
+def _budgets(source: Source, options: Options, models: tuple[TableModel, ...]) -> Budgets:
     there = {
         "lookup": True,
         "encode": models[0].text is not None,
@@ -98,7 +118,7 @@ def _budgets(source: Source, options: Options, models: tuple[Model, ...]) -> Bud
         "bag": any(model.bag is not None for model in models),
     }
     operations = tuple(name for name, answered in there.items() if answered)
-    scanned = max((_scanned_rows(model) * model.dimensions for model in models if searchable(model)), default=0)
+    scanned = max((scanned_rows(model) * model.dimensions for model in models if searchable(model)), default=0)
     budgets = default_budgets(board_named(options.board), operations, scanned)
     strangers = set(options.latency_budgets) - set(operations)
     if strangers:

@@ -23,13 +23,14 @@ from pathlib import Path
 
 from edge_embed.progress import SILENT, Progress
 from edge_embed.runtime import Runtime
-from edge_embed_bundle.manifest import Blob, Golden, Manifest
+from edge_embed_bundle.manifest import Golden, Manifest
+from edge_embed_bundle.values import Blob
 from edge_embed_bundle.writer import BundleWriter
 from edge_embed_export.drafting import draft_manifest
 from edge_embed_export.evaluation import Evaluation
 from edge_embed_export.options import Options, check_options, codec_said
 from edge_embed_export.parts import TOKENIZER_BLOB, check_tables, parts_of, tokenizer_of
-from edge_embed_export.pricing import Price, check_loss, evaluated, manifest_quality
+from edge_embed_export.pricing import Price, beside_teacher, check_loss, evaluated, manifest_quality
 from edge_embed_export.proving import measured, prove
 from edge_embed_export.quality import Quality
 from edge_embed_export.sources import Source
@@ -78,13 +79,14 @@ def export(source: Source, options: Options, progress: Progress = SILENT) -> Rep
         draft = partial(draft_manifest, source, options, made)
         with Runtime(writer.preview(draft), verify=False) as runtime:
             evaluations = evaluated(source, options.evaluations, runtime.bundle)
+            teacher = beside_teacher(source, options.evaluations, runtime.bundle)
             golden = write_golden(writer, runtime)
         prices: list[Price] = []
         codec = codec_said(options, [table.name for table in source.tables if not table.is_helper])
 
         def sign(blobs: Mapping[str, Blob]) -> Manifest:
-            signed = _signed_off(draft_manifest(source, options, made, blobs), golden, quality, evaluations)
-            prices.append(Price(codec, signed.size_bytes, quality, evaluations))
+            signed = _signed_off(draft_manifest(source, options, made, blobs), golden, quality, evaluations, teacher)
+            prices.append(Price(codec, signed.size_bytes, quality, evaluations, teacher))
             check_loss(prices[0], options.max_loss)
             return signed
 
@@ -97,12 +99,13 @@ def _signed_off(
     golden: tuple[Golden, ...],
     quality: Mapping[str, Quality],
     evaluations: tuple[Evaluation, ...],
+    teacher: tuple[Evaluation, ...],
 ) -> Manifest:
     """Return the manifest with what the bundle answered; a budget that no question measures is no promise."""
     asked = {question.operation for question in golden if question.inputs}
     operations = {name: budget for name, budget in draft.budgets.operations.items() if name in asked}
     return draft._replace(
         golden=golden,
-        quality=manifest_quality(quality, evaluations, draft.models[0].name),
+        quality=manifest_quality(quality, evaluations, draft.models[0].name, teacher),
         budgets=draft.budgets._replace(operations=operations),
     )

@@ -7,12 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from edge_embed.errors import RequestError
-from edge_embed_bundle.manifest import NAME, VERSION, BagRecipe, LatencyBudget
+from edge_embed_bundle.manifest import VERSION, BagRecipe, LatencyBudget
+from edge_embed_bundle.values import NAME
 from edge_embed_devices.profiles import board_named
 from edge_embed_export.codecs import encoder
 from edge_embed_export.evaluation import Task
 
 GRAPH_FORMATS = ("onnx", "tflite")
+#: Where the user names none: a second graph of an encoder would take as much flash again.
+ENCODER_GRAPHS = ("onnx",)
 DEFAULT_BOARD = "pi-zero-2w"
 COLLECTION = "collection"
 DEFAULT_RECALL = 0.99
@@ -68,12 +71,22 @@ def codec_said(options: Options, tables: Sequence[str]) -> str:
 
 
 def check_options(options: Options) -> None:
-    """Refuse what no source could make possible.
+    """Refuse what no table could make possible.
 
     Raises:
         RequestError: a codec, graph format or board is unknown, or a name or version is none.
     """
-    for codec in (options.codec, *options.codecs.values()):
+    encoder(options.codec)
+    check_naming(options)
+
+
+def check_naming(options: Options) -> None:
+    """Refuse what no source could make possible.
+
+    Raises:
+        RequestError: a table's codec, a graph format or a board is unknown, or a name or version is none.
+    """
+    for codec in options.codecs.values():
         encoder(codec)
     if not NAME.fullmatch(options.name):
         raise RequestError(

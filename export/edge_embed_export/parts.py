@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_embed import kernels
 from edge_embed.errors import RequestError
 from edge_embed.progress import Progress
 from edge_embed.text import HuggingFaceTokenizer, TextEncoder
 from edge_embed_bundle.manifest import (
-    DIMENSIONS_CEILING,
     HASH_ALGORITHM,
     INDEX_ALGORITHM,
-    NAME,
     SEARCH_ALGORITHM,
     BagRecipe,
     ClassifyRecipe,
     HashRecipe,
     KeyIndex,
     SearchRecipe,
-    Space,
     SubwordRecipe,
     TextRecipe,
 )
+from edge_embed_bundle.values import DIMENSIONS_CEILING, NAME, Space
 from edge_embed_devices.profiles import board_named
 from edge_embed_export.clusters import FEWEST_ROWS, Clusters
 from edge_embed_export.codecs import Encoded, decoded_blocks, encode_int8, encode_plane, encoder
 from edge_embed_export.key_index import build_index
-from edge_embed_export.matrix import BLOCK_ROWS, Matrix, blocks_of
+from edge_embed_export.matrix import Matrix, blocks_of
 from edge_embed_export.options import ALL_TABLES, COLLECTION, Hashing, Options
 from edge_embed_export.preparing import in_lists
 from edge_embed_export.sources import Source, SourceTable
@@ -42,6 +41,7 @@ _LABELS_CODEC = "float32"
 _FINER_THAN_PLANE = ("float32", "float16", "int8")
 # What is left to the rows of one table where a system, an application and other files want to stay in memory, too.
 _SHARE_OF_RAM = 2
+_LINES_AT_A_TIME = 64
 # The smallest normal number of float32 and eight digits more.
 _SHORTEST = 1e-30
 
@@ -141,12 +141,17 @@ def parts_of(source: Source, options: Options, progress: Progress) -> list[Part]
             )
         parts.append(replace(part, space=space, bag=bag, hash=hashed))
     if options.collection:
-        collection = _collection(source, options.collection, progress)
-        if len(collection.vectors) >= FEWEST_ROWS:
-            # Nobody asks for its rows but a search.
-            collection = in_lists(collection, progress)
-        parts.append(_part(collection, source.title, options.codec, (), options))
+        encode = _static_encoder(source).encode
+        collection = collection_of(options.collection, encode, source.table.weights_digest, progress)
+        parts.append(collection_part(collection, source.title, options.codec, options, progress))
     return parts
+
+
+def collection_part(table: SourceTable, title: str, codec: str, options: Options, progress: Progress) -> Part:
+    """Return a collection, encoded and indexed; a large one in lists: nobody asks for its rows but a search."""
+    if len(table.vectors) >= FEWEST_ROWS:
+        table = in_lists(table, progress)
+    return _part(table, title, codec, (), options)
 
 
 def space_of(table: SourceTable, title: str) -> Space:
@@ -280,12 +285,12 @@ def tokenizer_of(source: Source) -> bytes | None:
     return next((table.text.tokenizer for table in source.tables if table.text and table.text.tokenizer), None)
 
 
-def _collection(source: Source, lines: Sequence[str], progress: Progress) -> SourceTable:
-    """Return lines of text with their vectors by the encoder as its source has it, before any codec."""
+def _static_encoder(source: Source) -> TextEncoder:
+    """Return the encoder of a source as its trainer left it, before any codec."""
     table = source.table
     if table.text is None or table.text.tokenizer is None:
         raise RequestError(f"{source.title}: expected a source with a tokenizer to encode a collection, found none")
-    encoder = TextEncoder(
+    return TextEncoder(
         HuggingFaceTokenizer(
             table.text.tokenizer,
             table.text.max_tokens,
@@ -293,14 +298,23 @@ def _collection(source: Source, lines: Sequence[str], progress: Progress) -> Sou
             max_letters=table.text.max_letters,
             skipped=table.text.skipped_token,
         ),
-        lambda ids: table.vectors[ids],
+        lambda ids, counts: kernels.pool(table.vectors[ids], counts, "mean"),
         dimensions=table.vectors.shape[1],
         normalize=table.text.normalize,
     )
+
+
+def collection_of(
+    lines: Sequence[str],
+    encode: Callable[[Sequence[str]], NDArray[np.float32]],
+    weights_digest: str,
+    progress: Progress,
+) -> SourceTable:
+    """Return lines of text with their vectors by an encoder of that digest."""
     blocks = []
     with progress.task("encoding the collection", len(lines)) as advance:
-        for start in range(0, len(lines), BLOCK_ROWS):
-            blocks.append(encoder.encode(lines[start : start + BLOCK_ROWS]))
+        for start in range(0, len(lines), _LINES_AT_A_TIME):
+            blocks.append(encode(lines[start : start + _LINES_AT_A_TIME]))
             advance(len(blocks[-1]))
     keys = tuple(line.encode("utf-8") for line in lines)
-    return SourceTable(COLLECTION, keys, np.concatenate(blocks), table.weights_digest)
+    return SourceTable(COLLECTION, keys, np.concatenate(blocks), weights_digest)

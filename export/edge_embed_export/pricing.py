@@ -26,8 +26,8 @@ from edge_embed.keys import to_bytes
 from edge_embed.serving import Serving
 from edge_embed.table import Table
 from edge_embed_bundle.bundle import Bundle
-from edge_embed_bundle.manifest import Model
-from edge_embed_export.evaluation import Evaluation, Side, Task, evaluate
+from edge_embed_bundle.manifest import TableModel
+from edge_embed_export.evaluation import TEXT_KINDS, Evaluation, Side, Task, evaluate
 from edge_embed_export.matrix import Matrix
 from edge_embed_export.quality import Quality
 from edge_embed_export.sources import Source, SourceTable
@@ -43,6 +43,8 @@ class Price:
     size_bytes: int
     quality: Mapping[str, Quality]
     evaluations: tuple[Evaluation, ...] = ()
+    #: The same questions asked of the model that was distilled, in the place of float32; no limit counts them.
+    teacher: tuple[Evaluation, ...] = ()
 
     @property
     def losses(self) -> Mapping[str, float]:
@@ -68,6 +70,7 @@ class Price:
             "size_bytes": self.size_bytes,
             "quality": {name: quality.to_json() for name, quality in self.quality.items()},
             "evaluations": [each.to_json() for each in self.evaluations],
+            **({"teacher": [each.to_json() for each in self.teacher]} if self.teacher else {}),
             "losses": dict(self.losses),
         }
 
@@ -123,6 +126,19 @@ def evaluated(source: Source, tasks: tuple[Task, ...], bundle: Bundle) -> tuple[
     return tuple(evaluate(task, before, after) for task in tasks)
 
 
+def beside_teacher(source: Source, tasks: tuple[Task, ...], bundle: Bundle) -> tuple[Evaluation, ...]:
+    """Return what texts' questions show of the model that a source was distilled from, and of the bundle.
+
+    Raises:
+        MissingExtraError: a package of the extra ``evaluate`` is not installed.
+    """
+    if source.teacher is None:
+        return ()
+    teacher = Side(0, lambda _: -1, lambda rows: np.empty((len(rows), 0), np.float32), source.teacher.encode)
+    after = _side(Serving(bundle))
+    return tuple(evaluate(task, teacher, after) for task in tasks if task.questions.kind in TEXT_KINDS)
+
+
 class _TrainedRows(Pooling):
     """A source's vectors in the place of a bundle's rows."""
 
@@ -142,7 +158,7 @@ class _TrainedRows(Pooling):
         return _TrainedRows(self._vectors[first:stop])
 
 
-def _as_trained(tables: Mapping[str, SourceTable], bundle: Bundle, model: Model) -> Table:
+def _as_trained(tables: Mapping[str, SourceTable], bundle: Bundle, model: TableModel) -> Table:
     """Return a model's table over its source's vectors; a collection is of no source, and stays as it is stored."""
     table = tables.get(model.name)
     if table is None:
@@ -156,7 +172,7 @@ def _side(serving: Serving) -> Side:
         table.model.rows,
         lambda key: table.find(to_bytes(key)),
         table.rows.decode,
-        None if table.model.text is None else lambda texts: serving.encoder().encode(texts),
+        None if table.model.text is None else lambda texts: serving.text_encoder().encode(texts),
         None
         if table.subwords is None
         else lambda words: table.lookup_all([to_bytes(word) for word in words], "subwords"),
@@ -164,14 +180,18 @@ def _side(serving: Serving) -> Side:
 
 
 def manifest_quality(
-    quality: Mapping[str, Quality], evaluations: tuple[Evaluation, ...], model: str
+    quality: Mapping[str, Quality],
+    evaluations: tuple[Evaluation, ...],
+    model: str,
+    teacher: tuple[Evaluation, ...] = (),
 ) -> dict[str, dict[str, object]]:
     """Return the manifest's quality block; evaluations stand with the model that was asked.
 
     Only figures that every machine finds alike go into it.
     """
     block: dict[str, dict[str, object]] = {name: dict(price.to_json()) for name, price in quality.items()}
-    kept = [each.to_json() for each in evaluations if each.reproducible]
-    if kept:
-        block.setdefault(model, {})["evaluations"] = kept
+    for name, asked in (("evaluations", evaluations), ("teacher", teacher)):
+        kept = [each.to_json() for each in asked if each.reproducible]
+        if kept:
+            block.setdefault(model, {})[name] = kept
     return block

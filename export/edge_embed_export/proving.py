@@ -13,7 +13,8 @@ from edge_embed.golden import bag_difference
 from edge_embed.progress import Progress
 from edge_embed.runtime import Runtime
 from edge_embed_bundle.bundle import Bundle
-from edge_embed_bundle.manifest import Engine, Graph, Model
+from edge_embed_bundle.manifest import Graph, TableModel
+from edge_embed_bundle.values import Engine
 from edge_embed_export.graphs.onnx import check_onnx
 from edge_embed_export.matrix import Places
 from edge_embed_export.parts import Part
@@ -23,7 +24,7 @@ from edge_embed_export.questions import spread_rows
 _PROOF_ROWS = 16
 
 
-def prove(model: Model, runtime: Runtime, bundle: Bundle) -> Model:
+def prove(model: TableModel, runtime: Runtime, bundle: Bundle) -> TableModel:
     """Run every graph beside the kernels; note the engine and its version where they agree to the last bit.
 
     A graph whose engine is not installed here stays unproven, and says so by an empty list.
@@ -53,7 +54,7 @@ def prove(model: Model, runtime: Runtime, bundle: Bundle) -> Model:
     return model._replace(graphs=tuple(graphs))
 
 
-def _proven_bag(model: Model, graph: Graph, runtime: Runtime, bundle: Bundle) -> Graph:
+def _proven_bag(model: TableModel, graph: Graph, runtime: Runtime, bundle: Bundle) -> Graph:
     """Run a graph of bags beside the kernels, which may add in another order: within ``error_bound``."""
     try:
         engine = open_bag_graph(graph, bundle)
@@ -69,7 +70,7 @@ def _proven_bag(model: Model, graph: Graph, runtime: Runtime, bundle: Bundle) ->
 
 
 def measured(
-    parts: Sequence[Part], models: tuple[Model, ...], runtime: Runtime, progress: Progress
+    parts: Sequence[Part], models: tuple[TableModel, ...], runtime: Runtime, progress: Progress
 ) -> dict[str, Quality]:
     """Return what each part's codec cost: the source's vectors beside those that the runtime answers."""
     prices = {}
@@ -88,7 +89,7 @@ class Decoded:
 
     dtype = np.dtype(np.float32)
 
-    def __init__(self, runtime: Runtime, model: Model) -> None:
+    def __init__(self, runtime: Runtime, model: TableModel) -> None:
         self._runtime = runtime
         self._name = model.name
         self.shape = (model.rows, model.dimensions)

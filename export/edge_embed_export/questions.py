@@ -19,7 +19,7 @@ from edge_embed.bags import error_bound
 from edge_embed.errors import BundleError
 from edge_embed.runtime import Runtime
 from edge_embed.table import Neighbours, Table
-from edge_embed_bundle.manifest import Manifest, Model
+from edge_embed_bundle.manifest import Manifest, TableModel
 from edge_embed_export.exact import directions, exact_product
 
 #: Pooling sums float32 in an order that a kernel may choose; scores add the rounding of a scan.
@@ -53,9 +53,9 @@ def answered(runtime: Runtime) -> list[Question]:
     Raises:
         BundleError: a search does not find what an exact one does.
     """
-    models = runtime.manifest.models
+    models = runtime.manifest.tables
     # An empty table of words that are made of parts is asked for such words alone.
-    questions = [_lookup(runtime, model.name) for model in models if model.rows or model.unknown != "subwords"]
+    questions = [lookup_question(runtime, model.name) for model in models if model.rows or model.unknown != "subwords"]
     first, beside = models[0], _beside(runtime.manifest)
     if first.unknown == "subwords":
         strangers = _strangers(runtime.table())
@@ -69,25 +69,25 @@ def answered(runtime: Runtime) -> list[Question]:
         if beside is not None:
             k = min(NEIGHBOURS, beside.rows)
             exact = runtime.search(text=texts, model=beside.name, k=k, exact=True)
-            scores = _exact_scores(runtime.table(beside.name), runtime.encode(texts), k)
+            scores = exact_scores(runtime.table(beside.name), runtime.encode(texts), k)
             found = runtime.search(text=texts, model=beside.name, k=k)
             questions.append(_search(beside.name, "text", texts, exact, found, scores))
             return questions
     return questions + [_search_by_keys(runtime, model) for model in models if searchable(model) and model.rows > 1]
 
 
-def searchable(model: Model) -> bool:
+def searchable(model: TableModel) -> bool:
     """Tell whether a table can be searched: its keys are the answer."""
     return "norms" in model.tensors and "key_offsets" in model.tensors
 
 
-def _beside(manifest: Manifest) -> Model | None:
+def _beside(manifest: Manifest) -> TableModel | None:
     """Return the table that a text is searched in, if it is another than the encoder's own."""
-    space = manifest.space_of(manifest.models[0]).id
+    space = manifest.space_of(manifest.tables[0]).id
     return next(
         (
             model
-            for model in manifest.models[1:]
+            for model in manifest.tables[1:]
             if model.text is None
             and model.name not in manifest.helpers
             and manifest.space_of(model).id == space
@@ -97,7 +97,7 @@ def _beside(manifest: Manifest) -> Model | None:
     )
 
 
-def _search_by_keys(runtime: Runtime, model: Model) -> Question:
+def _search_by_keys(runtime: Runtime, model: TableModel) -> Question:
     table = runtime.table(model.name)
     # A key is not its own neighbour.
     k = min(NEIGHBOURS, model.rows - 1)
@@ -105,11 +105,11 @@ def _search_by_keys(runtime: Runtime, model: Model) -> Question:
     exact = runtime.search(keys, model=model.name, k=k, exact=True)
     found = runtime.search(keys, model=model.name, k=k)
     own = np.array([table.find(key) for key in keys], np.int64)
-    scores = _exact_scores(table, table.decode(own), k, without=own)
+    scores = exact_scores(table, table.decode(own), k, without=own)
     return _search(model.name, "key", keys, exact, found, scores)
 
 
-def _bag(runtime: Runtime, model: Model) -> Question:
+def _bag(runtime: Runtime, model: TableModel) -> Question:
     """Ask for bags of one row to sixteen, of rows that stand twice and that pad, and for an empty one."""
     rows: list[int] = spread_rows(model.rows, QUESTIONS).tolist()
     padding = [] if model.bag is None or model.bag.padding_row is None else [model.bag.padding_row]
@@ -125,7 +125,8 @@ def spread_rows(rows: int, count: int) -> NDArray[np.int64]:
     return np.unique(np.linspace(0, max(rows - 1, 0), min(rows, count)).astype(np.int64))
 
 
-def _lookup(runtime: Runtime, model: str) -> Question:
+def lookup_question(runtime: Runtime, model: str) -> Question:
+    """Ask for rows from all over a table."""
     table = runtime.table(model)
     keys = _keys(table)
     if keys or not table.model.rows:
@@ -177,7 +178,7 @@ def _off(found: Neighbours, expected: NDArray[np.float32]) -> float:
     return float(np.abs(found.scores - expected).max(initial=0))
 
 
-def _exact_scores(
+def exact_scores(
     table: Table, queries: NDArray[np.float32], k: int, without: NDArray[np.int64] | None = None
 ) -> NDArray[np.float32]:
     """Return the ``k`` highest cosines ``(q, k)`` of each query with the rows but, where given, its own one."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from edge_embed.progress import Progress
 from edge_embed.runtime import Runtime
 from edge_embed.search import MEASURED_NEIGHBOURS
-from edge_embed_bundle.manifest import Model
+from edge_embed_bundle.manifest import TableModel
 from edge_embed_export.parts import Part
 from edge_embed_export.quality import nearest_rows
 
@@ -25,7 +25,7 @@ _SHORTLISTS = (2, 4, 8, 16, 32, 64)
 _QUERIES_AT_A_TIME = 64
 
 
-def tuned(part: Part, model: Model, runtime: Runtime, target: float, progress: Progress) -> Model:
+def tuned(part: Part, model: TableModel, runtime: Runtime, target: float, progress: Progress) -> TableModel:
     """Return a model with the number of probes that finds ``target`` of the ten nearest rows, and what it found."""
     if part.clusters is None or model.search is None:
         return model

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
 
 from edge_embed.progress import Progress
 from edge_embed.runtime import Runtime
-from edge_embed_bundle.manifest import Golden, Graph, Model, Tensor
+from edge_embed_bundle.manifest import Golden, Graph, TableModel
+from edge_embed_bundle.values import Tensor
 from edge_embed_bundle.writer import BlobWriter, BundleWriter
 from edge_embed_export.codecs import Encoded
 from edge_embed_export.graphs.onnx import onnx_bag, onnx_lookup
 from edge_embed_export.graphs.tflite import Pooling, tflite_header
 from edge_embed_export.matrix import Matrix, blocks_of
 from edge_embed_export.parts import Part
-from edge_embed_export.questions import answered
+from edge_embed_export.questions import Question, answered
 
 GOLDEN_BLOB = "golden.bin"
 
 
-def write_model(writer: BundleWriter, part: Part, progress: Progress) -> Model:
+def write_model(writer: BundleWriter, part: Part, progress: Progress) -> TableModel:
     """Write a table's blobs and graphs and return its model; what its graphs are proven on is still open."""
     tensors: dict[str, Tensor] = {}
     rows, dimensions = part.vectors.shape
@@ -42,9 +43,8 @@ def write_model(writer: BundleWriter, part: Part, progress: Progress) -> Model:
         # A TFLite file holds both graphs, since its table lies in it; of ONNX each is a file over one table.
         blobs = {"onnx": f"{part.name}.bag.onnx", "tflite": f"{part.name}.tflite"}
         graphs += [Graph(name, "bag", blobs[name]) for name in part.graphs]
-    model = Model(
+    model = TableModel(
         name=part.name,
-        kind="table",
         codec=part.codec,
         rows=rows,
         dimensions=dimensions,
@@ -109,7 +109,11 @@ def _write_tflite(part: Part, tensors: dict[str, Tensor], advance: Callable[[int
 
 def write_golden(writer: BundleWriter, runtime: Runtime) -> tuple[Golden, ...]:
     """Ask the golden questions, write their answers and return the questions with their places."""
-    questions = answered(runtime)
+    return write_questions(writer, answered(runtime))
+
+
+def write_questions(writer: BundleWriter, questions: Sequence[Question]) -> tuple[Golden, ...]:
+    """Write the answers of golden questions and return the questions with their places."""
     tensors: dict[str, Tensor] = {}
     answers = {str(i): question.answer for i, question in enumerate(questions)}
     writer.blob(GOLDEN_BLOB, partial(_write_sections, answers, tensors, lambda _: None))

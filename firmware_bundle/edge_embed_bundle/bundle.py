@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Self
 
 from edge_embed_bundle.errors import BundleError, DigestError, ManifestError, MissingBlobError, TruncatedError
-from edge_embed_bundle.manifest import MANIFEST_NAME, Manifest, Tensor
+from edge_embed_bundle.manifest import MANIFEST_NAME, Manifest
 from edge_embed_bundle.strict_json import MANIFEST_CEILING_BYTES
+from edge_embed_bundle.values import Tensor
 
 #: Told the number of bytes that were just done; the caller knows the total.
 Progress = Callable[[int], None]

@@ -63,6 +63,20 @@ class Fields:
             self.fail(name, "a number that is not negative", value)
         return float(value)
 
+    def whole(self, name: str, *, floor: int, ceiling: int) -> int:
+        """Return a whole number from ``floor``, which may be negative, to ``ceiling``."""
+        value = self._take(name)
+        if isinstance(value, bool) or not isinstance(value, int) or not floor <= value <= ceiling:
+            self.fail(name, f"a whole number from {floor} to {ceiling}", value)
+        return value
+
+    def numbers(self, name: str) -> tuple[float, ...]:
+        """Return a list of finite numbers of either sign."""
+        value = self._take(name)
+        if not isinstance(value, list) or any(isinstance(n, bool) or not isinstance(n, int | float) for n in value):
+            self.fail(name, "a list of numbers", value)
+        return tuple(map(float, value))
+
     def flag(self, name: str) -> bool:
         """Return true or false."""
         value = self._take(name)
@@ -87,6 +101,16 @@ class Fields:
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             self.fail(name, "a list of texts", value)
         return tuple(value)
+
+    def texts_by_name(self, name: str, *, pattern: re.Pattern[str]) -> Mapping[str, str]:
+        """Return an object of strings, whose names match ``pattern``."""
+        value = self._take(name)
+        if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+            self.fail(name, "an object of texts", value)
+        for key in value:
+            if not pattern.fullmatch(key):
+                self.fail(name, f"names like {pattern.pattern}", key)
+        return MappingProxyType(dict(value))
 
     def nested(self, name: str, read: Callable[[Fields], T]) -> T:
         """Return what ``read`` makes of an object."""

@@ -16,21 +16,27 @@ import re
 from collections.abc import Mapping
 from math import prod
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from edge_embed_bundle import strict_json
+from edge_embed_bundle.encoders import ENCODER_KIND, EncoderModel
 from edge_embed_bundle.errors import UnsupportedFormatError
 from edge_embed_bundle.fields import HEX_DIGEST, NOTHING_THERE, Fields, shown
+from edge_embed_bundle.values import (
+    DIMENSIONS_CEILING,
+    FILE_NAME,
+    ITEM_BYTES,
+    NAME,
+    NOTHING,
+    SECTION_BYTES,
+    Blob,
+    Engine,
+    Space,
+    Tensor,
+)
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
-
-#: Pi 5 kernels use 16 KiB pages, others 4 or 64: a section that starts here can be mapped alone on all of them.
-SECTION_BYTES = 64 * 1024
-
-ITEM_BYTES: Mapping[str, int] = MappingProxyType(
-    {"int8": 1, "uint8": 1, "uint16": 2, "float16": 2, "int32": 4, "uint32": 4, "float32": 4}
-)
 
 #: Numbers of a row that share a scale in codec ``int4``.
 INT4_BLOCK = 32
@@ -75,9 +81,11 @@ SHARED_TENSORS: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
 FEATURES = frozenset(
     {*(f"codec-{codec}" for codec in CODEC_TENSORS), "key-index-1", "text-mean", "bag-1", "model-space", "unknown-hash"}
     | {"text-limits", "subwords-fasttext", "subwords-floret", "classify-fasttext"}
+    | {"encoder-text-1", "encoder-image-1"}
 )
 
-OPERATIONS = ("lookup", "encode", "search", "bag", "classify")
+OPERATIONS = ("lookup", "encode", "encode_image", "search", "bag", "classify")
+TABLE_KIND = "table"
 BAG_MODES = ("sum", "mean", "max")
 HASH_ALGORITHM = "xxh64-modulo"
 INDEX_ALGORITHM = "xxh64-pilot"
@@ -86,15 +94,11 @@ SEARCH_ALGORITHM = "lists"
 LIST_TENSORS = ("centroids", "centroid_scales", "centroid_norms", "list_ends")
 PLANE_TENSORS = ("plane", "plane_scales")
 
-# One plain name in one flat folder: no separator, no leading dot, so no path can climb out.
-_FILE_NAME = re.compile(r"(?!(?:manifest\.json|slot\.[01])$)[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 VERSION = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9}){1,3}([-+][0-9A-Za-z.-]{1,40})?")
 _ROW = re.compile(r"[0-9]{1,10}")
 #: What a word begins or ends with: a field of a header line.
 _EDGE = re.compile(r"\S{1,40}")
 _BAG = re.compile(r"([0-9]{1,10}( [0-9]{1,10})*)?")
-DIMENSIONS_CEILING = 65_536
 _ROWS_CEILING = 2**32 - 2
 _TOKENS_CEILING = 1_000_000
 # A word of so many letters has more parts than one of them is worth.
@@ -103,78 +107,6 @@ _LETTERS_CEILING = 2**32
 _SHORTLIST_CEILING = 10_000
 # numpy multiplies the other axes of an empty array, too, and refuses what a board's word cannot count.
 _EMPTY_CEILING_BYTES = 2**31 - 1
-
-NOTHING: Mapping[str, Any] = MappingProxyType({})
-
-
-class Blob(NamedTuple):
-    """One file of the bundle: its exact size and the sha256 of its bytes, in hex."""
-
-    size_bytes: int
-    sha256: str
-    extra: Mapping[str, Any] = NOTHING
-
-    @classmethod
-    def read(cls, fields: Fields) -> Blob:
-        """Read one value of ``blobs``."""
-        return cls(fields.count("size_bytes"), fields.text("sha256", pattern=HEX_DIGEST), fields.rest())
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the JSON object."""
-        return {**self.extra, "size_bytes": self.size_bytes, "sha256": self.sha256}
-
-
-class Tensor(NamedTuple):
-    """A raw little-endian, C-contiguous array inside a blob."""
-
-    blob: str
-    offset_bytes: int
-    dtype: str
-    shape: tuple[int, ...]
-    extra: Mapping[str, Any] = NOTHING
-
-    @property
-    def size_bytes(self) -> int:
-        """The bytes that the array covers."""
-        return ITEM_BYTES[self.dtype] * prod(self.shape)
-
-    @classmethod
-    def read(cls, fields: Fields) -> Tensor:
-        """Read a tensor's place; whether it lies inside its blob is checked by ``Manifest.parse``."""
-        return cls(
-            fields.text("blob", pattern=_FILE_NAME),
-            fields.count("offset_bytes"),
-            fields.text("dtype", among=tuple(ITEM_BYTES)),
-            fields.shape("shape"),
-            fields.rest(),
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the JSON object."""
-        return {
-            **self.extra,
-            "blob": self.blob,
-            "offset_bytes": self.offset_bytes,
-            "dtype": self.dtype,
-            "shape": list(self.shape),
-        }
-
-
-class Engine(NamedTuple):
-    """An engine and the version of it that gave the golden answers when the bundle was made."""
-
-    name: str
-    version: str
-    extra: Mapping[str, Any] = NOTHING
-
-    @classmethod
-    def read(cls, fields: Fields) -> Engine:
-        """Read one entry of ``proven``."""
-        return cls(fields.text("name"), fields.text("version"), fields.rest())
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the JSON object."""
-        return {**self.extra, "name": self.name, "version": self.version}
 
 
 class Graph(NamedTuple):
@@ -196,7 +128,7 @@ class Graph(NamedTuple):
         return cls(
             fields.text("format", among=("onnx", "tflite")),
             fields.text("operation", among=("lookup", "bag")),
-            fields.text("blob", pattern=_FILE_NAME),
+            fields.text("blob", pattern=FILE_NAME),
             fields.listed("proven", Engine.read),
             fields.rest(),
         )
@@ -250,7 +182,7 @@ class TextRecipe(NamedTuple):
         tokenizer = fields.text("tokenizer", among=("huggingface", "whitespace", "fasttext"))
         return cls(
             tokenizer,
-            fields.text("tokenizer_blob", pattern=_FILE_NAME) if tokenizer == "huggingface" else None,
+            fields.text("tokenizer_blob", pattern=FILE_NAME) if tokenizer == "huggingface" else None,
             fields.text("pooling", among=("mean", "mean-of-directions") if tokenizer == "fasttext" else ("mean",)),
             fields.flag("normalize"),
             fields.count("max_tokens", floor=1, ceiling=_TOKENS_CEILING),
@@ -334,37 +266,6 @@ class HashRecipe(NamedTuple):
             "seed": self.seed,
             "first_row": self.first_row,
             "rows": self.rows,
-        }
-
-
-class Space(NamedTuple):
-    """What makes two vectors comparable; codecs of one source share it."""
-
-    id: str
-    dimensions: int
-    similarity: str
-    source: str
-    extra: Mapping[str, Any] = NOTHING
-
-    @classmethod
-    def read(cls, fields: Fields) -> Space:
-        """Read ``space``."""
-        return cls(
-            fields.text("id", pattern=HEX_DIGEST),
-            fields.count("dimensions", ceiling=DIMENSIONS_CEILING),
-            fields.text("similarity", among=("cosine",)),
-            fields.text("source"),
-            fields.rest(),
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the JSON object."""
-        return {
-            **self.extra,
-            "id": self.id,
-            "dimensions": self.dimensions,
-            "similarity": self.similarity,
-            "source": self.source,
         }
 
 
@@ -495,11 +396,10 @@ class SearchRecipe(NamedTuple):
         }
 
 
-class Model(NamedTuple):
+class TableModel(NamedTuple):
     """One table of ``rows`` vectors of ``dimensions``, and what can be asked of it."""
 
     name: str
-    kind: str
     codec: str
     rows: int
     dimensions: int
@@ -519,11 +419,10 @@ class Model(NamedTuple):
     extra: Mapping[str, Any] = NOTHING
 
     @classmethod
-    def read(cls, fields: Fields) -> Model:
-        """Read one entry of ``models``."""
+    def read(cls, fields: Fields) -> TableModel:
+        """Read one entry of ``models`` whose kind is ``table``."""
         model = cls(
             fields.text("name", pattern=NAME),
-            fields.text("kind", among=("table",)),
             fields.text("codec", among=tuple(CODEC_TENSORS)),
             fields.count("rows", ceiling=_ROWS_CEILING),
             fields.count("dimensions", ceiling=DIMENSIONS_CEILING),
@@ -545,6 +444,12 @@ class Model(NamedTuple):
         _check_recipes(model, fields)
         return model
 
+    @property
+    def blobs(self) -> tuple[str, ...]:
+        """The files of this model that are read whole: its graphs and its tokenizer."""
+        tokenizer = () if self.text is None or self.text.tokenizer_blob is None else (self.text.tokenizer_blob,)
+        return (*(graph.blob for graph in self.graphs), *tokenizer)
+
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object."""
         optional = {
@@ -561,7 +466,7 @@ class Model(NamedTuple):
             **self.extra,
             **{name: value.to_json() for name, value in optional.items() if value is not None},
             "name": self.name,
-            "kind": self.kind,
+            "kind": TABLE_KIND,
             "codec": self.codec,
             "rows": self.rows,
             "dimensions": self.dimensions,
@@ -570,6 +475,16 @@ class Model(NamedTuple):
             "unknown": self.unknown,
             "graphs": [graph.to_json() for graph in self.graphs],
         }
+
+
+#: What a bundle holds: a table of vectors, or an encoder that makes them.
+Model: TypeAlias = TableModel | EncoderModel
+
+
+def _read_model(fields: Fields) -> Model:
+    if fields.text("kind", among=(TABLE_KIND, ENCODER_KIND)) == TABLE_KIND:
+        return TableModel.read(fields)
+    return EncoderModel.read(fields)
 
 
 class Requirements(NamedTuple):
@@ -643,10 +558,11 @@ class Golden(NamedTuple):
     """Questions and the answers that every board must give.
 
     ``lookup`` expects vectors ``(n, d)`` for keys (``by`` ``row``: for row ids), ``encode`` vectors ``(n, d)`` for
-    texts, ``bag`` pooled vectors ``(n, d)`` for bags by the model's recipe (row ids with spaces between), ``search``
-    the scores ``(n, k)`` of the best neighbours for keys or texts (``by``) in ``model``, ``classify`` the probabilities
-    ``(n, k)`` of the likeliest labels of texts; all float32. ``tolerance`` bounds the absolute difference of every
-    number; a lookup is right to the last bit.
+    texts, ``encode_image`` for pictures (``by`` ``image``: names of blobs), ``bag`` pooled vectors ``(n, d)`` for bags
+    by the model's recipe (row ids with spaces between), ``search`` the scores ``(n, k)`` of the best neighbours for
+    keys, texts or images (``by``) in ``model``, ``classify`` the probabilities ``(n, k)`` of the likeliest labels of
+    texts; all float32. ``tolerance`` bounds the absolute difference of every number; a lookup is right to the last
+    bit.
     """
 
     operation: str
@@ -663,7 +579,7 @@ class Golden(NamedTuple):
         golden = cls(
             fields.text("operation", among=OPERATIONS),
             fields.text("model", pattern=NAME),
-            fields.text("by", among=("key", "text", "row")),
+            fields.text("by", among=("key", "text", "row", "image")),
             fields.texts("inputs"),
             fields.nested("expected", Tensor.read),
             fields.number("tolerance"),
@@ -676,6 +592,10 @@ class Golden(NamedTuple):
             fields.fail("inputs", "row ids in decimal digits, for a lookup or a bag", list(golden.inputs))
         if golden.operation == "bag" and golden.by != "row":
             fields.fail("by", "row, for a bag", golden.by)
+        if golden.operation in ("lookup", "encode", "classify") and golden.by == "image":
+            fields.fail("by", "key, text or row", golden.by)
+        if golden.operation == "encode_image" and golden.by != "image":
+            fields.fail("by", "image, for images", golden.by)
         tensor = golden.expected
         if tensor.dtype != "float32" or len(tensor.shape) != 2 or tensor.shape[0] != len(golden.inputs):
             fields.fail("expected", f"float32 of shape ({len(golden.inputs)}, ...)", tensor.to_json())
@@ -710,10 +630,20 @@ class Manifest(NamedTuple):
     extra: Mapping[str, Any] = NOTHING
 
     @property
+    def tables(self) -> tuple[TableModel, ...]:
+        """The models that hold vectors; of these, too, the first one answers where a caller names none."""
+        return tuple(model for model in self.models if isinstance(model, TableModel))
+
+    @property
+    def encoders(self) -> tuple[EncoderModel, ...]:
+        """The models that make vectors by a graph."""
+        return tuple(model for model in self.models if isinstance(model, EncoderModel))
+
+    @property
     def helpers(self) -> frozenset[str]:
         """The models that only another one reads: its subwords and its labels."""
-        named = {model.subwords.table for model in self.models if model.subwords is not None}
-        labels = {model.classify.labels for model in self.models if model.classify is not None}
+        named = {model.subwords.table for model in self.tables if model.subwords is not None}
+        labels = {model.classify.labels for model in self.tables if model.classify is not None}
         return frozenset(name for name in named | labels if name is not None)
 
     def space_of(self, model: Model) -> Space:
@@ -723,6 +653,10 @@ class Manifest(NamedTuple):
     def model(self, name: str) -> Model | None:
         """Return the model of that name, if the bundle has it."""
         return next((model for model in self.models if model.name == name), None)
+
+    def table(self, name: str) -> TableModel | None:
+        """Return the table of that name, if the bundle has it."""
+        return next((model for model in self.tables if model.name == name), None)
 
     @property
     def size_bytes(self) -> int:
@@ -758,8 +692,8 @@ class Manifest(NamedTuple):
             fields.text("name", pattern=NAME),
             fields.text("version", pattern=VERSION),
             fields.nested("space", Space.read),
-            fields.listed("models", Model.read),
-            fields.named("blobs", Blob.read, pattern=_FILE_NAME),
+            fields.listed("models", _read_model),
+            fields.named("blobs", Blob.read, pattern=FILE_NAME),
             requirements,
             fields.nested("budgets", Budgets.read),
             fields.named("quality", Fields.rest, pattern=NAME),
@@ -791,7 +725,7 @@ class Manifest(NamedTuple):
         )
 
 
-def _check_tensors(model: Model, fields: Fields) -> None:
+def _check_tensors(model: TableModel, fields: Fields) -> None:
     """Every tensor that a codec or the index needs is there, in its dtype and shape."""
     d = model.dimensions
     axes = {"n": model.rows, "d": d, "n+1": model.rows + 1, "n-1": model.rows - 1, "2": 2, "256": 256}
@@ -828,7 +762,7 @@ def _check_tensors(model: Model, fields: Fields) -> None:
         fields.fail("tensors.index_pilots", "one pilot or more", "none")
 
 
-def _check_recipes(model: Model, fields: Fields) -> None:
+def _check_recipes(model: TableModel, fields: Fields) -> None:
     """What a bag leaves out and where unknown ids go are rows of the table; what a recipe needs of another is there."""
     if model.bag is not None and model.bag.padding_row is not None and model.bag.padding_row >= model.rows:
         fields.fail("bag.padding_row", f"a row of the table's {model.rows}", model.bag.padding_row)
@@ -858,18 +792,18 @@ def _check_recipes(model: Model, fields: Fields) -> None:
         fields.fail("classify", "a model with a recipe for subwords", NOTHING_THERE)
 
 
-def _check_helpers(manifest: Manifest, model: Model, fields: Fields) -> None:
+def _check_helpers(manifest: Manifest, model: TableModel, fields: Fields) -> None:
     """The models that a recipe names are there, and made for it."""
     where = f"models.{model.name}"
     if model.subwords is not None and model.subwords.table is not None:
-        table = manifest.model(model.subwords.table)
+        table = manifest.table(model.subwords.table)
         if table is None or table.subwords is not None or table.dimensions != model.dimensions:
             name = model.subwords.table
             fields.fail(f"{where}.subwords.table", "another model of this bundle, as wide, made of no others", name)
         if "bucket_ids" not in table.tensors and table.rows != model.subwords.buckets:
             fields.fail(f"{where}.subwords.buckets", f"the {table.rows} rows of {table.name}", model.subwords.buckets)
     if model.classify is not None:
-        labels = manifest.model(model.classify.labels)
+        labels = manifest.table(model.classify.labels)
         if labels is None or labels.subwords is not None or labels.dimensions != model.dimensions:
             fields.fail(f"{where}.classify.labels", "another model of this bundle, as wide", model.classify.labels)
         if not labels.rows or labels.key_index is None or "key_offsets" not in labels.tensors:
@@ -887,22 +821,32 @@ def _check_references(manifest: Manifest, fields: Fields) -> None:
         dimensions = manifest.space_of(model).dimensions
         if model.dimensions != dimensions:
             fields.fail(f"models.{model.name}", f"the {dimensions} dimensions of the space", model.dimensions)
-        for name, tensor in model.tensors.items():
-            _check_tensor_place(manifest, tensor, f"models.{model.name}.tensors.{name}", fields)
-        blobs = [graph.blob for graph in model.graphs]
-        if model.text is not None and model.text.tokenizer_blob is not None:
-            blobs.append(model.text.tokenizer_blob)
-        for blob in blobs:
+        if isinstance(model, TableModel):
+            for name, tensor in model.tensors.items():
+                _check_tensor_place(manifest, tensor, f"models.{model.name}.tensors.{name}", fields)
+            _check_helpers(manifest, model, fields)
+        for blob in model.blobs:
             if blob not in manifest.blobs:
                 fields.fail(f"models.{model.name}", "a file of this bundle", blob)
-        _check_helpers(manifest, model, fields)
     for i, golden in enumerate(manifest.golden):
         if golden.model not in names:
             fields.fail(f"golden[{i}].model", "a model of this bundle", golden.model)
-        asked = manifest.models[names.index(golden.model)]
-        if golden.operation == "bag" and asked.bag is None:
-            fields.fail(f"golden[{i}].model", "a model with a recipe for bags", golden.model)
+        _check_asked(manifest, golden, manifest.models[names.index(golden.model)], f"golden[{i}]", fields)
         _check_tensor_place(manifest, golden.expected, f"golden[{i}].expected", fields)
+
+
+def _check_asked(manifest: Manifest, golden: Golden, model: Model, where: str, fields: Fields) -> None:
+    """A golden question is one that its model can be asked, and the pictures in it are there."""
+    if isinstance(model, EncoderModel) and golden.operation != model.operation:
+        fields.fail(f"{where}.operation", f"{model.operation} for an encoder", golden.operation)
+    if isinstance(model, TableModel) and golden.operation == "encode_image":
+        fields.fail(f"{where}.model", "a model that encodes images", golden.model)
+    if isinstance(model, TableModel) and golden.operation == "bag" and model.bag is None:
+        fields.fail(f"{where}.model", "a model with a recipe for bags", golden.model)
+    if golden.by == "image":
+        for name in golden.inputs:
+            if name not in manifest.blobs:
+                fields.fail(f"{where}.inputs", "files of this bundle", name)
 
 
 def _check_tensor_place(manifest: Manifest, tensor: Tensor, where: str, fields: Fields) -> None:

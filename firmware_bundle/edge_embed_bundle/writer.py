@@ -16,7 +16,8 @@ from typing import Self
 
 from edge_embed_bundle.errors import BundleError
 from edge_embed_bundle.fsops import FsOps, OsFs, WritableFile, remove_tree
-from edge_embed_bundle.manifest import MANIFEST_NAME, SECTION_BYTES, Blob, Manifest, Tensor
+from edge_embed_bundle.manifest import MANIFEST_NAME, Manifest
+from edge_embed_bundle.values import SECTION_BYTES, Blob, Tensor
 
 
 def aligned(offset_bytes: int) -> int:

@@ -51,7 +51,7 @@ def rewritten(tensor: str, change: Callable[[NDArray[Any]], None]) -> Maker:
 
     def make(folder: Path) -> None:
         with Bundle.open(folder) as bundle:
-            place = bundle.manifest.models[0].tensors[tensor]
+            place = bundle.manifest.tables[0].tensors[tensor]
         data = bytearray((folder / place.blob).read_bytes())
         count = place.size_bytes // np.dtype(place.dtype).itemsize
         change(np.frombuffer(data, place.dtype, count, place.offset_bytes).reshape(place.shape))
@@ -99,6 +99,32 @@ def _other_names(folder: Path) -> None:
         node.input[:] = ["rows_please" if name == "ids" else name for name in node.input]
     (folder / "table.onnx").write_bytes(model.SerializeToString())
     sign(folder)
+
+
+def _tflite(change: Callable[[Any], object]) -> Maker:
+    """Return the maker that changes the TFLite graph before its table, which stays where it is."""
+
+    def changed(data: bytes) -> bytes:
+        import flatbuffers
+        from ai_edge_litert import schema_py_generated as schema
+
+        model = schema.ModelT.InitFromPackedBuf(data, 0)
+        change(model)
+        builder = flatbuffers.Builder(1024)
+        builder.Finish(model.Pack(builder), b"TFL3")
+        return bytes(builder.Output()).ljust(65_536, b"\0") + data[65_536:]
+
+    return file_of("table.tflite", changed)
+
+
+def _longer_table(model: Any) -> None:
+    table = next(buffer for buffer in model.buffers if buffer.offset > 1)
+    table.offset = 2**40
+
+
+def _goes_round(model: Any) -> None:
+    first, last = model.subgraphs[0].operators[0], model.subgraphs[0].operators[-1]
+    first.inputs = [*first.inputs[:-1], last.outputs[0]]
 
 
 def _tokenizer(**changes: object) -> Maker:
@@ -151,8 +177,9 @@ _PAST = "found 1000000"
 _NO_TOKENIZER = "tokenizer.json: expected a tokenizer definition, found"
 _STRANGE_FILE = "table.onnx: expected weights in files of the bundle, found"
 _NO_MESSAGE = "table.onnx: expected an ONNX graph, found"
+_NO_PLACE = "table.onnx: expected an ONNX graph, found: a tensor 'rows' of 1024 bytes at 1099511627776"
 _NO_ONNX = "table.onnx: expected a graph that ONNX Runtime"
-_NO_TFLITE = "table.tflite: expected a graph that"
+_NO_TFLITE = "table.tflite: expected a TFLite graph, found"
 _OFF = "NOT within"
 
 _onnxruntime = _with_engine("onnxruntime")
@@ -220,8 +247,10 @@ GRAPHS = {
     "onnx data in a file that nobody hashed": Hostile(
         _onnx_data(location="stray.bin"), _onnxruntime, edge_embed.BundleError, _STRANGE_FILE
     ),
-    "onnx data past the end": Hostile(_onnx_data(offset=str(2**40)), _onnxruntime, edge_embed.BundleError, _NO_ONNX),
-    "onnx data before the start": Hostile(_onnx_data(offset="-65536"), _onnxruntime, edge_embed.BundleError, _NO_ONNX),
+    "onnx data past the end": Hostile(_onnx_data(offset=str(2**40)), _onnxruntime, edge_embed.BundleError, _NO_PLACE),
+    "onnx data before the start": Hostile(
+        _onnx_data(offset="-65536"), _onnxruntime, edge_embed.BundleError, _NO_MESSAGE
+    ),
     "onnx data of another tensor": Hostile(
         _onnx_data(offset="0"), _onnxruntime, edge_embed.BundleError, "expected the golden answers from onnxruntime"
     ),
@@ -247,10 +276,148 @@ GRAPHS = {
         edge_embed.BundleError,
         _NO_TFLITE,
     ),
+    "a tflite graph whose table lies outside": Hostile(
+        _tflite(_longer_table), _litert, edge_embed.BundleError, f"{_NO_TFLITE}: a buffer of"
+    ),
+    "a tflite graph that goes round": Hostile(
+        _tflite(_goes_round), _litert, edge_embed.BundleError, f"{_NO_TFLITE}: an operator that reads"
+    ),
     "a tflite graph that is an onnx graph": Hostile(
         file_of("table.tflite", lambda data: b"\x08\x08".ljust(65_536) + data[65_536:]),
         _litert,
         edge_embed.BundleError,
         _NO_TFLITE,
+    ),
+}
+
+
+def _encoder_graph(change: Callable[[Any], None]) -> Maker:
+    """Return the maker that lets ``change`` edit the encoder's ONNX graph, whose weights stay where they are."""
+
+    def make(folder: Path) -> None:
+        import onnx
+
+        model = onnx.load(str(folder / "encoder.onnx"), load_external_data=False)
+        change(model)
+        (folder / "encoder.onnx").write_bytes(model.SerializeToString())
+        sign(folder)
+
+    return _alone(make)
+
+
+def _alone(maker: Maker) -> Maker:
+    """Return a maker that takes the second graph away, too: it would serve in the place of the first one."""
+
+    def make(folder: Path) -> None:
+        manifest = read_manifest(folder)
+        manifest["models"][0]["graphs"] = manifest["models"][0]["graphs"][:1]
+        write_manifest(folder, manifest)
+        maker(folder)
+
+    return make
+
+
+def _words_elsewhere(location: str) -> Callable[[Any], None]:
+    def change(model: Any) -> None:
+        (words,) = (weight for weight in model.graph.initializer if weight.name == "words.codes")
+        (entry,) = (entry for entry in words.external_data if entry.key == "location")
+        entry.value = location
+
+    return change
+
+
+def _in_a_circle(model: Any) -> None:
+    model.graph.node[0].input[1] = "vectors"
+
+
+def _own_operator(model: Any) -> None:
+    model.graph.node[1].domain = "com.stranger"
+
+
+def _fewer_positions(model: Any) -> None:
+    (positions,) = (weight for weight in model.graph.initializer if weight.name == "positions")
+    positions.raw_data = positions.raw_data[: len(positions.raw_data) // 4]
+    positions.dims[0] //= 4
+
+
+def _wider(model: Any) -> None:
+    model.graph.node[-1].output[0] = "narrow"
+    node = model.graph.node.add(op_type="Concat", input=["narrow", "narrow"], output=["vectors"])
+    node.attribute.add(name="axis", i=1, type=2)
+    del model.graph.output[0].type.tensor_type.shape.dim[:]
+
+
+def _not_a_number(model: Any) -> None:
+    model.graph.node[-1].output[0] = "sound"
+    model.graph.node.add(op_type="Log", input=["sound"], output=["vectors"])
+
+
+def _other_answers(model: Any) -> None:
+    model.graph.node[-1].output[0] = "right"
+    model.graph.node.add(op_type="Neg", input=["right"], output=["vectors"])
+
+
+def _swapped(weights: str) -> Maker:
+    def make(folder: Path) -> None:
+        manifest = read_manifest(folder)
+        manifest["models"][0]["graphs"][0]["weights"] = [weights]
+        write_manifest(folder, manifest)
+
+    return _alone(make)
+
+
+_ENCODER = "encoder.onnx: expected"
+_WEIGHTS_ELSEWHERE = f"{_ENCODER} weights in files of the bundle, found"
+
+#: Attacks on an encoder that is consistent with itself: opening it, or the probe, finds out.
+ENCODERS = {
+    "words above the folder": Hostile(
+        _encoder_graph(_words_elsewhere("../outside.bin")),
+        _encode,
+        edge_embed.BundleError,
+        f"{_ENCODER} weights in files",
+    ),
+    "words in a file of the bundle that the graph does not name": Hostile(
+        _encoder_graph(_words_elsewhere("collection.bin")),
+        _encode,
+        edge_embed.BundleError,
+        f"{_ENCODER} weights in files",
+    ),
+    "another file in the place of its weights": Hostile(
+        _swapped("golden.bin"), _encode, edge_embed.BundleError, _WEIGHTS_ELSEWHERE
+    ),
+    "a graph in a circle": Hostile(
+        _encoder_graph(_in_a_circle), _encode, edge_embed.BundleError, f"{_ENCODER} an ONNX graph, found: a node that"
+    ),
+    "an operator of its own": Hostile(
+        _encoder_graph(_own_operator), _encode, edge_embed.BundleError, "operators of 'com.stranger', which no engine"
+    ),
+    "fewer positions than texts have tokens": Hostile(
+        _encoder_graph(_fewer_positions), None, edge_embed.BundleError, "expected vectors from ONNX Runtime"
+    ),
+    "wider vectors than it says": Hostile(
+        _encoder_graph(_wider),
+        _encode,
+        edge_embed.BundleError,
+        "expected float32 (1, 16) from onnxruntime, found",
+    ),
+    "numbers that are none": Hostile(
+        _encoder_graph(_not_a_number), _encode, edge_embed.BundleError, "expected finite numbers from onnxruntime"
+    ),
+    "other answers": Hostile(_encoder_graph(_other_answers), None, edge_embed.BundleError, _OFF),
+    "an empty graph": Hostile(
+        _alone(file_of("encoder.onnx", lambda _: b"")),
+        None,
+        edge_embed.BundleError,
+        "expected a graph that ONNX Runtime",
+    ),
+    "half a graph": Hostile(
+        _alone(file_of("encoder.onnx", lambda data: data[: len(data) // 2])),
+        None,
+        edge_embed.BundleError,
+        f"{_ENCODER} an ONNX",
+    ),
+    "a tokenizer that is none": Hostile(
+        file_of("tokenizer.json", lambda _: b"{}"), _encode, edge_embed.BundleError, _NO_TOKENIZER
     ),
 }

@@ -24,8 +24,9 @@ from edge_embed_bundle.errors import (
     TruncatedError,
     UnsupportedFormatError,
 )
-from edge_embed_bundle.manifest import MANIFEST_NAME, SECTION_BYTES
+from edge_embed_bundle.manifest import MANIFEST_NAME
 from edge_embed_bundle.strict_json import MANIFEST_CEILING_BYTES
+from edge_embed_bundle.values import SECTION_BYTES
 from tests.making import WORDS
 
 #: The blobs of the bundle that is attacked: one of each kind.
@@ -322,7 +323,7 @@ def _values() -> Iterator[tuple[str, Attack]]:
         (size, 2**48 + 1, "blobs.golden.bin.size_bytes: expected a whole number from 0 to"),
         (size, 2**63 - 1, "blobs.golden.bin.size_bytes: expected a whole number from 0 to"),
         (("models",), [], "models: expected at least one model"),
-        ((*table, "kind"), "pickle", "models[0].kind: expected one of table"),
+        ((*table, "kind"), "pickle", "models[0].kind: expected one of table, encoder"),
         ((*table, "codec"), "float64", "models[0].codec: expected one of float32, float16, int8, int4, pq, opq, rq"),
         ((*table, "codec"), "float32", "models[0].tensors.rows: expected float32 of shape (64, 16)"),
         ((*table, "unknown"), "hash", "models[0].hash: expected a recipe where unknown is hash, and none elsewhere"),
@@ -394,7 +395,7 @@ def _values() -> Iterator[tuple[str, Attack]]:
         (
             ("golden", 0, "operation"),
             "eval",
-            "golden[0].operation: expected one of lookup, encode, search, bag, classify",
+            "golden[0].operation: expected one of lookup, encode, encode_image, search, bag, classify",
         ),
         ((*table, "unknown"), "subwords", "models[0].unknown: expected subwords where there is a recipe for them"),
         ((*table, "text", "tokenizer"), "fasttext", "text.tokenizer: expected fasttext where there is a recipe for"),

@@ -23,7 +23,7 @@ from edge_embed.probing import probe
 from edge_embed_bundle.bundle import Bundle
 from edge_embed_bundle.manifest import MANIFEST_NAME
 from edge_embed_bundle.store import Store
-from tests.attacks.hostile import GRAPHS, TABLES, TOKENIZERS, Hostile
+from tests.attacks.hostile import ENCODERS, GRAPHS, TABLES, TOKENIZERS, Hostile
 from tests.attacks.makers import (
     ATTACKS,
     BLOBS,
@@ -254,6 +254,20 @@ def test_a_graph_that_lies_or_reaches_out_is_refused_before_it_answers(
     for package in ("onnx", "onnxruntime", "ai_edge_litert"):
         pytest.importorskip(package)
     _is_refused_by_all(hostile, victim, capsys)
+
+
+@pytest.fixture
+def encoder_victim(encoder_bundle: Path, tmp_path: Path) -> Iterator[Path]:
+    with _copy(encoder_bundle, tmp_path) as copy:
+        yield copy
+
+
+@pytest.mark.parametrize("hostile", ENCODERS.values(), ids=ENCODERS.keys())
+def test_an_encoder_that_lies_is_found_out_and_not_installed(
+    hostile: Hostile, encoder_victim: Path, board: Board, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _is_refused_by_all(hostile, encoder_victim, capsys)
+    _is_not_installed(hostile, encoder_victim, board)
 
 
 def _is_not_installed(hostile: Hostile, victim: Path, board: Board) -> None:

@@ -15,13 +15,13 @@ from edge_embed.engines import open_bag_graph
 from edge_embed.errors import MissingExtraError
 from edge_embed.golden import bag_difference
 from edge_embed.runtime import Runtime
-from edge_embed_bundle.manifest import Model
+from edge_embed_bundle.manifest import TableModel
 
 #: Bags by their numbers of ids: one, several, long ones, empty ones at the begin, between and at the end.
 COUNTS = ([1], [3], [2, 0, 5], [0, 0, 4, 0], [1] * 40, [100, 1], [7, 7], [0, 2])
 
 
-def keep(runtime: Runtime, model: Model, formats: tuple[str, ...]) -> list[str]:
+def keep(runtime: Runtime, model: TableModel, formats: tuple[str, ...]) -> list[str]:
     """Run every graph of bags of a model on its engine; return the engines that kept the promise."""
     kept = []
     for graph in model.graphs:
@@ -50,7 +50,7 @@ def keep(runtime: Runtime, model: Model, formats: tuple[str, ...]) -> list[str]:
 def main(bundle: str, formats: str) -> None:
     """Check all models of a bundle and print the engines."""
     with edge_embed.open(Path(bundle)) as runtime:
-        for model in runtime.manifest.models:
+        for model in runtime.manifest.tables:
             try:
                 print(model.name, *keep(runtime, model, tuple(formats.split(","))))
             except MissingExtraError as error:

@@ -37,7 +37,7 @@ def _made(folder: Path, codec: str, mode: str) -> Path:
 @pytest.mark.parametrize("codec", ENCODERS)
 def test_graphs_of_bags_answer_as_the_kernels_do(codec: str, mode: str, tmp_path: Path) -> None:
     with edge_embed.open(_made(tmp_path, codec, mode)) as runtime:
-        for model in runtime.manifest.models:
+        for model in runtime.manifest.tables:
             proven = {(graph.format, graph.operation) for graph in model.graphs if graph.proven}
             assert proven == {(format, operation) for format in ("onnx", "tflite") for operation in ("lookup", "bag")}
             assert len(keep(runtime, model, ("onnx", "tflite"))) == 2

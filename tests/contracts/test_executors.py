@@ -16,7 +16,8 @@ import edge_embed
 from edge_embed.runtime import Runtime
 from edge_embed.table import mapped
 from edge_embed_bundle.bundle import Bundle
-from edge_embed_bundle.manifest import CODEC_TENSORS, SECTION_BYTES, Model, Tensor
+from edge_embed_bundle.manifest import CODEC_TENSORS, TableModel
+from edge_embed_bundle.values import SECTION_BYTES, Tensor
 from edge_embed_bundle.writer import BlobWriter, BundleWriter
 from edge_embed_export.codecs import ENCODERS
 from edge_embed_export.graphs.onnx import check_onnx, onnx_lookup
@@ -48,7 +49,7 @@ def varied_source(rows: int, dimensions: int, codec: str) -> Source:
 def meant(bundle: Path) -> Vectors:
     """Return the vectors of a bundle's first table by the formula of its codec."""
     with Bundle.open(bundle) as opened:
-        model = opened.manifest.models[0]
+        model = opened.manifest.tables[0]
         tensors = {name: mapped(opened, model.tensors[name]).copy() for name in CODEC_TENSORS[model.codec]}
     return formula(model.codec, tensors, model.dimensions)
 
@@ -101,7 +102,7 @@ def large(wide: str, graphs: tuple[str, ...], tmp_path_factory: pytest.TempPathF
 
 def test_a_table_is_on_flash_once_however_many_formats_ask_for_it(large: Path) -> None:
     with Bundle.open(large) as bundle:
-        model = bundle.manifest.models[0]
+        model = bundle.manifest.tables[0]
     table_bytes = sum(tensor.size_bytes for tensor in _stored(model).values())
     on_flash = sum(path.stat().st_size for path in large.iterdir())
     assert table_bytes < on_flash < 1.2 * table_bytes + 2**20
@@ -114,7 +115,7 @@ def test_an_onnx_graph_is_valid_and_names_the_one_copy_of_the_table(large: Path,
     check_onnx(large / GRAPHS["onnx"])
     graph = onnx.load(str(large / GRAPHS["onnx"]), load_external_data=False).graph
     with Bundle.open(large) as bundle:
-        tensors = _stored(bundle.manifest.models[0])
+        tensors = _stored(bundle.manifest.tables[0])
     outside = [weight for weight in graph.initializer if weight.external_data]
     assert {weight.name for weight in outside} == set(tensors)
     assert (large / GRAPHS["onnx"]).stat().st_size < 2**16
@@ -143,13 +144,13 @@ def test_a_tflite_file_has_its_sections_where_the_manifest_says_and_a_map_may_be
         if buffer.Size():
             found[graph.Tensors(i).Name().decode()] = (buffer.Offset(), buffer.Size())
     with Bundle.open(large) as bundle:
-        tensors = _stored(bundle.manifest.models[0])
+        tensors = _stored(bundle.manifest.tables[0])
     assert found == {name: (tensor.offset_bytes, tensor.size_bytes) for name, tensor in tensors.items()}
     assert all(offset % SECTION_BYTES == 0 for offset, _ in found.values())
     assert {tensor.blob for tensor in tensors.values()} == {"table.tflite"}
 
 
-def _stored(model: Model) -> dict[str, Tensor]:
+def _stored(model: TableModel) -> dict[str, Tensor]:
     """Return the tensors of the codec alone, without norms, keys and index."""
     return {name: tensor for name, tensor in model.tensors.items() if name in CODEC_TENSORS[model.codec]}
 

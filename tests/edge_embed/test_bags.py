@@ -149,7 +149,7 @@ def test_one_call_answers_all_tables_by_their_own_recipes(tables: Runtime) -> No
         found["hashed"], tables.bag(IDS, OFFSETS, model="hashed", mode="sum", padding_row=0, weights=[1, 2, 3, 4, 5, 6])
     )
     assert found["five"].tolist() == [-1, 2.25]
-    with pytest.raises(RequestError, match="expected one of the models five, hashed, wide, found 'other'"):
+    with pytest.raises(RequestError, match="expected one of the tables five, hashed, wide, found 'other'"):
         tables.bags({"other": [1]})
 
 

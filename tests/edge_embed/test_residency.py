@@ -15,7 +15,7 @@ import pytest
 import edge_embed
 from benchmarks.cgroup import MemoryLimit
 from edge_embed import memory
-from edge_embed_bundle.manifest import Model
+from edge_embed_bundle.manifest import TableModel
 from edge_embed_bundle.store import Store
 from tests.fakes.probes import FakeProbe
 from tests.making import make_bundle, rows_in_topics, small_source, with_table
@@ -33,7 +33,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_bundle(folder, source=source, codec="float32", graphs=()).path
 
 
-def _sections_read_at_random(path: Path, model: Model) -> set[str]:
+def _sections_read_at_random(path: Path, model: TableModel) -> set[str]:
     """Return the tensors whose maps have the kernel's flag for random reads (``rr``, proc(5))."""
     found = set()
     blob = path / model.tensors["rows"].blob
@@ -54,7 +54,7 @@ def test_what_is_read_at_random_is_advised_so_and_a_scan_takes_the_advice_back_o
 ) -> None:
     path = make_bundle(tmp_path / "plain", graphs=()).path
     with edge_embed.open(path) as runtime:
-        model = runtime.manifest.models[0]
+        model = runtime.manifest.tables[0]
         advised = {"index_pilots", "index_slots", "rows", "scales"}
         assert _sections_read_at_random(path, model) == advised
         runtime.search("word1")
@@ -65,7 +65,7 @@ def test_what_is_read_at_random_is_advised_so_and_a_scan_takes_the_advice_back_o
 def test_rows_in_lists_keep_the_read_ahead_but_behind_a_plane(tmp_path: Path, plane: bool) -> None:
     path = make_bundle(tmp_path / "lists", source=rows_in_topics(600, 8), graphs=(), clustered=True, plane=plane).path
     with edge_embed.open(path) as runtime:
-        found = _sections_read_at_random(path, runtime.manifest.models[0])
+        found = _sections_read_at_random(path, runtime.manifest.tables[0])
         assert "index_slots" in found and "plane" not in found and "centroids" not in found
         assert ("rows" in found) is plane
 

@@ -206,7 +206,7 @@ def test_a_bare_folder_is_verified_unless_the_caller_says_otherwise(damageable: 
 
 def test_a_key_index_that_points_past_the_table_is_an_error_not_a_wild_read(damageable: Path) -> None:
     with edge_embed.open(damageable) as runtime:
-        place = runtime.manifest.models[0].tensors["index_slots"]
+        place = runtime.manifest.tables[0].tensors["index_slots"]
     path = damageable / place.blob
     data = bytearray(path.read_bytes())
     slots = np.frombuffer(data, np.uint32, count=place.size_bytes // 4, offset=place.offset_bytes).reshape(place.shape)

@@ -36,9 +36,9 @@ def _cosines(runtime: edge_embed.Runtime, query: NDArray[np.float32]) -> NDArray
 
 def test_a_search_through_lists_finds_nearly_what_an_exact_one_finds(listed: Path) -> None:
     with edge_embed.open(listed) as runtime:
-        recipe = runtime.manifest.models[0].search
+        recipe = runtime.manifest.tables[0].search
         assert recipe is not None and recipe.recall_at_10 >= 0.98 and recipe.queries
-        assert recipe.probes < runtime.manifest.models[0].tensors["list_ends"].shape[0] / 2
+        assert recipe.probes < runtime.manifest.tables[0].tensors["list_ends"].shape[0] / 2
         keys = [f"row {i}" for i in range(0, ROWS, 10)]
         exact, found = runtime.search(keys, exact=True), runtime.search(keys)
         shared = [len(set(a.keys) & set(b.keys)) / 10 for a, b in zip(exact, found, strict=True)]
@@ -127,7 +127,7 @@ def test_lists_that_do_not_end_one_after_the_other_are_refused(tmp_path: Path) -
 
 def test_a_table_without_lists_is_searched_exactly(tmp_path: Path) -> None:
     with edge_embed.open(make_bundle(tmp_path / "bundle", source=small_source()).path) as runtime:
-        assert runtime.manifest.models[0].search is None
+        assert runtime.manifest.tables[0].search is None
         assert runtime.search("word1").keys == runtime.search("word1", exact=True).keys
 
 

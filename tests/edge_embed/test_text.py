@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import edge_embed
+from edge_embed import kernels
 from edge_embed.errors import BundleError
 from edge_embed.runtime import Runtime
 from edge_embed.text import BATCH_TEXTS, BATCH_TOKENS, HuggingFaceTokenizer, TextEncoder, WhitespaceTokenizer
@@ -32,19 +33,20 @@ class CountingTokenizer:
 
 
 class CountingRows:
-    """Decodes like a table and remembers how much it was asked for at a time."""
+    """Pools like a table and remembers how much it was asked for at a time."""
 
     def __init__(self) -> None:
         self.asked: list[int] = []
 
-    def decode(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+    def mean(self, ids: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.float32]:
         self.asked.append(len(ids))
-        return VECTORS[ids]
+        pooled: NDArray[np.float32] = kernels.pool(VECTORS[ids], counts, "mean")
+        return pooled
 
 
 def _encoder(*, normalize: bool) -> tuple[TextEncoder, CountingTokenizer, CountingRows]:
     tokenizer, rows = CountingTokenizer(), CountingRows()
-    return TextEncoder(tokenizer, rows.decode, dimensions=4, normalize=normalize), tokenizer, rows
+    return TextEncoder(tokenizer, rows.mean, dimensions=4, normalize=normalize), tokenizer, rows
 
 
 def _definition() -> bytes:

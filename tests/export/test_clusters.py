@@ -67,7 +67,7 @@ def test_more_recall_takes_more_lists_and_all_of_it_an_exact_search(tmp_path: Pa
     probes = []
     for recall in (0.5, 0.9, 0.99):
         report = make_bundle(tmp_path / str(recall), source=source, graphs=(), clustered=True, recall=recall)
-        recipe = report.manifest.models[0].search
+        recipe = report.manifest.tables[0].search
         assert recipe is not None
         assert recipe.recall_at_10 >= min(recall, 0.98)
         probes.append(recipe.probes)
@@ -77,19 +77,19 @@ def test_more_recall_takes_more_lists_and_all_of_it_an_exact_search(tmp_path: Pa
     keys = tuple(f"row {row}" for row in range(1500))
     source = with_table(small_source(keys=keys), vectors=noise)
     report = make_bundle(tmp_path / "noise", source=source, graphs=(), clustered=True)
-    recipe = report.manifest.models[0].search
-    assert recipe is not None and recipe.probes == report.manifest.models[0].tensors["list_ends"].shape[0]
+    recipe = report.manifest.tables[0].search
+    assert recipe is not None and recipe.probes == report.manifest.tables[0].tensors["list_ends"].shape[0]
 
 
 def test_a_plane_is_added_where_the_rows_would_crowd_the_board(tmp_path: Path) -> None:
     source = rows_in_topics(600, 8)
     for plane, expected in ((None, False), (False, False), (True, True)):
         report = make_bundle(tmp_path / str(plane), source=source, graphs=(), clustered=True, plane=plane)
-        model = report.manifest.models[0]
+        model = report.manifest.tables[0]
         assert ("plane" in model.tensors) is expected
         assert model.search is not None and (model.search.shortlist is not None) is expected
     coarse = make_bundle(tmp_path / "pq", source=source, codec="pq:4", graphs=(), clustered=True, plane=True)
-    assert "plane" not in coarse.manifest.models[0].tensors
+    assert "plane" not in coarse.manifest.tables[0].tensors
 
 
 @pytest.mark.parametrize("codec", ["float32", "float16", "int8", "int4", "pq:4", "opq:4", "rq:2"])
@@ -106,7 +106,7 @@ def test_every_codec_is_searched_through_lists(tmp_path: Path, codec: str) -> No
 def test_a_large_collection_is_put_in_lists(tmp_path: Path) -> None:
     lines = tuple(f"word{i % 60} word{i // 60 % 60} word{i // 3600}" for i in range(FEWEST_ROWS))
     report = make_bundle(tmp_path / "bundle", source=small_text_source(), graphs=(), collection=lines, recall=0.8)
-    collection = report.manifest.models[1]
+    collection = report.manifest.tables[1]
     assert collection.row_order == "cluster" and collection.search is not None
     with edge_embed.open(report.path) as runtime:
         assert runtime.search(text=lines[77], k=1, exact=True).scores[0] == pytest.approx(1, abs=1e-3)

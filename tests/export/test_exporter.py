@@ -67,7 +67,7 @@ def test_a_bundle_has_the_graphs_that_were_asked_for_each_proven_on_its_engine(
     tmp_path: Path, graphs: tuple[str, ...]
 ) -> None:
     report = make_bundle(tmp_path / "bundle", graphs=graphs)
-    model = report.manifest.models[0]
+    model = report.manifest.tables[0]
     assert [(graph.format, graph.blob) for graph in model.graphs] == [(name, f"table.{name}") for name in graphs]
     files = {"golden.bin", "manifest.json", "table.bin", *(f"table.{name}" for name in graphs)}
     assert {path.name for path in report.path.iterdir()} == files
@@ -149,9 +149,9 @@ def test_a_graph_that_answers_unlike_the_kernels_is_not_proven_but_an_error(tmp_
     right = make_bundle(tmp_path / "right", graphs=(format,))
     wrong = make_bundle(tmp_path / "wrong", graphs=(format,), source=small_source(seed=1))
     with edge_embed.open(right.path) as runtime, Bundle.open(wrong.path) as other:
-        assert prove(right.manifest.models[0], runtime, runtime.bundle) == right.manifest.models[0]
+        assert prove(right.manifest.tables[0], runtime, runtime.bundle) == right.manifest.tables[0]
         with pytest.raises(BundleError, match=rf"table\.{format}: expected the kernels' vectors from .*, found others"):
-            prove(right.manifest.models[0], runtime, other)
+            prove(right.manifest.tables[0], runtime, other)
 
 
 ODD_TABLES: Mapping[str, Source] = {

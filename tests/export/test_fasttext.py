@@ -115,7 +115,7 @@ def test_what_came_quantized_keeps_its_codes_in_pq(tmp_path: Path, norms: bool, 
 def test_an_unknown_word_is_made_of_its_parts_or_of_nothing(tmp_path: Path) -> None:
     model = Model()
     with _stored(tmp_path, read_source(_written(tmp_path, model)), "float32") as runtime:
-        assert runtime.manifest.models[0].unknown == "subwords"
+        assert runtime.manifest.tables[0].unknown == "subwords"
         assert runtime.lookup("boardy").any()
         assert not runtime.lookup("boardy", unknown="zeros").any()
         with pytest.raises(edge_embed.UnknownKeyError, match="boardy"):

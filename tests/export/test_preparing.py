@@ -146,7 +146,7 @@ def test_the_command_prepares_and_the_bundle_says_so(tmp_path: Path, capsys: pyt
     said = capsys.readouterr().out
     assert "note: table: 1 rows left out" in said and "the first 2 of 3 rows kept" in said
     with edge_embed.open(tmp_path / "bundle") as runtime:
-        assert runtime.manifest.models[0].row_order == "frequency"
+        assert runtime.manifest.tables[0].row_order == "frequency"
         assert runtime.lookup_ids([0, 1]).tolist() == [[2, 0], [0, 1]]
     assert main([*words, "--force", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["notes"]) == 2

@@ -312,7 +312,7 @@ def test_26_tables_go_from_a_trainers_file_to_bags_on_the_runtime(
     random = np.random.default_rng(0)
     asked = {name: random.integers(0, len(table), (3, 6)) for name, table in tables.items()}
     with edge_embed.open(store) as runtime:
-        assert [model.name for model in runtime.manifest.models] == list(SHAPES)
+        assert [model.name for model in runtime.manifest.tables] == list(SHAPES)
         assert len({runtime.table(name).space.id for name in SHAPES}) == 26
         found = runtime.bags({name: ids.tolist() for name, ids in asked.items()})
         for name, table in tables.items():

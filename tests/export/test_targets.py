@@ -56,7 +56,7 @@ def _loss(report: Report, name: str) -> float:
 
 
 def _bytes_a_row(report: Report) -> float:
-    model = report.manifest.models[0]
+    model = report.manifest.tables[0]
     sizes = [model.tensors[name].size_bytes for name in ("rows", "scales", "length_codes") if name in model.tensors]
     return sum(sizes) / model.rows
 

@@ -11,7 +11,8 @@ import pytest
 
 from edge_embed_bundle.bundle import CHUNK_BYTES, Bundle, chunks_of
 from edge_embed_bundle.errors import BundleError, DigestError, MissingBlobError, TruncatedError
-from edge_embed_bundle.manifest import MANIFEST_NAME, Blob, Manifest
+from edge_embed_bundle.manifest import MANIFEST_NAME, Manifest
+from edge_embed_bundle.values import Blob
 
 
 def _open_files() -> int:
@@ -45,7 +46,7 @@ def test_every_blob_is_mapped_as_it_is_on_disk_and_cannot_be_written(bundle: Pat
 
 def test_a_tensor_is_its_part_of_the_map(bundle: Path) -> None:
     with Bundle.open(bundle) as opened:
-        tensor = opened.manifest.models[0].tensors["key_bytes"]
+        tensor = opened.manifest.tables[0].tensors["key_bytes"]
         data = (bundle / tensor.blob).read_bytes()
         assert opened.tensor(tensor) == data[tensor.offset_bytes : tensor.offset_bytes + tensor.size_bytes]
         assert bytes(opened.tensor(tensor)).startswith(b"word0word1word2")

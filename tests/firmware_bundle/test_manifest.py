@@ -20,14 +20,13 @@ from edge_embed_bundle.errors import BundleError, ManifestError, UnsupportedForm
 from edge_embed_bundle.manifest import (
     CODEC_TENSORS,
     FEATURES,
-    ITEM_BYTES,
     MANIFEST_NAME,
-    SECTION_BYTES,
     BagRecipe,
     HashRecipe,
     Manifest,
-    Tensor,
+    TableModel,
 )
+from edge_embed_bundle.values import ITEM_BYTES, SECTION_BYTES, Tensor
 from edge_embed_export.options import Hashing
 from tests.making import make_bundle, small_text_source, tables_source
 
@@ -79,8 +78,8 @@ def test_null_stands_for_an_optional_part_that_is_absent(data: bytes, place: tup
     found = {
         "board": manifest.budgets.board,
         "parent": manifest.parent,
-        "key_index": manifest.models[0].key_index,
-        "text": manifest.models[0].text,
+        "key_index": manifest.tables[0].key_index,
+        "text": manifest.tables[0].text,
     }
     assert found[str(place[-1])] is None
     assert json.loads(manifest.to_bytes()) == value
@@ -105,7 +104,7 @@ def test_names_and_sizes_of_what_is_held_can_be_asked_for(data: bytes, bundle: P
     manifest = Manifest.parse(data, source=MANIFEST_NAME)
     assert manifest.size_bytes == sum((bundle / name).stat().st_size for name in manifest.blobs)
     table = manifest.model("table")
-    assert table is not None and table.rows == 64
+    assert isinstance(table, TableModel) and table.rows == 64
     assert manifest.model("other") is None
     assert Tensor("a", 0, "uint16", (3, 4)).size_bytes == 24
 
@@ -128,7 +127,7 @@ def test_a_bundle_of_bags_with_a_space_for_each_table_is_written_byte_for_byte(t
     assert {"bag-1", "model-space", "unknown-hash"} <= set(made.manifest.requirements.features) <= FEATURES
     again = Manifest.parse(made.manifest.to_bytes(), source=MANIFEST_NAME)
     assert again == made.manifest
-    first, second = again.models
+    first, second = again.tables
     assert first.bag == BagRecipe("sum", 3) and first.hash is None and first.unknown == "error"
     assert second.hash == HashRecipe("xxh64-modulo", 0, 2, 7) and second.unknown == "hash"
     assert again.space_of(first) is again.space and again.space_of(second) is second.space is not None
@@ -169,7 +168,7 @@ def test_an_empty_table_of_no_keys_is_a_table(data: bytes) -> None:
     model["rows"] = 0
     for name, shape in {"rows": [0, 16], "scales": [0], "norms": [0], "key_offsets": [1], "key_bytes": [0]}.items():
         model["tensors"][name]["shape"] = shape
-    assert _parse(value).models[0].tensors["rows"].size_bytes == 0
+    assert _parse(value).tables[0].tensors["rows"].size_bytes == 0
 
 
 #: Of a codec with codebooks: the shapes of codes, books and rotation for 64 rows of 16, and whether they fit.
@@ -205,7 +204,7 @@ def test_codes_and_codebooks_fit_one_another_and_the_row(data: bytes, case: str)
     for name, (dtype, shape) in described.items():
         model["tensors"][name] = {"blob": "books.bin", "offset_bytes": 0, "dtype": dtype, "shape": shape}
     if fits:
-        assert _parse(value).models[0].codec == codec
+        assert _parse(value).tables[0].codec == codec
     else:
         with pytest.raises(ManifestError, match=r"models\[0\]\.tensors\.(codebooks|rows|rotation): expected"):
             _parse(value)
@@ -255,12 +254,12 @@ def _is_whole_or_refused(document: bytes) -> None:
     assert Manifest.parse(manifest.to_bytes(), source="again") == manifest
     for name in manifest.blobs:
         assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) and name != MANIFEST_NAME
-    tensors = [tensor for model in manifest.models for tensor in model.tensors.values()]
+    tensors = [tensor for model in manifest.tables for tensor in model.tensors.values()]
     for tensor in (*tensors, *(golden.expected for golden in manifest.golden)):
         assert tensor.offset_bytes % SECTION_BYTES == 0 and all(size >= 0 for size in tensor.shape)
         end = tensor.offset_bytes + ITEM_BYTES[tensor.dtype] * prod(tensor.shape)
         assert end <= manifest.blobs[tensor.blob].size_bytes
-    for model in manifest.models:
+    for model in manifest.tables:
         assert set(CODEC_TENSORS[model.codec]) <= set(model.tensors)
         assert all(graph.blob in manifest.blobs for graph in model.graphs)
 

@@ -21,9 +21,9 @@ from edge_embed_bundle.errors import (
     StateError,
     StoreError,
 )
-from edge_embed_bundle.manifest import Blob
 from edge_embed_bundle.state import REFUSED_CEILING, TRIES
 from edge_embed_bundle.store import Store
+from edge_embed_bundle.values import Blob
 from tests.fakes.lying_flash import LyingFs
 from tests.fakes.probes import CRASH, NO, YES, FakeProbe, PowerCutError
 from tests.making import make_bundle, small_source, small_text_source

@@ -18,17 +18,8 @@ from hypothesis import strategies as st
 from edge_embed_bundle.bundle import Bundle
 from edge_embed_bundle.errors import BundleError, ManifestError
 from edge_embed_bundle.fsops import FsOps, OsFs, WritableFile
-from edge_embed_bundle.manifest import (
-    MANIFEST_NAME,
-    SECTION_BYTES,
-    Blob,
-    Budgets,
-    Manifest,
-    Model,
-    Requirements,
-    Space,
-    Tensor,
-)
+from edge_embed_bundle.manifest import MANIFEST_NAME, Budgets, Manifest, Requirements, TableModel
+from edge_embed_bundle.values import SECTION_BYTES, Blob, Space, Tensor
 from edge_embed_bundle.writer import BlobWriter, BundleWriter, aligned
 
 ROWS = np.arange(60, dtype="<f4").reshape(20, 3)
@@ -124,7 +115,7 @@ def _manifest(tensors: dict[str, Tensor], blobs: dict[str, Blob], version: str =
         name="written",
         version=version,
         space=Space("0" * 64, 3, "cosine", "numbers in order"),
-        models=(Model("table", "table", "float32", 20, 3, tensors),),
+        models=(TableModel("table", "float32", 20, 3, tensors),),
         blobs=blobs,
         requirements=Requirements(("codec-float32",), 1000),
         budgets=Budgets(None, 1000, {}),
@@ -145,7 +136,7 @@ def test_a_section_starts_on_the_first_boundary_that_is_free(offset: int) -> Non
 
 def test_sections_lie_on_boundaries_with_zeros_between_them(target: Path) -> None:
     manifest = _write(target)
-    tensors = manifest.models[0].tensors
+    tensors = manifest.tables[0].tensors
     assert [tensors[name].offset_bytes for name in ("rows", "key_bytes", "norms", "key_offsets")] == [
         *(SECTION_BYTES, 2 * SECTION_BYTES),
         *(0, SECTION_BYTES),

@@ -11,13 +11,14 @@ What it takes is the extra ``evaluate``: scipy, scikit-learn and ir-measures, ea
 
 from __future__ import annotations
 
-from edge_embed_export.evaluation.files import KINDS, read_evaluation
+from edge_embed_export.evaluation.files import KINDS, TEXT_KINDS, read_evaluation
 from edge_embed_export.evaluation.scoring import Evaluation, Interval, Score, evaluate
 from edge_embed_export.evaluation.sides import Side
 from edge_embed_export.evaluation.tasks import Answers, Questions, Task
 
 __all__ = [
     "KINDS",
+    "TEXT_KINDS",
     "Answers",
     "Evaluation",
     "Interval",

@@ -290,3 +290,5 @@ _READERS: dict[str, Callable[[Path, list[tuple[int, str]]], Questions]] = {
 
 #: What ``kind:FILE`` may name.
 KINDS = (*_READERS, "retrieval")
+#: Those that ask nothing but texts.
+TEXT_KINDS = ("text-similarity", "text-labels", "retrieval")

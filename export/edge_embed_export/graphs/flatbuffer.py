@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_embed.errors import MissingExtraError
-from edge_embed_bundle.manifest import Tensor
+from edge_embed_bundle.values import Tensor
 
 _TYPES = {"int8": "INT8", "uint8": "UINT8", "int16": "INT16", "int32": "INT32"} | {
     "float16": "FLOAT16",
@@ -41,16 +41,27 @@ class Drawing:
 
     def dynamic(self, name: str, dtype: str, shape: Sequence[int]) -> int:
         """Add a tensor of a batch, whose first axis is as long as the ids are."""
-        tensor = self._tensor(name, dtype, [1, *shape], 0)
-        tensor.shapeSignature = [-1, *shape]
+        return self.free(name, dtype, [-1, *shape])
+
+    def free(self, name: str, dtype: str, shape: Sequence[int]) -> int:
+        """Add a tensor whose axes of -1 are as long as the input makes them."""
+        tensor = self._tensor(name, dtype, [1 if length < 0 else length for length in shape], 0)
+        if -1 in shape:
+            tensor.shapeSignature = list(shape)
         return len(self._tensors) - 1
 
-    def stored(self, name: str, dtype: str, shape: Sequence[int], place: Tensor) -> int:
-        """Add a tensor whose bytes lie behind the flatbuffer."""
+    def stored(
+        self, name: str, dtype: str, shape: Sequence[int], place: Tensor, *, quantized_by: float | None = None
+    ) -> int:
+        """Add a tensor whose bytes lie behind the flatbuffer; codes of one scale where ``quantized_by`` says so."""
         buffer = self._schema.BufferT()
         buffer.offset, buffer.size = place.offset_bytes, place.size_bytes
         self._buffers.append(buffer)
-        self._tensor(name, dtype, list(shape), len(self._buffers) - 1)
+        tensor = self._tensor(name, dtype, list(shape), len(self._buffers) - 1)
+        if quantized_by is not None:
+            tensor.quantization = self._schema.QuantizationParametersT()
+            tensor.quantization.scale = np.array([quantized_by], np.float32)
+            tensor.quantization.zeroPoint = np.zeros(1, np.int64)
         return len(self._tensors) - 1
 
     def constant(self, name: str, values: NDArray[Any]) -> int:
@@ -109,12 +120,14 @@ class Drawing:
         self._add("SPLIT", [axis, values], results, options)
         return results
 
-    def operator(self, name: str, inputs: list[int], result: int, options: str = "", **values: Any) -> int:
+    def operator(
+        self, name: str, inputs: list[int], result: int, options: str = "", *, version: int = 1, **values: Any
+    ) -> int:
         """Add an operator by its name; ``options`` names its table of options, whose fields ``values`` are."""
         made = getattr(self._schema, f"{options}T")() if options else None
         for field, value in values.items():
             setattr(made, field, value)
-        return self._add(name, inputs, [result], made)
+        return self._add(name, inputs, [result], made, version)
 
     def finish(self, name: str, inputs: list[int], output: int, *, signed: bool = False) -> None:
         """End a subgraph, from some tensors to one; the next begins empty, over the same buffers.
@@ -140,14 +153,14 @@ class Drawing:
         named.name, named.tensorIndex = self._tensors[tensor].name, tensor
         return named
 
-    def packed(self) -> bytes:
+    def packed(self, description: str = "edge-embed lookup") -> bytes:
         """Return the bytes of the model."""
         import flatbuffers
 
         schema = self._schema
         model = schema.ModelT()
         model.version = 3
-        model.description = "edge-embed lookup"
+        model.description = description
         model.buffers, model.subgraphs = self._buffers, self._subgraphs
         if self._signatures:
             model.signatureDefs = self._signatures

@@ -6,19 +6,20 @@ DequantizeLinear before the Gather) would make it private and slow.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_embed.errors import MissingExtraError
-from edge_embed_bundle.manifest import INT4_BLOCK, BagRecipe, HashRecipe, Model, Tensor
+from edge_embed_bundle.manifest import INT4_BLOCK, BagRecipe, HashRecipe, TableModel
+from edge_embed_bundle.values import Tensor
 from edge_embed_export.codecs import pairs_of_bytes
 
-_TYPES = {"int8": "INT8", "uint8": "UINT8", "float16": "FLOAT16", "float32": "FLOAT"}
+_TYPES = {"int8": "INT8", "uint8": "UINT8", "int64": "INT64", "float16": "FLOAT16", "float32": "FLOAT"}
 _OPSET = 17
 # The oldest file version with that opset: older engines than ours may read it, too.
 _IR_VERSION = 8
@@ -28,56 +29,51 @@ _BAG_OPSET = 18
 
 def onnx_lookup(codec: str, tensors: Mapping[str, Tensor], dimensions: int) -> bytes:
     """Return the graph file for a codec's tensors; its weights stay where ``tensors`` says."""
-    try:
-        from onnx import TensorProto, helper
-    except ImportError as error:
-        raise MissingExtraError.of("onnx", "export", "writing an ONNX graph") from error
-    drawing = _Drawing(tensors)
+    drawing = Drawing(tensors)
     _GRAPHS[codec](drawing, dimensions)
-    ids = helper.make_tensor_value_info("ids", TensorProto.INT64, ["n"])
-    vectors = helper.make_tensor_value_info("vectors", TensorProto.FLOAT, ["n", dimensions])
-    return _packed(drawing, "lookup", [ids], vectors)
+    return drawing.packed("lookup", [Value("ids", "int64", ("n",))], Value("vectors", "float32", ("n", dimensions)))
 
 
-def onnx_bag(model: Model, tensors: Mapping[str, Tensor]) -> bytes:
+def onnx_bag(model: TableModel, tensors: Mapping[str, Tensor]) -> bytes:
     """Return the graph file that pools a table's bags by its recipe: ids, offsets and, for a sum, weights.
 
     Rows are scattered into the row of their bag one after the other, as the kernels add them; what is left out goes to
     a row behind the last bag, which is cut off. Ids that a table hashes are hashed in the graph.
     """
-    try:
-        from onnx import TensorProto, helper
-    except ImportError as error:
-        raise MissingExtraError.of("onnx", "export", "writing an ONNX graph") from error
     if model.bag is None:
         raise ValueError("a bag graph follows the recipe of its model")
-    drawing = _Drawing(tensors, _BAG_OPSET)
+    drawing = Drawing(tensors, _BAG_OPSET)
     if model.hash is not None:
         drawing.rows = _hashed(drawing, model.hash, model.rows)
     _GRAPHS[model.codec](drawing, model.dimensions)
     pooled = _pooled(drawing, model.bag, model.dimensions)
-    inputs = [helper.make_tensor_value_info("ids", TensorProto.INT64, ["n"])]
-    inputs.append(helper.make_tensor_value_info("offsets", TensorProto.INT64, ["b"]))
+    inputs = [Value("ids", "int64", ("n",)), Value("offsets", "int64", ("b",))]
     if model.bag.mode == "sum":
-        inputs.append(helper.make_tensor_value_info("weights", TensorProto.FLOAT, ["n"]))
-    output = helper.make_tensor_value_info(pooled, TensorProto.FLOAT, ["b", model.dimensions])
-    return _packed(drawing, "bag", inputs, output)
+        inputs.append(Value("weights", "float32", ("n",)))
+    return drawing.packed("bag", inputs, Value(pooled, "float32", ("b", model.dimensions)))
 
 
-def _packed(drawing: _Drawing, name: str, inputs: list[Any], output: Any) -> bytes:
-    from onnx import helper
+class Value(NamedTuple):
+    """An input or an output of a graph; a name in ``shape`` is an axis of any length."""
 
-    graph = helper.make_graph(drawing.nodes, name, inputs, [output], drawing.weights)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", drawing.opset)], ir_version=_IR_VERSION)
-    model.producer_name = "edge-embed"
-    data: bytes = model.SerializeToString(deterministic=True)
-    return data
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
 
 
-class _Drawing:
-    """Nodes and weights in the making; every method that adds a node returns the name of its result."""
+class Drawing:
+    """Nodes and weights in the making; every method that adds a node returns the name of its result.
+
+    Raises:
+        MissingExtraError: the package ``onnx`` is not installed.
+    """
 
     def __init__(self, tensors: Mapping[str, Tensor], opset: int = _OPSET) -> None:
+        try:
+            import onnx
+        except ImportError as error:
+            raise MissingExtraError.of("onnx", "export", "writing an ONNX graph") from error
+        self.version: str = onnx.__version__
         self.opset = opset
         self.nodes: list[Any] = []
         self.weights: list[Any] = []
@@ -116,22 +112,47 @@ class _Drawing:
         self.nodes.append(helper.make_node(operation, inputs, [result], **attributes))
         return result
 
+    def split(self, values: str, results: tuple[str, ...], axis: int) -> tuple[str, ...]:
+        """Add a Split into equal parts."""
+        from onnx import helper
+
+        # From opset 18 on the number is said twice.
+        number = {"num_outputs": len(results)} if self.opset >= _BAG_OPSET else {}
+        self.nodes.append(helper.make_node("Split", [values], list(results), axis=axis, **number))
+        return results
+
     def cast(self, values: str, data_type: str, result: str) -> str:
         """Add a Cast."""
         from onnx import TensorProto
 
         return self.node("Cast", [values], result, to=getattr(TensorProto, data_type))
 
+    def packed(self, name: str, inputs: Sequence[Value], output: Value, *, ir_version: int = _IR_VERSION) -> bytes:
+        """Return the graph file."""
+        from onnx import TensorProto, helper
 
-def _float32(drawing: _Drawing, _: int) -> None:
+        ends = [
+            helper.make_tensor_value_info(value.name, getattr(TensorProto, _TYPES[value.dtype]), list(value.shape))
+            for value in (*inputs, output)
+        ]
+        graph = helper.make_graph(self.nodes, name, ends[:-1], ends[-1:], self.weights)
+        domains = sorted({node.domain for node in self.nodes} - {""})
+        opsets = [helper.make_opsetid("", self.opset), *(helper.make_opsetid(domain, 1) for domain in domains)]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=ir_version)
+        model.producer_name = "edge-embed"
+        data: bytes = model.SerializeToString(deterministic=True)
+        return data
+
+
+def _float32(drawing: Drawing, _: int) -> None:
     drawing.node("Gather", [drawing.stored("rows"), drawing.rows], "vectors")
 
 
-def _float16(drawing: _Drawing, _: int) -> None:
+def _float16(drawing: Drawing, _: int) -> None:
     drawing.cast(drawing.node("Gather", [drawing.stored("rows"), drawing.rows], "halves"), "FLOAT", "vectors")
 
 
-def _int8(drawing: _Drawing, _: int) -> None:
+def _int8(drawing: Drawing, _: int) -> None:
     codes = drawing.node("Gather", [drawing.stored("rows"), drawing.rows], "codes")
     numbers = drawing.cast(codes, "FLOAT", "numbers")
     # As a column, a scale multiplies its row by broadcasting; the bytes are the same.
@@ -139,7 +160,7 @@ def _int8(drawing: _Drawing, _: int) -> None:
     drawing.node("Mul", [numbers, drawing.node("Gather", [scales, drawing.rows], "factors")], "vectors")
 
 
-def _int4(drawing: _Drawing, dimensions: int) -> None:
+def _int4(drawing: Drawing, dimensions: int) -> None:
     codes = drawing.node("Gather", [drawing.stored("rows"), drawing.rows], "codes")
     places = drawing.cast(codes, "INT32", "places")
     pairs = drawing.node("Gather", [drawing.constant("pairs_of_bytes", pairs_of_bytes()), places], "pairs")
@@ -150,7 +171,7 @@ def _int4(drawing: _Drawing, dimensions: int) -> None:
     drawing.node("Mul", [numbers, drawing.node("Gather", [scales, block_of_each], "factors", axis=1)], "vectors")
 
 
-def _pq(drawing: _Drawing, dimensions: int) -> None:
+def _pq(drawing: Drawing, dimensions: int) -> None:
     m, count, width = drawing.tensors["codebooks"].shape
     books = drawing.stored("codebooks", (m * count, width))
     centroids = drawing.node("Gather", [books, _centroid_places(drawing)], "centroids")
@@ -158,7 +179,7 @@ def _pq(drawing: _Drawing, dimensions: int) -> None:
     drawing.node("Mul", [numbers, _lengths(drawing)], "vectors")
 
 
-def _opq(drawing: _Drawing, dimensions: int) -> None:
+def _opq(drawing: Drawing, dimensions: int) -> None:
     m, count, width = drawing.tensors["codebooks"].shape
     books = drawing.stored("codebooks", (m * count, width))
     centroids = drawing.node("Gather", [books, _centroid_places(drawing)], "centroids")
@@ -167,17 +188,11 @@ def _opq(drawing: _Drawing, dimensions: int) -> None:
     drawing.node("Mul", [rotated, _lengths(drawing)], "vectors")
 
 
-def _rq(drawing: _Drawing, dimensions: int) -> None:
-    from onnx import helper
-
+def _rq(drawing: Drawing, dimensions: int) -> None:
     m, count, _ = drawing.tensors["codebooks"].shape
     columns = [_centroid_places(drawing)]
     if m > 1:
-        parts = [f"place{i}" for i in range(m)]
-        # From opset 18 on the number is said twice.
-        number = {"num_outputs": m} if drawing.opset >= _BAG_OPSET else {}
-        drawing.nodes.append(helper.make_node("Split", columns, parts, axis=1, **number))
-        columns = parts
+        columns = list(drawing.split(columns[0], tuple(f"place{i}" for i in range(m)), axis=1))
     books = drawing.stored("codebooks", (m * count, dimensions))
     total = ""
     for i, column in enumerate(columns):
@@ -186,7 +201,7 @@ def _rq(drawing: _Drawing, dimensions: int) -> None:
     drawing.node("Mul", [_first(drawing, total, dimensions, dimensions), _lengths(drawing)], "vectors")
 
 
-def _centroid_places(drawing: _Drawing) -> str:
+def _centroid_places(drawing: Drawing) -> str:
     """Return where each code of the rows stands in all codebooks one after the other, ``(n, m)``."""
     m, count = drawing.tensors["codebooks"].shape[:2]
     codes = drawing.node("Gather", [drawing.stored("rows"), drawing.rows], "codes")
@@ -194,7 +209,7 @@ def _centroid_places(drawing: _Drawing) -> str:
     return drawing.node("Add", [drawing.cast(codes, "INT32", "numbers_of_codes"), starts], "places")
 
 
-def _lengths(drawing: _Drawing) -> str:
+def _lengths(drawing: Drawing) -> str:
     codes = drawing.stored("length_codes", (drawing.tensors["rows"].shape[0], 1))
     places = drawing.cast(
         drawing.node("Gather", [codes, drawing.rows], "length_codes_of_rows"), "INT32", "length_places"
@@ -202,7 +217,7 @@ def _lengths(drawing: _Drawing) -> str:
     return drawing.node("Gather", [drawing.stored("length_levels"), places], "lengths")
 
 
-def _first(drawing: _Drawing, values: str, width: int, dimensions: int) -> str:
+def _first(drawing: Drawing, values: str, width: int, dimensions: int) -> str:
     """Return values of any shape as rows of ``width`` numbers, and of these the first ``dimensions``."""
     shape = drawing.constant("shape", np.array([-1, width], np.int64))
     rows = drawing.node("Reshape", [values, shape], "rows_of_numbers")
@@ -212,7 +227,7 @@ def _first(drawing: _Drawing, values: str, width: int, dimensions: int) -> str:
     return drawing.node("Slice", [rows, *limits], "first_numbers")
 
 
-def _hashed(drawing: _Drawing, recipe: HashRecipe, rows: int) -> str:
+def _hashed(drawing: Drawing, recipe: HashRecipe, rows: int) -> str:
     """Return the rows of ids: their own where the table has it, else one by the remainder of the floor."""
     count = drawing.constant("hashed_rows", np.array([recipe.rows]))
     remainder = drawing.node("Mod", ["ids", count], "remainder")
@@ -226,7 +241,7 @@ def _hashed(drawing: _Drawing, recipe: HashRecipe, rows: int) -> str:
     return drawing.node("Where", [outside, drawing.node("Add", [remainder, first], "hashed"), "ids"], "rows_of_ids")
 
 
-def _pooled(drawing: _Drawing, recipe: BagRecipe, dimensions: int) -> str:
+def _pooled(drawing: Drawing, recipe: BagRecipe, dimensions: int) -> str:
     one, zero = drawing.constant("one", np.array([1])), drawing.constant("zero", np.array([0]))
     width = drawing.constant("width", np.array([dimensions]))
     n, b = drawing.node("Shape", ["ids"], "n"), drawing.node("Shape", ["offsets"], "b")
@@ -271,7 +286,7 @@ def _pooled(drawing: _Drawing, recipe: BagRecipe, dimensions: int) -> str:
     return drawing.node("Slice", [pooled, zero, b], "pooled")
 
 
-_GRAPHS: Mapping[str, Callable[[_Drawing, int], None]] = MappingProxyType(
+_GRAPHS: Mapping[str, Callable[[Drawing, int], None]] = MappingProxyType(
     {"float32": _float32, "float16": _float16, "int8": _int8, "int4": _int4, "pq": _pq, "opq": _opq, "rq": _rq}
 )
 

@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from edge_embed_bundle.manifest import INT4_BLOCK, BagRecipe, HashRecipe, Tensor
+from edge_embed_bundle.manifest import INT4_BLOCK, BagRecipe, HashRecipe
+from edge_embed_bundle.values import Tensor
 from edge_embed_bundle.writer import aligned
 from edge_embed_export.codecs import pairs_of_bytes
 from edge_embed_export.graphs.flatbuffer import Drawing

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,9 @@ from edge_embed_bundle import strict_json
 from edge_embed_bundle.manifest import ClassifyRecipe, SubwordRecipe
 from edge_embed_export.clusters import Clusters
 from edge_embed_export.matrix import Matrix
+
+if TYPE_CHECKING:
+    from edge_embed_export.sources.encoders import EncoderSource
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,14 @@ class SourceTable:
 
 
 @dataclass(frozen=True, eq=False)
+class Teacher:
+    """The model that a source was distilled from: its name, and its vectors ``(n, d)`` of texts."""
+
+    title: str
+    encode: Callable[[Sequence[str]], NDArray[np.float32]]
+
+
+@dataclass(frozen=True, eq=False)
 class Source:
     """A trained model: one table or several; the first one answers where nobody names one.
 
@@ -108,6 +120,8 @@ class Source:
     title: str
     tables: tuple[SourceTable, ...]
     notes: tuple[str, ...] = ()
+    #: What stands behind the vectors, where they were distilled: what its scores lose is told beside those of a codec.
+    teacher: Teacher | None = None
 
     @property
     def table(self) -> SourceTable:
@@ -173,6 +187,60 @@ def readers(reading: Reading | None = None, progress: Progress = SILENT) -> dict
         "torch": partial(read_torch, chosen=reading.tables),
         **container_readers(reading, progress),
     }
+
+
+#: The formats of graphs of other makers, which stay as they are: of images, in ONNX or TFLite; of texts, in TFLite.
+IMAGE, TEXT_GRAPH, ONNX_TEXT = "image", "tflite-text", "onnx-text"
+
+EncoderReader: TypeAlias = "Callable[[Path], EncoderSource]"
+
+
+def encoder_readers(image_recipe: Path | None = None) -> dict[str, EncoderReader]:
+    """Return every reader of encoders by the name of its format; ``image_recipe`` says how pictures become pixels."""
+    from edge_embed_export.sources.image_encoders import read_image_encoder
+    from edge_embed_export.sources.onnx_folders import read_onnx_folder
+    from edge_embed_export.sources.text_graphs import read_text_graph
+    from edge_embed_export.sources.transformers import read_transformer_encoder
+
+    return {
+        "transformer": read_transformer_encoder,
+        IMAGE: partial(read_image_encoder, recipe=image_recipe),
+        TEXT_GRAPH: read_text_graph,
+        ONNX_TEXT: read_onnx_folder,
+    }
+
+
+def encoder_shown(path: Path) -> str | None:
+    """Return the format of an encoder that a file's content shows; folders are named by their users."""
+    from edge_embed_export.sources.image_encoders import is_graph_file
+    from edge_embed_export.sources.text_graphs import names_a_tokenizer
+
+    if not path.is_file():
+        return None
+    try:
+        with path.open("rb") as file:
+            if not is_graph_file(file.read(_HEAD_BYTES), path):
+                return None
+    except OSError:
+        return None
+    return TEXT_GRAPH if names_a_tokenizer(path) else IMAGE
+
+
+def read_encoder(path: Path, format: str, image_recipe: Path | None = None) -> EncoderSource:
+    """Read an encoder in the named format.
+
+    Raises:
+        RequestError: the source is absent, damaged or of no known format.
+    """
+    known = encoder_readers(image_recipe)
+    if format not in known:
+        raise RequestError(f"expected a format of {', '.join(known)}, found {format!r}")
+    if not path.exists():
+        raise RequestError(f"{path}: expected a model to export, found nothing there")
+    try:
+        return known[format](path)
+    except OSError as error:
+        raise RequestError(f"{path}: expected a model to export, found: {error}") from error
 
 
 def read_source(

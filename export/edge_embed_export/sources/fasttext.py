@@ -37,7 +37,8 @@ from numpy.typing import NDArray
 
 from edge_embed.errors import RequestError
 from edge_embed.subwords import ngram_buckets
-from edge_embed_bundle.manifest import DIMENSIONS_CEILING, ClassifyRecipe, SubwordRecipe
+from edge_embed_bundle.manifest import ClassifyRecipe, SubwordRecipe
+from edge_embed_bundle.values import DIMENSIONS_CEILING
 from edge_embed_export.matrix import Keys, Matrix, Selection, Spool, blocks_of
 from edge_embed_export.quantized import PqMatrix
 from edge_embed_export.sources import TABLE, Source, SourceTable, SourceText

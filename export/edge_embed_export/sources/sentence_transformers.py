@@ -58,6 +58,7 @@ def read_static_from_transformer(path: Path) -> Source:
                 text=SourceText(tokenizer=tokenizer, normalize=True, max_tokens=MAX_TOKENS),
             ),
         ),
+        ("this is the model's token table alone; --format transformer exports the encoder itself",),
     )
 
 

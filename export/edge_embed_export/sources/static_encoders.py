@@ -169,8 +169,24 @@ def _token_rows(path: Path, tensors: Mapping[str, Tensor], tensor: Tensor, token
     return TokenRows(rows, mapping.astype(np.int64), weights, tokens), 0
 
 
+def tokens_of(path: Path, definition: bytes) -> tuple[str, ...]:
+    """Return the token of each id of a tokenizer's definition, whose ids are 0, 1, 2, ...
+
+    Raises:
+        RequestError: they are not, or the definition is none; the error names ``path``.
+    """
+    try:
+        found = json.loads(definition)
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"{path}: expected JSON, found: {str(error)[:100]}") from error
+    return _parsed(path, found if isinstance(found, dict) else {}, definition).tokens
+
+
 def _tokenizer(path: Path) -> _Tokenizer:
-    found = _object(path, None)
+    return _parsed(path, _object(path, None), path.read_bytes())
+
+
+def _parsed(path: Path, found: dict[str, Any], definition: bytes) -> _Tokenizer:
     model, truncation = found.get("model"), found.get("truncation")
     try:
         vocabulary = model["vocab"]  # type: ignore[index]
@@ -191,7 +207,7 @@ def _tokenizer(path: Path) -> _Tokenizer:
             raise ValueError("an unknown token's id or a length that is no whole number")
     except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
         raise RequestError(f"{path}: expected a tokenizer with a vocabulary of ids, found: {error!r}") from error
-    return _Tokenizer(path.read_bytes(), tokens, unknown, limit or None)
+    return _Tokenizer(definition, tokens, unknown, limit or None)
 
 
 def _object(path: Path, absent: dict[str, Any] | None) -> dict[str, Any]:

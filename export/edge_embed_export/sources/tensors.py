@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_embed.errors import MissingExtraError, RequestError
-from edge_embed_bundle.manifest import NAME
+from edge_embed_bundle.values import NAME
 from edge_embed_export.matrix import Matrix, Places, blocks_of
 from edge_embed_export.sources import ONLY_TABLE, TABLE, Source, SourceTable
 from edge_embed_export.sources.safetensors_file import matrix_of, tensors_of

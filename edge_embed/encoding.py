@@ -1,0 +1,290 @@
+"""Texts and images to vectors by a graph: what goes in by the model's recipe, and what is made of what comes out.
+
+* A vector does not depend on what stands beside it: a graph is given inputs of one length together, never padded but
+  to the length of a signature, and no more of them than its ``max_batch`` (docs/decisions/0008-one-length-a-batch.md).
+* Engines run; everything around them, casts, quantization, pooling, normalization, is done here, once for all.
+* An engine is trusted by evidence: one that the graph was not proven on gives the golden answers first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_embed.engines import EncoderEngine, engine_of, load_encoder
+from edge_embed.errors import BundleError, MissingExtraError, RequestError
+from edge_embed.text import BATCH_TEXTS, HuggingFaceTokenizer, check_text, directed
+from edge_embed_bundle.bundle import Bundle
+from edge_embed_bundle.encoders import EncoderGraph, EncoderModel, Quantization, TextInput
+
+if TYPE_CHECKING:
+    from edge_embed.images import Image
+
+#: Not an engine: whichever the bundle has a graph for and this board has.
+ANY_ENGINE = "kernels"
+
+#: Tokens that go into a graph at once, unless one text has more: more of them take memory, and save hardly any time.
+RUN_TOKENS = 256
+
+
+class Forward:
+    """A graph in its engine: from the numbers of its inputs, by their roles, to vectors."""
+
+    def __init__(self, model: EncoderModel, graph: EncoderGraph, engine: EncoderEngine) -> None:
+        self.graph = graph
+        self.engine = engine
+        self._model = model
+        self._pooling = None if model.text is None else model.text.pooling
+
+    def normalizes(self, asked: bool | None) -> bool:
+        """Return whether vectors are to be normalized behind the graph.
+
+        Raises:
+            RequestError: they were asked for without, and the graph has normalized them already.
+        """
+        done = self.graph.output.holds == "vectors"
+        if asked is False and self._model.normalize and done:
+            raise RequestError(
+                f"{self._model.name}: expected normalized vectors, which are all that {self.graph.blob} gives, "
+                "found normalize=False"
+            )
+        wanted = self._model.normalize if asked is None else asked
+        return wanted and not (done and self._model.normalize)
+
+    def vectors(self, inputs: Mapping[str, NDArray[Any]], *, normalize: bool) -> NDArray[np.float32]:
+        """Return the vectors ``(n, d)`` of ``n`` inputs of one length, freshly allocated."""
+        given = {each.role: inputs[each.role].astype(each.dtype, copy=False) for each in self.graph.inputs}
+        found = self.engine.encode(given)
+        rows = len(next(iter(given.values())))
+        shape: tuple[int, ...] = (rows, self._model.dimensions)
+        if self.graph.output.holds == "tokens":
+            shape = (rows, given["ids"].shape[1], self._model.dimensions)
+        if isinstance(found, np.ndarray) and found.shape[:1] == shape[:1] and found.ndim > 2 == len(shape):
+            # What image networks pool last often keeps its axes of length 1.
+            found = found.reshape(rows, -1)
+        if not isinstance(found, np.ndarray) or found.dtype.name != self.graph.output.dtype or found.shape != shape:
+            said = f"{found.dtype} {found.shape}" if isinstance(found, np.ndarray) else type(found).__name__
+            raise BundleError(
+                f"{self.graph.blob}: expected {self.graph.output.dtype} {shape} from {self.engine.name}, found {said}"
+            )
+        vectors = _dequantized(found, self.graph.output.quantization)
+        if self.graph.output.holds == "tokens":
+            vectors = _pooled(vectors, inputs["mask"], self._pooling)
+        if not np.isfinite(vectors).all():
+            raise BundleError(
+                f"{self.graph.blob}: expected finite numbers from {self.engine.name}, found NaN or infinity"
+            )
+        return directed(vectors) if normalize else vectors
+
+
+class GraphTextEncoder:
+    """A text encoder whose vectors a graph makes."""
+
+    def __init__(
+        self, model: EncoderModel, recipe: TextInput, forward: Forward, tokenizer: HuggingFaceTokenizer
+    ) -> None:
+        self.forward = forward
+        self._model = model
+        self._recipe = recipe
+        self._tokenizer = tokenizer
+        self._lengths = [signature.length for signature in forward.graph.signatures]
+
+    def encode(
+        self, texts: Sequence[str], *, prompt: str | None = None, normalize: bool | None = None
+    ) -> NDArray[np.float32]:
+        """Return the vectors ``(n, d)`` of texts; one without tokens gets zeros.
+
+        Raises:
+            RequestError: a text is no ``str``, holds a lone surrogate, or is longer than a model takes that refuses it.
+        """
+        before = self._prompt(prompt)
+        for i, text in enumerate(texts):
+            check_text(text, i)
+        normalizes = self.forward.normalizes(normalize)
+        vectors = np.zeros((len(texts), self._model.dimensions), np.float32)
+        for start in range(0, len(texts), BATCH_TEXTS):
+            batch = [before + text for text in texts[start : start + BATCH_TEXTS]]
+            for places, ids, mask in self._alike(self._ids(batch, start)):
+                given = {"ids": ids, "mask": mask, "types": np.zeros_like(ids)}
+                vectors[[start + place for place in places]] = self.forward.vectors(given, normalize=normalizes)
+        return vectors
+
+    def warm_up(self) -> None:
+        """Run the graph at every length that it was made for, so that the first caller does not wait."""
+        for length in self._lengths or [min(16, self._recipe.max_tokens)]:
+            ids = np.full((1, length), self._recipe.pad_token, np.int64)
+            self.forward.vectors({"ids": ids, "mask": ids * 0 + 1, "types": ids * 0}, normalize=False)
+
+    def _prompt(self, name: str | None) -> str:
+        name = self._recipe.default_prompt if name is None else name
+        if name is None:
+            return ""
+        found = self._recipe.prompts.get(name)
+        if found is None:
+            known = ", ".join(self._recipe.prompts) or "none"
+            raise RequestError(f"{self._model.name}: expected a prompt of this model ({known}), found {name!r}")
+        return found
+
+    def _ids(self, texts: Sequence[str], first: int) -> list[list[int]]:
+        refuses = self._recipe.too_long == "refuse"
+        if refuses:
+            for i, text in enumerate(texts, first):
+                if len(text) > self._recipe.max_letters:
+                    raise RequestError(
+                        f"text {i}: expected at most {self._recipe.max_letters} letters, found {len(text)}"
+                    )
+        ids = self._tokenizer.ids(texts)
+        for i, tokens in enumerate(ids, first):
+            if len(tokens) > self._recipe.max_tokens:
+                raise RequestError(
+                    f"text {i}: expected at most {self._recipe.max_tokens} tokens, found {len(tokens)}; "
+                    "this model refuses longer texts"
+                )
+        return ids
+
+    def _alike(self, ids: list[list[int]]) -> list[tuple[list[int], NDArray[np.int64], NDArray[np.int64]]]:
+        """Return runs of texts of one length, as many as go together: their places, ids and mask ``(n, length)``."""
+        by_length: dict[int, list[int]] = {}
+        for place, tokens in enumerate(ids):
+            if tokens:
+                by_length.setdefault(self._length(len(tokens)), []).append(place)
+        runs = []
+        for length, places in by_length.items():
+            size = min(self.forward.graph.max_batch, max(1, RUN_TOKENS // length))
+            for start in range(0, len(places), size):
+                run = places[start : start + size]
+                rows = np.full((len(run), length), self._recipe.pad_token, np.int64)
+                mask = np.zeros((len(run), length), np.int64)
+                for row, place in enumerate(run):
+                    rows[row, : len(ids[place])] = ids[place]
+                    mask[row, : len(ids[place])] = 1
+                runs.append((run, rows, mask))
+        return runs
+
+    def _length(self, tokens: int) -> int:
+        """Return how many tokens the graph is given for a text of so many; the manifest's gate saw to a way in."""
+        return next((length for length in self._lengths if length >= tokens), tokens)
+
+
+class GraphImageEncoder:
+    """An image encoder whose vectors a graph makes."""
+
+    def __init__(self, model: EncoderModel, forward: Forward) -> None:
+        from edge_embed.images import ImageReader
+
+        if model.image is None:
+            raise AssertionError("an image encoder has a recipe for images")
+        self.forward = forward
+        self._model = model
+        self._reader = ImageReader(model.image)
+
+    def encode(self, images: Sequence[Image], *, normalize: bool | None = None) -> NDArray[np.float32]:
+        """Return the vectors ``(n, d)`` of images.
+
+        Raises:
+            RequestError: an image is absent, damaged, too large or of a kind that is not read.
+        """
+        normalizes = self.forward.normalizes(normalize)
+        vectors = np.empty((len(images), self._model.dimensions), np.float32)
+        for start in range(0, len(images), self.forward.graph.max_batch):
+            batch = images[start : start + self.forward.graph.max_batch]
+            pixels = np.stack([self._reader.pixels(image, start + i) for i, image in enumerate(batch)])
+            vectors[start : start + len(batch)] = self.of_pixels(pixels, normalize=normalizes)
+        return vectors
+
+    def of_pixels(self, pixels: NDArray[np.float32], *, normalize: bool) -> NDArray[np.float32]:
+        """Return the vectors ``(n, d)`` of pixels as the recipe makes them, in the recipe's layout."""
+        asked = self.forward.graph.input("pixels")
+        if asked is None:
+            raise AssertionError("the manifest's gate lets no such graph pass without pixels")
+        return self.forward.vectors(
+            {"pixels": _quantized(pixels, asked.dtype, asked.quantization)}, normalize=normalize
+        )
+
+    def warm_up(self) -> None:
+        """Run the graph once, so that the first caller does not wait."""
+        image = self._model.image
+        if image is None:
+            raise AssertionError("an image encoder has a recipe for images")
+        channels = len(image.mean)
+        shape = (1, *image.size, channels) if image.layout == "nhwc" else (1, channels, *image.size)
+        self.of_pixels(np.zeros(shape, np.float32), normalize=False)
+
+
+def open_encoder(
+    bundle: Bundle, model: EncoderModel, *, engine: str = ANY_ENGINE, threads: int = 1
+) -> GraphTextEncoder | GraphImageEncoder:
+    """Return a model's encoder by the first of its graphs whose engine is here and right.
+
+    Raises:
+        RequestError: the bundle has no graph for the named engine.
+        MissingExtraError: no engine for it, or no tokenizer or image library, is installed.
+        BundleError: an engine does not accept its graph, or does not give the golden answers.
+    """
+    from edge_embed.golden import check_encoder
+
+    graphs = [graph for graph in model.graphs if engine in (ANY_ENGINE, engine_of(graph))]
+    if not graphs:
+        offered = ", ".join(dict.fromkeys(map(engine_of, model.graphs)))
+        raise RequestError(f"{bundle.path}: expected an engine of {offered} for {model.name}, found {engine!r}")
+    failures: list[BundleError | MissingExtraError] = []
+    for graph in graphs:
+        try:
+            encoder = open_graph_encoder(bundle, model, graph, threads=threads)
+            found = encoder.forward.engine
+            if not any((each.name, each.version) == (found.name, found.version) for each in graph.proven):
+                check_encoder(bundle, model, encoder)
+            return encoder
+        except (BundleError, MissingExtraError) as error:
+            failures.append(error)
+    # An engine that is here and wrong says more than one that is not here.
+    raise next((each for each in failures if isinstance(each, BundleError)), failures[0])
+
+
+def open_graph_encoder(
+    bundle: Bundle, model: EncoderModel, graph: EncoderGraph, *, threads: int = 1
+) -> GraphTextEncoder | GraphImageEncoder:
+    """Return a model's encoder by one of its graphs, whatever it was proven on."""
+    forward = Forward(model, graph, load_encoder(graph, bundle, threads))
+    if model.text is None:
+        return GraphImageEncoder(model, forward)
+    recipe = model.text
+    tokenizer = HuggingFaceTokenizer(
+        bytes(bundle.map(recipe.tokenizer_blob)),
+        recipe.max_tokens if recipe.too_long == "truncate" else None,
+        str(bundle.path / recipe.tokenizer_blob),
+        max_letters=recipe.max_letters,
+        special_tokens=recipe.special_tokens,
+    )
+    return GraphTextEncoder(model, recipe, forward, tokenizer)
+
+
+def _dequantized(numbers: NDArray[Any], quantization: Quantization | None) -> NDArray[np.float32]:
+    if quantization is None:
+        return np.array(numbers, np.float32)
+    return (numbers.astype(np.float32) - np.float32(quantization.zero_point)) * np.float32(quantization.scale)
+
+
+def _quantized(numbers: NDArray[np.float32], dtype: str, quantization: Quantization | None) -> NDArray[Any]:
+    if quantization is None:
+        return numbers
+    limits = np.iinfo(dtype)
+    codes = np.rint(numbers / np.float32(quantization.scale)) + np.float32(quantization.zero_point)
+    whole: NDArray[Any] = codes.clip(limits.min, limits.max).astype(dtype)
+    return whole
+
+
+def _pooled(tokens: NDArray[np.float32], mask: NDArray[np.int64], pooling: str | None) -> NDArray[np.float32]:
+    """Return the pooled vectors ``(n, d)`` of tokens ``(n, length, d)`` where the mask is 1."""
+    if pooling == "cls":
+        return tokens[:, 0].copy()
+    kept = mask[:, :, np.newaxis] > 0
+    if pooling == "max":
+        largest: NDArray[np.float32] = np.where(kept, tokens, np.float32(-np.inf)).max(axis=1)
+        return largest
+    total: NDArray[np.float32] = np.where(kept, tokens, np.float32(0)).sum(axis=1, dtype=np.float32)
+    total /= mask.sum(axis=1, keepdims=True).astype(np.float32)
+    return total

@@ -1,0 +1,198 @@
+"""The gate that an ONNX file passes before an engine opens it, at export and on a board, without the package ``onnx``.
+
+* Weights beside the file lie in files that the manifest names, and inside of them.
+* Operators are those of the standard and of ONNX Runtime itself; a graph brings none of its own, neither as a library
+  nor as functions, and trains nothing.
+* A graph has an order: what a node takes was there before it. So it ends, whatever it says.
+* Sizes are sizes: none is negative, and a tensor's numbers fit into what the file, or the blob, has for them.
+
+What engines refuse by themselves with an error is theirs to refuse. Fields are those of onnx.proto (IR version 10).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from math import prod
+
+from edge_embed.engines.onnx_files import external_files, fields_of, varint
+from edge_embed.errors import BundleError
+
+_DOMAINS = frozenset({b"", b"ai.onnx", b"ai.onnx.ml", b"com.microsoft"})
+_DEPTH_CEILING = 16
+_NODES_CEILING = 200_000
+_NUMBERS_CEILING = 2**40
+_EXTERNAL = 1
+# Bits of a number by TensorProto.DataType; texts (8) and what is newer have no width that could be held against them.
+_BITS = {1: 32, 2: 8, 3: 8, 4: 16, 5: 16, 6: 32, 7: 64, 9: 8, 10: 16, 11: 64, 12: 32, 13: 64, 16: 16, 21: 4, 22: 4}
+
+
+def check_graph_file(path: str, data: memoryview, files: Mapping[str, int]) -> None:
+    """Refuse an ONNX file that no engine should see.
+
+    Args:
+        path: where it lies, for errors.
+        data: its bytes.
+        files: the files that its weights may lie in, with their sizes in bytes.
+
+    Raises:
+        BundleError: it reads another file, or is no graph, or a hostile one.
+    """
+    try:
+        strangers = external_files(data) - set(files)
+        if strangers:
+            raise BundleError(f"{path}: expected weights in files of the bundle, found {sorted(strangers)[0]!r}")
+        _check_model(data, files)
+    except ValueError as error:
+        raise BundleError(f"{path}: expected an ONNX graph, found: {error}") from error
+
+
+def _check_model(data: memoryview, files: Mapping[str, int]) -> None:
+    left = [_NODES_CEILING]
+    for number, value in _messages(data):
+        if number == 20:
+            raise ValueError("steps of a training")
+        if number == 25:
+            raise ValueError("functions of its own")
+        if number == 8:
+            _check_domain(_first(value, 1))
+        if number == 7:
+            _check_graph(value, files, frozenset(), left, 0)
+
+
+def _check_graph(
+    data: memoryview, files: Mapping[str, int], outer: frozenset[bytes], left: list[int], depth: int
+) -> None:
+    """Check a graph, or a branch of one that sees the names ``outer``; ``left`` counts all nodes down."""
+    if depth > _DEPTH_CEILING:
+        raise ValueError(f"branches {depth} levels deep")
+    parts = list(_messages(data))
+    given = {_first(value, 1) for number, value in parts if number == 11}
+    for number, value in parts:
+        if number == 5:
+            given.add(_check_tensor(value, files))
+        elif number == 15:
+            given.add(_check_sparse(value, files))
+    made: set[bytes] = set()
+    for value in (value for number, value in parts if number == 1):
+        left[0] -= 1
+        if left[0] < 0:
+            raise ValueError(f"more than {_NODES_CEILING} nodes")
+        known = given | made | outer if _has_branches(value) else None
+        for name in _all(value, 1):
+            if name and name not in made and name not in given and name not in outer:
+                raise ValueError(f"a node that takes {_shown(name)}, which nothing before it makes: a cycle, or a gap")
+        _check_domain(_first(value, 7))
+        _check_attributes(value, files, known, left, depth)
+        for name in _all(value, 2):
+            if name and (name in made or name in given):
+                raise ValueError(f"two nodes that make {_shown(name)}")
+            made.add(name)
+    for name in (_first(value, 1) for number, value in parts if number == 12):
+        if name not in made and name not in given and name not in outer:
+            raise ValueError(f"an output {_shown(name)} that nothing makes")
+
+
+def _has_branches(node: memoryview) -> bool:
+    return any(number in (6, 11) for attribute in _all(node, 5) for number, _ in _messages(memoryview(attribute)))
+
+
+def _check_attributes(
+    node: memoryview, files: Mapping[str, int], known: set[bytes] | frozenset[bytes] | None, left: list[int], depth: int
+) -> None:
+    for attribute in (value for number, value in _messages(node) if number == 5):
+        for number, value in _messages(attribute):
+            if number in (5, 10):
+                _check_tensor(value, files)
+            elif number in (22, 23):
+                _check_sparse(value, files)
+            elif number in (6, 11):
+                _check_graph(value, files, frozenset(known or ()), left, depth + 1)
+
+
+def _check_sparse(data: memoryview, files: Mapping[str, int]) -> bytes:
+    """Check both tensors of a sparse one and return its name: that of its values."""
+    names = [_check_tensor(value, files) for number, value in _messages(data) if number in (1, 2)]
+    return names[0] if names else b""
+
+
+def _check_tensor(data: memoryview, files: Mapping[str, int]) -> bytes:
+    """Check a tensor's sizes and its place, and return its name."""
+    dims: list[int] = []
+    kind = place = 0
+    name = b""
+    raw_bytes: int | None = None
+    entries: dict[bytes, bytes] = {}
+    for number, value in fields_of(data):
+        if number == 1:
+            dims += _numbers(value)
+        elif number == 2 and isinstance(value, int):
+            kind = value
+        elif number == 14 and isinstance(value, int):
+            place = value
+        elif isinstance(value, memoryview):
+            if number == 8:
+                name = bytes(value)
+            elif number == 9:
+                raw_bytes = len(value)
+            elif number == 13:
+                entries[_first(value, 1)] = _first(value, 2)
+    numbers = prod(dims)
+    if any(size >= 2**63 for size in dims) or numbers > _NUMBERS_CEILING:
+        raise ValueError(f"a tensor {_shown(name)} of a size that is none")
+    size_bytes = -(-numbers * _BITS.get(kind, 0) // 8)
+    if place == _EXTERNAL or entries:
+        _check_place(name, size_bytes, entries, files)
+    elif raw_bytes is not None and raw_bytes != size_bytes and kind in _BITS:
+        raise ValueError(f"a tensor {_shown(name)} of {size_bytes} bytes with {raw_bytes} in the file")
+    return name
+
+
+def _check_place(name: bytes, size_bytes: int, entries: Mapping[bytes, bytes], files: Mapping[str, int]) -> None:
+    location = entries.get(b"location", b"").decode("utf-8", "backslashreplace")
+    if location not in files:
+        raise ValueError(f"a tensor {_shown(name)} beside the file, but in none")
+    offset, length = (_count(entries.get(key), default) for key, default in ((b"offset", 0), (b"length", size_bytes)))
+    if length != size_bytes or offset + length > files[location]:
+        raise ValueError(
+            f"a tensor {_shown(name)} of {size_bytes} bytes at {offset} of {location}, which has {files[location]}"
+        )
+
+
+def _count(text: bytes | None, default: int) -> int:
+    if text is None:
+        return default
+    if not text.isdigit() or len(text) > 18:
+        raise ValueError(f"a place of {_shown(text)} bytes")
+    return int(text)
+
+
+def _check_domain(domain: bytes) -> None:
+    if domain not in _DOMAINS:
+        raise ValueError(f"operators of {_shown(domain)}, which no engine here brings")
+
+
+def _numbers(value: memoryview | int) -> Iterator[int]:
+    """Yield the numbers of a repeated field, alone or packed."""
+    if isinstance(value, int):
+        yield value
+        return
+    at = 0
+    while at < len(value):
+        number, at = varint(value, at)
+        yield number
+
+
+def _messages(data: memoryview) -> Iterator[tuple[int, memoryview]]:
+    return ((number, value) for number, value in fields_of(data) if isinstance(value, memoryview))
+
+
+def _all(data: memoryview, wanted: int) -> list[bytes]:
+    return [bytes(value) for number, value in _messages(data) if number == wanted]
+
+
+def _first(data: memoryview, wanted: int) -> bytes:
+    return next(iter(_all(data, wanted)), b"")
+
+
+def _shown(name: bytes) -> str:
+    return ascii(name.decode("utf-8", "backslashreplace")[:60])

