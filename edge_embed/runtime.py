@@ -50,6 +50,7 @@ _OPEN_ATTEMPTS = 5
 #: A deadline further away than a day is none.
 _LONGEST_MS = 86_400_000.0
 _BATCH_AXES = 2
+_CLOSED = "this runtime is closed"
 _MOST_THREADS = 1024
 
 #: How long a move to a new generation that failed is not tried again.
@@ -91,6 +92,9 @@ class Runtime:
         self._engine = engine
         self._threads = threads
         self._moving = threading.Lock()
+        #: Held while what serves is put in or taken out, never while anything is opened.
+        self._placing = threading.RLock()
+        self._is_closed = False
         self._watch: SlotWatch | None = None
         self._serving: Serving | None = None
         self._shortcut: kernels.Shortcut | _NoShortcut = _NoShortcut()
@@ -396,7 +400,7 @@ class Runtime:
             table = _table_for(serving, serving.image_model(), model)
             queries = serving.image_encoder().encode(images)
         else:
-            vectors, alone = _listed(vector, isinstance(vector, Stamped) or np.ndim(vector) < _BATCH_AXES)  # type: ignore[arg-type]
+            vectors, alone = _listed(vector, _is_one_vector(vector))
             table = serving.collection() if model is None else serving.table(model)
             queries = np.empty((len(vectors), table.model.dimensions), np.float32)
             for place, each in enumerate(vectors):
@@ -444,9 +448,11 @@ class Runtime:
 
     def close(self) -> None:
         """Let go of the bundle."""
-        serving, self._serving = self._serving, None
-        watch, self._watch = self._watch, None
-        self._shortcut = _NoShortcut()
+        with self._placing:
+            self._is_closed = True
+            serving, self._serving = self._serving, None
+            watch, self._watch = self._watch, None
+            self._shortcut = _NoShortcut()
         if serving is not None:
             serving.unpin()
             serving.bundle.close()
@@ -510,7 +516,7 @@ class Runtime:
         return time.monotonic() >= self._retry_at
 
     def _move(self) -> None:
-        old = _given(self._serving)
+        old, watch = _given(self._serving), _given(self._watch)
         try:
             new = self._open_active(but_not=old.bundle.id)
             if new is not None:
@@ -518,19 +524,32 @@ class Runtime:
                 old.unpin()
                 self._serve(new)
             else:
-                self._shortcut = self._shortcut_to(old)
+                self._place(old)
             self.problem = None
         except (EdgeEmbedError, OSError, MemoryError) as error:
             # Out of memory or descriptors may pass: look again, though not at every call.
             self._shortcut = _NoShortcut()
             self.problem = str(error) or type(error).__name__
             self._retry_at = time.monotonic() + _RETRY_SECONDS
+        except BaseException:
+            # Ctrl-C in the middle: what was read is news again.
+            watch.forget()
+            raise
 
     def _serve(self, serving: Serving) -> None:
         if self._budget_bytes is not None:
             serving.pin(self._room_bytes)
-        self._serving = serving
-        self._shortcut = self._shortcut_to(serving)
+        self._place(serving)
+
+    def _place(self, serving: Serving) -> None:
+        """Let a generation answer from now on, unless the runtime was closed meanwhile."""
+        with self._placing:
+            if not self._is_closed:
+                self._serving, self._shortcut = serving, self._shortcut_to(serving)
+                return
+        serving.unpin()
+        serving.bundle.close()
+        raise RequestError(_CLOSED)
 
     def _shortcut_to(self, serving: Serving) -> kernels.Shortcut | _NoShortcut:
         """Return what answers plain requests to the first table as long as the store has no news."""
@@ -621,7 +640,16 @@ def _listed(asked: Any, alone: bool) -> tuple[list[Any], bool]:
     return [asked] if alone else list(asked), alone
 
 
+def _is_one_vector(vector: Any) -> bool:
+    """Return whether a vector stands for itself, or several in a list or an array."""
+    if isinstance(vector, list | tuple) and any(
+        isinstance(each, Stamped | np.ndarray | list | tuple) for each in vector
+    ):
+        return False
+    return isinstance(vector, Stamped) or np.ndim(vector) < _BATCH_AXES
+
+
 def _given(value: T | None) -> T:
     if value is None:
-        raise RequestError("this runtime is closed")
+        raise RequestError(_CLOSED)
     return value

@@ -33,7 +33,10 @@ def comparable(vector: Stamped | NDArray[np.float32], space: Space) -> NDArray[n
                 "encode it again with this bundle"
             )
         vector = vector.values
-    values = np.asarray(vector, np.float32)
+    try:
+        values = np.asarray(vector, np.float32)
+    except (TypeError, ValueError) as error:
+        raise RequestError(f"expected a vector of numbers, found {type(vector).__name__}") from error
     if values.shape != (space.dimensions,):
         raise RequestError(f"expected a vector of shape ({space.dimensions},), found {values.shape}")
     if not np.isfinite(values).all():

@@ -122,9 +122,12 @@ class SlotWatch:
     """The slots of a store as a reader sees them: mapped, so asking for news costs no system call."""
 
     def __init__(self, folder: Path) -> None:
-        self._maps: list[mmap.mmap | None] = [_map(folder / name) for name in SLOT_NAMES]
+        self._maps: list[mmap.mmap | None] = [None] * len(SLOT_NAMES)
+        #: The device and inode of each file that is mapped.
+        self._nodes: list[tuple[int, int]] = [(0, 0)] * len(SLOT_NAMES)
         self._folder = folder
         self._seen: list[bytes] | None = None
+        self._snapshot()
 
     def changed(self) -> bool:
         """Return whether a slot differs from what the last ``read`` saw."""
@@ -140,6 +143,10 @@ class SlotWatch:
         A slot that is seen in the middle of a write is invalid, so the other one is in force, and its bytes will
         differ once the write is whole: no change is ever missed.
         """
+        for i, view in enumerate(self._maps):
+            # A slot that was lost is made anew by the store's next change, in a file of its own.
+            if view is not None and not _is_file_of(self._nodes[i], self._folder / SLOT_NAMES[i]):
+                self._maps[i] = None
         seen = self._snapshot()
         state = _in_force(seen, self._folder)[1]
         self._seen = seen
@@ -150,6 +157,10 @@ class SlotWatch:
         pairs = [(view, seen) for view, seen in zip(self._maps, self._seen or (), strict=False) if view is not None]
         return tuple(pairs) if len(pairs) == len(SLOT_NAMES) else None
 
+    def forget(self) -> None:
+        """Take whatever stands in the slots for news: what the last ``read`` led to came to nothing."""
+        self._seen = None
+
     def close(self) -> None:
         """Let go of the maps; each lasts as long as somebody watches it."""
         self._maps = [None] * len(SLOT_NAMES)
@@ -158,7 +169,7 @@ class SlotWatch:
         for i, view in enumerate(self._maps):
             if view is None:
                 # Lost or cut short: invalid, until the store's next change makes it anew.
-                self._maps[i] = _map(self._folder / SLOT_NAMES[i])
+                self._maps[i], self._nodes[i] = _map(self._folder / SLOT_NAMES[i])
         return [b"" if view is None else view[:] for view in self._maps]
 
 
@@ -177,11 +188,23 @@ def _read(path: Path) -> bytes:
         return b"" if descriptor is None else os.pread(descriptor, SLOT_BYTES, 0)
 
 
-def _map(path: Path) -> mmap.mmap | None:
+def _map(path: Path) -> tuple[mmap.mmap | None, tuple[int, int]]:
+    """Return the map of a slot, if it is a whole one, and its device and inode."""
     with _opened(path) as descriptor:
-        if descriptor is None or os.fstat(descriptor).st_size < SLOT_BYTES:
-            return None
-        return mmap.mmap(descriptor, SLOT_BYTES, access=mmap.ACCESS_READ)
+        if descriptor is None:
+            return None, (0, 0)
+        found = os.fstat(descriptor)
+        whole = found.st_size >= SLOT_BYTES
+        view = mmap.mmap(descriptor, SLOT_BYTES, access=mmap.ACCESS_READ) if whole else None
+        return view, (found.st_dev, found.st_ino)
+
+
+def _is_file_of(node: tuple[int, int], path: Path) -> bool:
+    try:
+        found = os.stat(path, follow_symlinks=False)  # noqa: PTH116 (a reader's own time: no Path is made)
+    except OSError:
+        return False
+    return node == (found.st_dev, found.st_ino)
 
 
 @contextlib.contextmanager

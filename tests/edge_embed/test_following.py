@@ -11,13 +11,16 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import FrameType
 
 import numpy as np
 import pytest
 
 import edge_embed
+from edge_embed.errors import RequestError
 from edge_embed.probing import probe
 from edge_embed_bundle.errors import EmptyStoreError, RefusedError
+from edge_embed_bundle.slots import SLOT_NAMES
 from edge_embed_bundle.store import Store
 from tests.fakes.probes import NO, FakeProbe
 from tests.making import WORDS, make_bundle, small_source
@@ -212,6 +215,62 @@ def test_one_damaged_slot_stops_neither_serving_nor_following_nor_installing(
             store.install(each, FakeProbe(), retry=True)
             assert runtime.lookup("word1").any()
         assert runtime.manifest.version == "1.1.0"
+
+
+@pytest.mark.parametrize("slot", SLOT_NAMES)
+@pytest.mark.parametrize("fate", ["lost", "replaced"])
+def test_an_open_runtime_follows_through_a_slot_that_was_lost_or_replaced(
+    store: Store, newer_bundle: Path, slot: str, fate: str
+) -> None:
+    path = store.path / slot
+    with edge_embed.open(store.path) as runtime:
+        assert runtime.lookup("word1").any()
+        if fate == "replaced":
+            path.with_suffix(".copy").write_bytes(path.read_bytes())
+            path.with_suffix(".copy").replace(path)
+        else:
+            path.unlink()
+        store.install(newer_bundle, FakeProbe())
+        assert runtime.lookup("word1").any()
+        assert runtime.manifest.version == "1.1.0"
+
+
+def test_a_runtime_that_is_closed_while_it_moves_stays_closed(store: Store, bundle: Path, newer_bundle: Path) -> None:
+    for number in range(40):
+        runtime = edge_embed.open(store.path)
+        runtime.lookup("word1")
+        store.install(bundle if number % 2 else newer_bundle, FakeProbe(), retry=True)
+        asking = threading.Thread(target=_answered, args=(runtime,))
+        asking.start()
+        time.sleep(0.0003 * (number % 10))
+        runtime.close()
+        asking.join()
+        assert not _answered(runtime)
+
+
+def _answered(runtime: edge_embed.Runtime) -> bool:
+    try:
+        return bool(runtime.lookup("word1").any())
+    except RequestError:
+        return False
+
+
+@pytest.mark.parametrize("inside", ["_open", "warm_up_like", "_place"])
+def test_a_move_that_was_interrupted_is_made_by_the_next_call(store: Store, newer_bundle: Path, inside: str) -> None:
+    def interrupt(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_code.co_name == inside:
+            sys.setprofile(None)
+            raise KeyboardInterrupt
+
+    with edge_embed.open(store.path) as runtime:
+        runtime.lookup("word1")
+        store.install(newer_bundle, FakeProbe())
+        # As Ctrl-C does, at a place that is known.
+        sys.setprofile(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            runtime.lookup("word1")
+        assert runtime.lookup("word1").any()
+        assert (runtime.manifest.version, runtime.problem) == ("1.1.0", None)
 
 
 def test_a_runtime_that_does_not_follow_stays_with_what_it_opened(store: Store, newer_bundle: Path) -> None:

@@ -141,9 +141,17 @@ def test_a_vector_of_another_space_is_refused_and_one_of_this_space_is_searched(
         with pytest.raises(edge_embed.SpaceMismatchError, match="expected a vector of space"):
             here.search(vector=other)
         assert here.search(vector=here.lookup("word5"), k=1).space == here.space.id
+        several = here.search(vector=[mine, here.lookup("word7"), here.lookup("word9").tolist()], k=1)
+        assert [found.keys for found in several] == [("word5",), ("word7",), ("word9",)]
+        for wrong in ([mine, other], [other], (other, mine)):
+            with pytest.raises(edge_embed.SpaceMismatchError, match="expected a vector of space"):
+                here.search(vector=wrong)
+        assert here.search(vector=mine.values.tolist(), k=1).keys == ("word5",)
 
 
-@pytest.mark.parametrize("vector", [np.zeros(3, np.float32), np.full(16, np.nan, np.float32), np.zeros((1, 1, 16))])
+@pytest.mark.parametrize(
+    "vector", [np.zeros(3, np.float32), np.full(16, np.nan, np.float32), np.zeros((1, 1, 16)), "abc", [["abc"]]]
+)
 def test_a_query_vector_of_another_shape_or_without_finite_numbers_is_refused(
     bundle: Path, vector: np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 ) -> None:
