@@ -188,6 +188,8 @@ def overhead(folder: Path, bundle: str, length: int = 64, calls: int = 400) -> f
 
 def static(folder: Path, rounds: int) -> dict[str, float]:
     """Return sentences a second by edge-embed and model2vec, as a list and one by one, and how far apart they are."""
+    # One thread each: model2vec's tokenizer would take all cores for a list.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     import model2vec
     import tokenizers
 
@@ -314,7 +316,7 @@ def _section(rounds: int, found: Any, absent: dict[str, str], times: dict[str, f
         )
         lines += [
             "",
-            f"Static, 256 dimensions, sentences a second beside model2vec (bar {STATIC_BAR:g}x): {ratios}; "
+            f"Static, 256 dimensions, one thread, sentences a second beside model2vec (bar {STATIC_BAR:g}x): {ratios}; "
             f"answers apart by {spared['apart']:.1g} at most.",
         ]
     return "\n".join(lines)
