@@ -8,9 +8,9 @@
 * Under a memory budget the hot prefix is pinned: the key index, then the first rows of each table with their scales. By
   frequency those are asked for most; trainers leave them so as a rule. Pages are pinned when they are first touched, so
   opening reads none. Half of what the budget leaves is pinned: other pages want to stay, too.
-* Pages that the kernel reads ahead cannot be dropped before they have come. Where those of several threads might take all
-  that a budget leaves (a workstation's disk reads megabytes ahead, a board's card 128 KiB), a scan reads page by page,
-  too: slower, and nobody is killed for want of memory.
+* Pages that the kernel reads ahead cannot be dropped before they have come. Where those of several threads might take
+  all that a budget leaves (a workstation's disk reads megabytes ahead, a board's card 128 KiB), a scan reads page by
+  page, too: slower, and nobody is killed for want of memory.
 * A pin that the system refuses (RLIMIT_MEMLOCK) is smaller or none, never an error: ``Memory.pinned_bytes`` tells.
 """
 
@@ -85,11 +85,14 @@ class Pages:
         self._waited = _major_faults() > before
 
     def ask(self, rows: NDArray[np.int64]) -> None:
-        """Ask for the pages of some rows, ascending, all at once."""
+        """Ask for all pages of some rows, ascending, at once."""
         for tensor in self._by_row:
             row_bytes = tensor.size_bytes // tensor.shape[0]
-            pages = np.unique(rows * row_bytes // mmap.PAGESIZE)
-            for page in pages.tolist():
+            firsts = rows * row_bytes // mmap.PAGESIZE
+            lasts = ((rows + 1) * row_bytes - 1) // mmap.PAGESIZE
+            most = int((lasts - firsts).max(initial=0)) + 1
+            pages = np.minimum(firsts[:, np.newaxis] + np.arange(most), lasts[:, np.newaxis])
+            for page in np.unique(pages).tolist():
                 self._bundle.advise(tensor, mmap.MADV_WILLNEED, page * mmap.PAGESIZE, mmap.PAGESIZE)
 
     @property

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import mmap
 import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +83,42 @@ def test_rows_in_lists_keep_the_read_ahead_but_behind_a_plane(tmp_path: Path, pl
         found = _sections_read_at_random(path, runtime.manifest.tables[0])
         assert "index_slots" in found and "plane" not in found and "centroids" not in found
         assert ("rows" in found) is plane
+
+
+def test_all_pages_of_the_rows_that_are_asked_for_come_and_no_others(large: Path) -> None:
+    with edge_embed.open(large, verify=False) as runtime:
+        rows = runtime.manifest.tables[0].tensors["rows"]
+        _evict(large)
+        if _in_memory(runtime.bundle.tensor(rows), 20):
+            pytest.skip("the file system keeps its pages in memory")
+        # Row 10 of 400 bytes begins on page 0 and ends on page 1; row 61 lies on page 5, row 71 on 6 and 7.
+        runtime.table().pages.ask(np.array([10, 61, 71]))
+        until = time.monotonic() + 10
+        while _in_memory(runtime.bundle.tensor(rows), 20) != {0, 1, 5, 6, 7} and time.monotonic() < until:
+            time.sleep(0.01)
+        assert _in_memory(runtime.bundle.tensor(rows), 20) == {0, 1, 5, 6, 7}
+
+
+def test_who_waits_for_flash_is_noted_and_only_who_waits(large: Path) -> None:
+    with edge_embed.open(large, verify=False) as runtime:
+        rows = runtime.bundle.tensor(runtime.manifest.tables[0].tensors["rows"])
+        pages = runtime.table().pages
+        _evict(large)
+        if _in_memory(rows, 20):
+            pytest.skip("the file system keeps its pages in memory")
+        assert not pages.waited
+        for waited in (True, False):
+            with pages.compared():
+                assert rows[mmap.PAGESIZE * 9] is not None
+            assert pages.waited is waited
+
+
+def _in_memory(tensor: memoryview, count: int) -> set[int]:
+    """Return which of a mapped tensor's first pages are in memory (``mincore(2)``)."""
+    there = (ctypes.c_ubyte * count)()
+    address = ctypes.c_void_p(int(np.frombuffer(tensor, np.uint8).ctypes.data))
+    assert not ctypes.CDLL(None).mincore(address, ctypes.c_size_t(count * mmap.PAGESIZE), there)
+    return {page for page in range(count) if there[page] & 1}
 
 
 def test_under_a_budget_what_is_asked_for_most_is_pinned_within_half_of_what_is_left(large: Path) -> None:
