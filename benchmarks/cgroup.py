@@ -49,6 +49,14 @@ class MemoryLimit:
         fields = dict(line.split() for line in file.read_text().splitlines())
         return int(fields["oom_kill"])
 
+    @property
+    def refusals(self) -> int:
+        """How often a page was not to be had before others were dropped: 0 where the limit was never met."""
+        if not self._is_v2:
+            return int((self._folder / "memory.failcnt").read_text())
+        fields = dict(line.split() for line in (self._folder / "memory.events").read_text().splitlines())
+        return int(fields["max"])
+
     def _write(self, name: str, value: str) -> None:
         (self._folder / name).write_text(value)
 

@@ -8,6 +8,9 @@
 * Under a memory budget the hot prefix is pinned: the key index, then the first rows of each table with their scales. By
   frequency those are asked for most; trainers leave them so as a rule. Pages are pinned when they are first touched, so
   opening reads none. Half of what the budget leaves is pinned: other pages want to stay, too.
+* Pages that the kernel reads ahead cannot be dropped before they have come. Where those of several threads might take
+  all that a budget leaves (a workstation's disk reads megabytes ahead, a board's card 128 KiB), a scan reads page by
+  page, too: slower, and nobody is killed for want of memory.
 * A pin that the system refuses (RLIMIT_MEMLOCK) is smaller or none, never an error: ``Memory.pinned_bytes`` tells.
 """
 
@@ -15,8 +18,10 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+import os
 import resource
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,6 +35,8 @@ _INDEX = ("index_pilots", "index_slots")
 #: What a lookup reads of a row beside the row, by a fraction of the table: pinned with it.
 _BY_ROW = ("scales", "length_codes", "rows")
 _PINNED_SHARE = 2
+#: What is on its way at once: of each thread that scans, what it waits for and what comes next; of eight threads.
+_READ_AHEADS = 16
 # Lock pages when they are touched, not all of them at once (mlock2(2), Linux 4.4).
 _MLOCK_ONFAULT = 1
 
@@ -39,22 +46,31 @@ class Pages:
 
     def __init__(self, bundle: Bundle, model: TableModel) -> None:
         self._bundle = bundle
+        self._tensors = tuple(model.tensors.values())
         self._by_row = [model.tensors[name] for name in _BY_ROW if name in model.tensors]
         self._is_random = model.search is None or model.search.shortlist is not None
         self._waited = False
+        self._reads_ahead = True
         for tensor in (*(model.tensors[name] for name in _INDEX if name in model.tensors), *self._random):
             bundle.advise(tensor, mmap.MADV_RANDOM)
 
     @contextlib.contextmanager
     def scanned(self) -> Iterator[None]:
-        """Let the kernel read ahead while all rows are scanned."""
-        for tensor in self._random:
+        """Let the kernel read ahead while all rows are scanned, unless memory is too small for that."""
+        scanned = self._random if self._reads_ahead else []
+        for tensor in scanned:
             self._bundle.advise(tensor, mmap.MADV_NORMAL)
         try:
             yield
         finally:
-            for tensor in self._random:
+            for tensor in scanned:
                 self._bundle.advise(tensor, mmap.MADV_RANDOM)
+
+    def read_singly(self) -> None:
+        """Read nothing ahead from now on, of no tensor."""
+        self._reads_ahead = False
+        for tensor in self._tensors:
+            self._bundle.advise(tensor, mmap.MADV_RANDOM)
 
     @property
     def waited(self) -> bool:
@@ -69,11 +85,14 @@ class Pages:
         self._waited = _major_faults() > before
 
     def ask(self, rows: NDArray[np.int64]) -> None:
-        """Ask for the pages of some rows, ascending, all at once."""
+        """Ask for all pages of some rows, ascending, at once."""
         for tensor in self._by_row:
             row_bytes = tensor.size_bytes // tensor.shape[0]
-            pages = np.unique(rows * row_bytes // mmap.PAGESIZE)
-            for page in pages.tolist():
+            firsts = rows * row_bytes // mmap.PAGESIZE
+            lasts = ((rows + 1) * row_bytes - 1) // mmap.PAGESIZE
+            most = int((lasts - firsts).max(initial=0)) + 1
+            pages = np.minimum(firsts[:, np.newaxis] + np.arange(most), lasts[:, np.newaxis])
+            for page in np.unique(pages).tolist():
                 self._bundle.advise(tensor, mmap.MADV_WILLNEED, page * mmap.PAGESIZE, mmap.PAGESIZE)
 
     @property
@@ -84,6 +103,24 @@ class Pages:
 def _major_faults() -> int:
     """Return how often this thread has waited because a page was not in memory."""
     return resource.getrusage(resource.RUSAGE_THREAD).ru_majflt
+
+
+def has_room_ahead(bundle: Bundle, room_bytes: int) -> bool:
+    """Return whether what the kernel reads ahead fits beside the pins into ``room_bytes``."""
+    sizes = [_read_ahead_bytes(bundle.descriptor(name)) for name in bundle.manifest.blobs]
+    return _READ_AHEADS * max(sizes, default=0) <= room_bytes - room_bytes // _PINNED_SHARE
+
+
+def _read_ahead_bytes(descriptor: int) -> int:
+    """Return how far the kernel reads ahead in a file; more than fits anywhere where the system does not say."""
+    device = os.fstat(descriptor).st_dev
+    name = f"{os.major(device)}:{os.minor(device)}"
+    # A partition's is its disk's, which is the folder around it (sysfs-block); others have their own (sysfs-class-bdi).
+    block = Path("/sys/dev/block", name)
+    for place in (block / "queue", block / ".." / "queue", Path("/sys/class/bdi", name)):
+        with contextlib.suppress(OSError, ValueError):
+            return int((place / "read_ahead_kb").read_text()) * 1024
+    return 2**62
 
 
 class Pins:

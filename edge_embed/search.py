@@ -8,7 +8,7 @@
   search leaves it out.
 * Several queries share one scan: a row comes from memory once, for all that want it.
 * A deadline ends a scan between two blocks of rows. The lists are scanned likeliest first, so what was found by then is
-  the best guess; one block is always scanned.
+  the best guess; one block is always scanned, and of several queries none goes without an answer.
 """
 
 from __future__ import annotations
@@ -115,11 +115,21 @@ class Searcher:
     ) -> Found:
         """Compare the best rows of the plane as they are; where flash is slow, ask for all of them first."""
         length = min(shortlist * k, len(self._norms))
-        if self._pages.waited:
-            listed, _, _ = plane.nearest(queries, self._norms, length, runs, wanted, without, deadline_ns, None, 0)
-            self._pages.ask(np.unique(listed[listed >= 0]))
+        if not self._pages.waited:
+            with self._pages.compared():
+                return Found(*rows.nearest(queries, self._norms, k, runs, wanted, without, deadline_ns, plane, length))
+        listed, _, complete = plane.nearest(queries, self._norms, length, runs, wanted, without, deadline_ns, None, 0)
+        self._pages.ask(np.unique(listed[listed >= 0]))
+        best, scores = np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.float32)
         with self._pages.compared():
-            return Found(*rows.nearest(queries, self._norms, k, runs, wanted, without, deadline_ns, plane, length))
+            for i, shortlisted in enumerate(listed):
+                # Query by query: which of many wants which row would be a large table.
+                one, lie = slice(i, i + 1), np.sort(shortlisted[shortlisted >= 0])
+                alone = np.stack([lie, lie + 1], axis=1)
+                best[one], scores[one], _ = rows.nearest(
+                    queries[one], self._norms, k, alone, None, without[one], 0, None, 0
+                )
+        return Found(best, scores, complete)
 
     def _wanted(self, likeliest: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_] | None]:
         """Return the lists' runs, likeliest first, and which query wants which of them, None where all want all."""

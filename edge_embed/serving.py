@@ -132,9 +132,12 @@ class Serving:
                 self.encoder(model.name).warm_up()  # type: ignore[union-attr]  # those of graphs have it
 
     def pin(self, room_bytes: int) -> None:
-        """Keep what is asked for most in memory, within a part of ``room_bytes``."""
-        from edge_embed.residency import Pins
+        """Keep what is asked for most in memory, within a part of ``room_bytes``; read no further ahead than fits."""
+        from edge_embed.residency import Pins, has_room_ahead
 
+        if not has_room_ahead(self.bundle, room_bytes):
+            for table in self._tables.values():
+                table.pages.read_singly()
         self._pins = Pins(self.bundle, room_bytes)
 
     def unpin(self) -> None:

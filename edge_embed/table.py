@@ -62,8 +62,8 @@ class Table:
             else kernels.Index(tensors["index_pilots"], tensors["index_slots"], model.key_index.seed, model.rows)
         )
         self.names = KeyNames(tensors["key_offsets"], tensors["key_bytes"].data) if "key_offsets" in tensors else None
-        pages = Pages(bundle, model)
-        self._searcher = Searcher(model, tensors, pages, str(bundle.path)) if "norms" in tensors else None
+        self.pages = Pages(bundle, model)
+        self._searcher = Searcher(model, tensors, self.pages, str(bundle.path)) if "norms" in tensors else None
         self.bucket_ids: NDArray[np.uint32] | None = tensors.get("bucket_ids")
         self.tree: NDArray[np.uint32] | None = tensors.get("tree")
         #: How words are made of parts, where the model has a recipe for that.

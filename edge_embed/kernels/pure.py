@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 from edge_embed.kernels import reference
 from edge_embed.keys import Key, refuse_row, to_bytes
 
+#: Under a deadline: queries whose block is scored before the clock is read; rows for who has no answer by then.
+_TIMED_QUERIES, _LATE_ROWS = 16, 16
+
 Vectors = NDArray[np.float32]
 Ids = NDArray[np.int64]
 
@@ -79,7 +82,8 @@ class Rows(Protocol):
             runs: ``(r, 2)``, the first row of each run and the one after its last; they do not overlap.
             wanted: ``(q, r)``, which query wants which run; None: all want all.
             without: ``(q,)``, the row that is left out of each answer, or -1.
-            deadline_ns: on the monotonic clock; 0 for none. One block of rows is scanned whatever it says.
+            deadline_ns: on the monotonic clock; 0 for none. One block of rows is scanned whatever it says; the queries
+                that none was scanned for by then get an answer from a few rows.
             plane: a coarser table of the same rows that is scanned in their place, or None.
             length: how many of the best rows of the plane are compared as they are: k to n.
         """
@@ -191,20 +195,30 @@ class Pooling:
             for place, (start, stop) in enumerate(runs.tolist())
             for first in range(start, stop, reference.SCAN_ROWS)
         ]
-        scanned = 0
+        late, complete = False, True
+        answered = np.full(len(queries), k == 0)
         for place, first, stop in blocks:
-            asking = np.arange(len(queries)) if wanted is None else np.flatnonzero(wanted[:, place])
-            if len(asking):
-                products = self.run(first, stop).all_scores(queries[asking])
-                for i, of_query in zip(asking.tolist(), products, strict=True):
-                    best[i].offer(first, reference.cosines(of_query, norms[first:stop], lengths[i]))
-            scanned += 1
-            if deadline_ns and time.monotonic_ns() >= deadline_ns:
+            if late and answered.all():
+                complete = False
                 break
+            asking = np.arange(len(queries)) if wanted is None else np.flatnonzero(wanted[:, place])
+            together = _TIMED_QUERIES if deadline_ns else max(1, len(asking))
+            for some in (asking[start : start + together] for start in range(0, len(asking), together)):
+                looked_at, those = stop, some
+                if late:
+                    looked_at, those = min(stop, first + _LATE_ROWS), some[~answered[some]]
+                complete = complete and looked_at == stop and len(those) == len(some)
+                if not len(those):
+                    continue
+                products = self.run(first, looked_at).all_scores(queries[those])
+                for i, of_query in zip(those.tolist(), products, strict=True):
+                    best[i].offer(first, reference.cosines(of_query, norms[first:looked_at], lengths[i]))
+                    answered[i] |= looked_at - first > int(first <= without[i] < looked_at)
+                late = late or (deadline_ns != 0 and time.monotonic_ns() >= deadline_ns)
         found = [each.in_order() for each in best]
         rows = np.array([each[0] for each in found], np.int64).reshape(len(queries), k)
         scores = np.array([each[1] for each in found], np.float32).reshape(len(queries), k)
-        return rows, scores, scanned == len(blocks)
+        return rows, scores, complete
 
 
 class Float32Rows(Pooling):

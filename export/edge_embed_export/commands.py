@@ -55,6 +55,10 @@ from edge_embed_export.sources import (
 from edge_embed_export.sources.encoders import EncoderSource
 
 _DIGITS = re.compile(r"[0-9]{1,10}")
+_NO_PLANE = (
+    "--plane was left out: it stands in front of a table in lists (--order cluster, of 20,000 rows or more) "
+    "whose codec is float32, float16 or int8"
+)
 
 # What the extra brings: asked for by name, imported where it is wrapped.
 _PACKAGES = ("onnx", "flatbuffers", "safetensors", "tokenizers")
@@ -84,8 +88,9 @@ def _configure_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--plane",
         action=argparse.BooleanOptionalAction,
-        help="add 4 bits of each number, which a search through lists scans first: half the memory traffic for half "
-        "the size of int8 more on flash; default: where the rows take more than half of the board's memory",
+        help="add 4 bits of each number to a table in lists, which a search through them scans first: half the memory "
+        "traffic for half the size of int8 more on flash; default: where the rows take more than half of the board's "
+        "memory",
     )
     parser.add_argument("--keep", metavar="N", type=int, help="keep the first N rows of that order")
     parser.add_argument("--keep-words", metavar="FILE", type=Path, help="keep the rows of these keys, a key a line")
@@ -276,11 +281,14 @@ def _export(arguments: argparse.Namespace) -> int:
     if arguments.report:
         prices = tuple(trial.price for trial in trials if trial.price is not None) or (report.price,)
         write_page(arguments.report, Page(options.name, source.title, prices, report.price.codec))
+    notes = source.notes
+    if arguments.plane and not any("plane" in model.tensors for model in report.manifest.tables):
+        notes = (*notes, _NO_PLANE)
     if arguments.json:
-        print(json.dumps(_report_json(report, trials, source.notes)))
+        print(json.dumps(_report_json(report, trials, notes)))
     else:
-        notes = (f"  note: {note}" for note in source.notes)
-        for line in (*trial_lines(trials, report.price.codec), *report_lines(report), *notes):
+        noted = (f"  note: {note}" for note in notes)
+        for line in (*trial_lines(trials, report.price.codec), *report_lines(report), *noted):
             print(line)
     return 0
 

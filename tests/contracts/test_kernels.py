@@ -326,6 +326,22 @@ def test_a_deadline_that_has_passed_leaves_one_block_and_says_so(kernels: Any) -
     assert _nearest(rows, queries, norms, ROWS, deadline_ns=1)[2]
 
 
+def test_a_deadline_is_kept_between_queries_and_leaves_none_of_them_without_an_answer(kernels: Any) -> None:
+    rows = kernels.open_rows("int8", _tensors("int8", 8), 8)
+    queries, norms = np.random.default_rng(2).normal(size=(40, 8)).astype(np.float32), np.ones(ROWS, np.float32)
+    found, _, complete = _nearest(rows, queries, norms, ROWS, deadline_ns=1)
+    counts = np.count_nonzero(found >= 0, axis=1)
+    assert not complete and counts[0] == ROWS and counts[-1] == 16 < ROWS
+    # Who wants another run than those that were scanned in time waits for a few rows of that; the best one is left out.
+    runs, wanted = np.array([[0, 20], [20, 21], [21, ROWS]]), np.zeros((40, 3), bool)
+    wanted[:20, 0] = wanted[20:, 1] = wanted[:, 2] = True
+    without = np.full(40, -1)
+    without[-1] = 20
+    found, _, complete = _nearest(rows, queries, norms, 5, runs=runs, wanted=wanted, without=without, deadline_ns=1)
+    assert not complete and (found[:, 0] >= 0).all()
+    assert (found[0] < 20).all() and found[-2].tolist() == [20, -1, -1, -1, -1] and (found[-1] > 20).all()
+
+
 def test_threads_search_one_table(kernels: Any) -> None:
     rows = kernels.open_rows("int8", _tensors("int8", 300), 300)
     queries = np.random.default_rng(1).normal(size=(16, 300)).astype(np.float32)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,10 +16,12 @@ from numpy.typing import NDArray
 
 import edge_embed
 from edge_embed.errors import BundleError, RequestError
+from edge_embed.search import Searcher
 from edge_embed_export.preparing import in_lists
 from tests.making import make_bundle, rows_in_topics, small_source
 
 ROWS, DIMENSIONS = 5000, 24
+_SEARCHED = {"norms", "list_ends", "centroids", "centroid_scales", "centroid_norms", "plane", "plane_scales"}
 
 
 @pytest.fixture(scope="module", params=[None, True], ids=["lists", "plane"])
@@ -32,6 +37,35 @@ def _cosines(runtime: edge_embed.Runtime, query: NDArray[np.float32]) -> NDArray
     vectors = runtime.lookup_ids(range(ROWS)).astype(np.float64)
     lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(query)
     return np.asarray(vectors @ query / lengths, np.float64)
+
+
+class _Watched:
+    """Rows that note which runs they are asked for, and whether through a plane."""
+
+    def __init__(self, rows: Any) -> None:
+        self._rows = rows
+        self.runs: list[NDArray[np.int64]] = []
+        self.planes: list[Any] = []
+
+    def nearest(self, *asked: Any) -> Any:
+        self.runs.append(asked[3])
+        self.planes.append(asked[7])
+        return self._rows.nearest(*asked)
+
+
+class _SlowFlash:
+    """Pages that the search before had to wait for, or had not."""
+
+    def __init__(self, waited: bool) -> None:
+        self.waited = waited
+        self.asked: list[int] = []
+
+    @contextmanager
+    def compared(self) -> Iterator[None]:
+        yield
+
+    def ask(self, rows: NDArray[np.int64]) -> None:
+        self.asked += rows.tolist()
 
 
 def test_a_search_through_lists_finds_nearly_what_an_exact_one_finds(listed: Path) -> None:
@@ -100,6 +134,82 @@ def test_a_deadline_ends_a_search_and_the_answer_says_so(listed: Path) -> None:
         for wrong in (0, -1, float("nan"), "soon", True):
             with pytest.raises(RequestError, match="deadline of more than 0 milliseconds"):
                 runtime.search("row 7", deadline_ms=wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("batch", [1, 7])
+def test_a_deadline_ends_a_search_through_lists_in_the_likeliest_ones(listed: Path, batch: int) -> None:
+    with edge_embed.open(listed) as runtime:
+        assert runtime.search("row 7", deadline_ms=60_000).complete
+        late = runtime.search([f"row {row}" for row in range(batch)], deadline_ms=1e-6)
+        assert all(len(each) and not each.complete for each in late)
+
+
+def _tensor(runtime: edge_embed.Runtime, name: str) -> NDArray[Any]:
+    tensor = runtime.manifest.tables[0].tensors[name]
+    kind = {"uint8": np.uint8, "int8": np.int8, "float32": np.float32, "uint32": np.uint32}[tensor.dtype]
+    return np.frombuffer(runtime.bundle.tensor(tensor), kind).reshape(tensor.shape)
+
+
+def test_lists_are_scanned_likeliest_first_and_what_is_somebodys_first_before_what_is_everybodys_second(
+    listed: Path,
+) -> None:
+    queries = np.random.default_rng(8).normal(size=(5, DIMENSIONS)).astype(np.float32)
+    with edge_embed.open(listed) as runtime:
+        table = runtime.table()
+        centroids = _tensor(runtime, "centroids") * _tensor(runtime, "centroid_scales").reshape(-1, 1)
+        cosines = queries @ centroids.T / np.linalg.norm(centroids, axis=1)
+        ends = _tensor(runtime, "list_ends").astype(np.int64)
+        watched = _Watched(table.rows)
+        table.rows = watched  # type: ignore[assignment]  # as an engine takes the place of rows
+        for query, of_query in zip(queries, cosines, strict=True):
+            table.nearest(query[np.newaxis], 10)
+            assert watched.runs[-1][:, 1].tolist() == ends[np.argsort(-of_query)][: len(watched.runs[-1])].tolist()
+        firsts = {int(runs[0, 1]) for runs in watched.runs}
+        table.nearest(queries, 10)
+        assert {int(end) for end in watched.runs[-1][: len(firsts), 1]} == firsts
+
+
+def test_who_asks_for_more_neighbours_has_more_lists_scanned_and_all_rows_where_those_hold_too_few(
+    listed: Path,
+) -> None:
+    query = np.random.default_rng(9).normal(size=(1, DIMENSIONS)).astype(np.float32)
+    with edge_embed.open(listed) as runtime:
+        table = runtime.table()
+        watched = _Watched(table.rows)
+        table.rows = watched  # type: ignore[assignment]  # as an engine takes the place of rows
+        for k in (10, 11, 30):
+            table.nearest(query, k)
+        one, two, three = (len(runs) for runs in watched.runs)
+        assert (two, three) == (2 * one, 3 * one)
+        assert (table.nearest(query, 900, probes=1).rows >= 0).all()
+        assert (watched.runs[-1] == [[0, ROWS]]).all()
+
+
+@pytest.mark.parametrize("batch", [1, 7])
+@pytest.mark.parametrize("deadline_ns", [0, 1])
+def test_where_flash_is_slow_the_shortlist_is_asked_for_and_the_plane_is_scanned_once(
+    tmp_path: Path, batch: int, deadline_ns: int
+) -> None:
+    source = rows_in_topics(600, DIMENSIONS)
+    path = make_bundle(tmp_path / "bundle", source=source, graphs=(), clustered=True, plane=True).path
+    queries = np.random.default_rng(10).normal(size=(batch, DIMENSIONS)).astype(np.float32)
+    without = np.arange(batch)
+    with edge_embed.open(path) as runtime:
+        model = runtime.manifest.tables[0]
+        tensors = {name: _tensor(runtime, name) for name in model.tensors if name in _SEARCHED}
+        found = []
+        for flash in (_SlowFlash(waited=False), _SlowFlash(waited=True)):
+            rows = _Watched(runtime.table().rows)
+            searcher = Searcher(model, tensors, flash, "here")  # type: ignore[arg-type]
+            found.append(
+                searcher.nearest(rows, queries, 5, without, probes=3, shortlist=4, deadline_ns=deadline_ns)  # type: ignore[arg-type]
+            )
+            assert all((plane is None) is flash.waited for plane in rows.planes)
+            kept = set(found[-1].rows[found[-1].rows >= 0].tolist())
+            assert kept <= set(flash.asked) if flash.waited else not flash.asked
+        np.testing.assert_array_equal(found[1].rows, found[0].rows)
+        np.testing.assert_array_equal(found[1].scores, found[0].scores)
+        assert [each.complete for each in found] == [not deadline_ns] * 2
 
 
 def test_the_command_searches_exactly_or_within_a_time(listed: Path) -> None:

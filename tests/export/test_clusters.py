@@ -32,6 +32,7 @@ def test_the_command_writes_lists_and_says_how_many_are_searched(
     target = tmp_path / "bundle"
     asked = ["export", str(saved), "-o", str(target), "--order", "cluster", "--recall", "0.95", "--graphs", "none"]
     assert main([*asked, "--plane", "--json"]) == 0
+    assert not json.loads(capsys.readouterr().out)["notes"]
     model = json.loads((target / "manifest.json").read_bytes())["models"][0]
     assert model["row_order"] == "cluster"
     assert model["search"]["algorithm"] == "lists" and model["search"]["queries"] == 512
@@ -47,6 +48,19 @@ def test_few_rows_stay_in_their_order_and_the_user_is_told() -> None:
     source = prepared(small_source(), Preparing(order="cluster"))
     assert source.table.clusters is None and source.table.row_order == "source"
     assert f"fewer than {FEWEST_ROWS} rows needs no lists" in source.notes[-1]
+
+
+@pytest.mark.parametrize("more", [[], ["--order", "cluster", "--keep", "500"]])
+def test_a_plane_without_lists_to_stand_in_front_of_is_left_out_and_the_user_is_told(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str]
+) -> None:
+    asked = ["export", str(saved), "--graphs", "none", *more, "-o"]
+    assert main([*asked, str(tmp_path / "asked"), "--plane"]) == 0
+    assert "note: --plane was left out: it stands in front of a table in lists" in capsys.readouterr().out
+    assert main([*asked, str(tmp_path / "json"), "--plane", "--json"]) == 0
+    assert "--plane was left out" in json.loads(capsys.readouterr().out)["notes"][-1]
+    assert main([*asked, str(tmp_path / "unasked"), "--no-plane"]) == 0
+    assert "--plane" not in capsys.readouterr().out
 
 
 def test_rows_that_are_known_by_number_are_not_moved() -> None:

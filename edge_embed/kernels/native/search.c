@@ -11,6 +11,8 @@
  * the next query asks for them. */
 #define BLOCK_ROWS 256
 #define BLOCK_BYTES (64 * 1024)
+/* Rows for a query that nothing was scanned for before the deadline. */
+#define LATE_ROWS 16
 #define LINE 64
 
 float ee_length(const float *query, size_t d) {
@@ -120,23 +122,43 @@ static void keep_best(ee_best *best) {
     }
 }
 
+/* Whether a query has an answer, if only from the first rows that it was offered. */
+static inline int is_answered(const ee_best *best) { return best->count || !best->k; }
+
+static int all_answered(const ee_best *best, size_t q) {
+    for (size_t i = 0; i < q; i++)
+        if (!is_answered(&best[i]))
+            return 0;
+    return 1;
+}
+
 int ee_nearest(const ee_kernels *kernels, const ee_scan *scan, ee_best *best) {
     float products[BLOCK_ROWS];
     size_t fitting = BLOCK_BYTES / (scan->rows->row_bytes + 1), block = BLOCK_ROWS;
-    int is_whole = 1;
+    int late = 0, is_whole = 1, is_over = 0;
     if (scan->q > 1 && fitting < block)
         block = fitting ? fitting : 1;
-    for (size_t run = 0; run < scan->r && is_whole; run++) {
+    for (size_t run = 0; run < scan->r && !is_over; run++) {
         size_t stop = (size_t)scan->runs[2 * run + 1];
-        for (size_t first = (size_t)scan->runs[2 * run], count; first < stop && is_whole; first += count) {
+        for (size_t first = (size_t)scan->runs[2 * run], count; first < stop; first += count) {
             count = stop - first < block ? stop - first : block;
+            if ((is_over = late && all_answered(best, scan->q))) {
+                is_whole = 0;
+                break;
+            }
             for (size_t q = 0; q < scan->q; q++) {
+                size_t looked_at = late && count > LATE_ROWS ? LATE_ROWS : count;
                 if (scan->wanted && !scan->wanted[q * scan->r + run])
                     continue;
-                kernels->scores(scan->rows, &scan->queries[q], first, count, products);
-                offer_block(scan, first, count, products, &best[q]);
+                if (late && is_answered(&best[q]))
+                    looked_at = 0;
+                is_whole = is_whole && looked_at == count;
+                if (!looked_at)
+                    continue;
+                kernels->scores(scan->rows, &scan->queries[q], first, looked_at, products);
+                offer_block(scan, first, looked_at, products, &best[q]);
+                late = late || is_late(scan->deadline_ns);
             }
-            is_whole = !is_late(scan->deadline_ns) || (first + count >= stop && run + 1 == scan->r);
         }
     }
     for (size_t q = 0; q < scan->q; q++)
