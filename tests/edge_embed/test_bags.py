@@ -180,6 +180,8 @@ def test_each_table_has_its_own_space_and_vectors_of_another_are_refused(tables:
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a key alone": ({"ids": "a"}, "expected a list of keys or row ids, found the key 'a' alone"),
     "keys beside ids": ({"ids": ["a", 1]}, "expected keys alone or row ids alone"),
+    "ids beside keys": ({"ids": [1, "a"]}, "expected keys alone or row ids alone"),
+    "ids beside keys in a list of bags": ({"ids": [(2, "a")]}, "expected keys alone or row ids alone"),
     "keys and ids in two bags": ({"ids": [["a"], [1]]}, "expected keys alone or row ids alone"),
     "numbers that are not whole": ({"ids": [0.5]}, "expected row ids as a list of whole numbers, found float64"),
     "whole numbers beyond 64 bits": ({"ids": [2**70]}, "expected row ids as a list of whole numbers"),
