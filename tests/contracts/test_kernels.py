@@ -81,6 +81,19 @@ def test_pooled_vectors_have_the_bits_of_the_reference(kernels: Any, counts: lis
     np.testing.assert_array_equal(found, reference.pool(vectors, np.array(counts, np.int64), mode))
 
 
+@pytest.mark.parametrize("codec", ["float32", "float16"])
+def test_what_is_no_number_stays_so_in_the_largest_of_a_bag_wherever_it_stands(kernels: Any, codec: str) -> None:
+    vectors = np.arange(4 * 40, dtype=np.float32).reshape(4, 40) % 7
+    for row in range(4):
+        vectors[row, row::9] = np.nan
+    ids, counts = np.arange(4), np.array([3, 1])
+    meant = np.array([np.maximum.reduce(vectors[:3]), vectors[3]])
+    assert np.isnan(meant).any() and not np.isnan(meant).all()
+    rows = kernels.open_rows(codec, {"rows": vectors.astype(codec)}, 40)
+    np.testing.assert_array_equal(rows.pool(ids, counts, None, "max"), meant)
+    np.testing.assert_array_equal(kernels.pool(vectors, counts, "max"), meant)
+
+
 def test_the_plain_lookup_is_finding_and_decoding(kernels: Any) -> None:
     index, rows = _index(kernels), kernels.open_rows("int8", _tensors("int8", 33), 33)
     vectors = rows.decode(np.arange(ROWS))
