@@ -90,6 +90,9 @@ def flat(ids: Any) -> list[Key] | NDArray[Any]:
     except ValueError as error:
         raise RequestError("expected lists of row ids, or one list of them, found both") from error
     if given.ndim == 1 and given.dtype.kind in "US":
+        if isinstance(ids, list | tuple):
+            # numpy spelled out the ids that stand before the first key.
+            raise RequestError("expected keys alone or row ids alone, found both in one list")
         keys: list[Key] = given.tolist()
         return keys
     if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):

@@ -338,6 +338,8 @@ def pool(vectors: NDArray[np.float32], counts: NDArray[np.int64], mode: str) -> 
 
 def _pooled(vectors: NDArray[np.float32], counts: NDArray[np.int64], add: np.ufunc) -> NDArray[np.float32]:
     pooled = np.zeros((len(counts), vectors.shape[1]), np.float32)
+    # Unsigned ones have no sign to sort by.
+    counts = counts.astype(np.int64, copy=False)
     starts = np.cumsum(counts) - counts
     # Longest first: those that still have a row at place i are then the first few.
     order = np.argsort(-counts, kind="stable")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
@@ -78,6 +79,19 @@ def test_pooled_vectors_have_the_bits_of_the_reference(kernels: Any, counts: lis
     vectors = np.random.default_rng(len(counts)).normal(size=(sum(counts), 7)).astype(np.float32)
     found = kernels.pool(vectors, np.array(counts, np.int64), mode)
     np.testing.assert_array_equal(found, reference.pool(vectors, np.array(counts, np.int64), mode))
+
+
+@pytest.mark.parametrize("codec", ["float32", "float16"])
+def test_what_is_no_number_stays_so_in_the_largest_of_a_bag_wherever_it_stands(kernels: Any, codec: str) -> None:
+    vectors = np.arange(4 * 40, dtype=np.float32).reshape(4, 40) % 7
+    for row in range(4):
+        vectors[row, row::9] = np.nan
+    ids, counts = np.arange(4), np.array([3, 1])
+    meant = np.array([np.maximum.reduce(vectors[:3]), vectors[3]])
+    assert np.isnan(meant).any() and not np.isnan(meant).all()
+    rows = kernels.open_rows(codec, {"rows": vectors.astype(codec)}, 40)
+    np.testing.assert_array_equal(rows.pool(ids, counts, None, "max"), meant)
+    np.testing.assert_array_equal(kernels.pool(vectors, counts, "max"), meant)
 
 
 def test_the_plain_lookup_is_finding_and_decoding(kernels: Any) -> None:
@@ -165,11 +179,95 @@ def test_no_id_reads_outside_the_table() -> None:
     for counts in ([2], [-1, 2], [2**62, 2**62], []):
         with pytest.raises(ValueError, match="as many rows"):
             rows.pool(np.array([1]), np.array(counts, np.int64), None, "sum")
-    for wrong in (np.array([1], np.int32), np.array([[1]]), [1], np.arange(8)[::2]):
+    for wrong in (np.array([1.0]), np.array([[1]]), [1], np.array([True]), np.array(["1"]), np.array([1], object)):
         with pytest.raises(ValueError, match="ids"):
             rows.decode(wrong)
+    for high in (2**63, 2**64 - 1):
+        with pytest.raises(IndexError):
+            rows.decode(np.array([0, high], np.uint64))
+    with pytest.raises(ValueError, match="weights"):
+        rows.pool(np.array([1]), np.array([1]), np.array([1.0]), "sum")
     with pytest.raises(ValueError, match="expected a query of 8 dimensions, found 9"):
         rows.scores(np.zeros(9, np.float32))
+
+
+def _laid_out_otherwise(values: NDArray[Any]) -> list[NDArray[Any]]:
+    """Return the same numbers with strides, at odd addresses, in the other order of bytes, and as a subclass."""
+    spread = np.repeat(values, 3, axis=-1)[..., ::3]
+    swapped = values.astype(values.dtype.newbyteorder())
+    return [spread, values[::-1].copy()[::-1], _unaligned(values), swapped, values.view(np.memmap)]
+
+
+def test_arrays_are_taken_however_they_lie_in_memory(kernels: Any) -> None:
+    rows = kernels.open_rows("int8", _tensors("int8", 8), 8)
+    ids, counts, weights = np.array([3, 0, 36, 3]), np.array([1, 3]), np.array([1, -2, 0.5, 3], np.float32)
+    decoded, pooled = rows.decode(ids), rows.pool(ids, counts, weights, "sum")
+    whole = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "longlong", "ulonglong")
+    for same in [*_laid_out_otherwise(ids), *(ids.astype(dtype) for dtype in whole)]:
+        np.testing.assert_array_equal(rows.decode(same), decoded)
+        np.testing.assert_array_equal(rows.pool(same, counts, weights, "sum"), pooled)
+    for same in [*_laid_out_otherwise(counts), *(counts.astype(dtype) for dtype in whole)]:
+        np.testing.assert_array_equal(rows.pool(ids, same, weights, "sum"), pooled)
+        np.testing.assert_array_equal(kernels.pool(decoded, same, "sum"), rows.pool(ids, counts, None, "sum"))
+    for same in [*_laid_out_otherwise(weights), weights.astype(np.float16)]:
+        np.testing.assert_array_equal(rows.pool(ids, counts, same, "sum"), pooled)
+    np.testing.assert_array_equal(rows.decode(np.broadcast_to(np.array(3), 2)), decoded[[0, 3]])
+    for same in _laid_out_otherwise(decoded):
+        np.testing.assert_array_equal(kernels.pool(same, counts, "max"), rows.pool(ids, counts, None, "max"))
+    queries, norms, runs, without = decoded[:2], np.ones(ROWS, np.float32), np.array([[30, ROWS], [0, 7]]), ids[:2]
+    wanted = np.array([[True, False], [True, True]])
+    found = _nearest(rows, queries, norms, 3, runs=runs, wanted=wanted, without=without)
+    for asked in zip(*map(_laid_out_otherwise, (queries, runs, wanted, without)), strict=True):
+        same = _nearest(rows, asked[0], norms, 3, runs=asked[1], wanted=asked[2], without=asked[3])
+        for one, other in zip(found, same, strict=True):
+            np.testing.assert_array_equal(one, other)
+    for query in _laid_out_otherwise(queries[0]):
+        np.testing.assert_array_equal(rows.scores(query), rows.scores(queries[0]))
+
+
+def _slow_rows(n: int) -> Any:
+    """Return native rows of which each takes some microseconds to decode: 256 numbers, each a sum of 256."""
+    native = pytest.importorskip("edge_embed.kernels._native", reason="the native kernels were not built here")
+    random = np.random.default_rng(1)
+    tensors = {
+        "rows": random.integers(0, 256, (n, 64)).astype(np.uint8),
+        "codebooks": random.normal(size=(64, 256, 4)).astype(np.float32),
+        "rotation": random.normal(size=(256, 256)).astype(np.float32),
+        "length_codes": np.zeros(n, np.uint8),
+        "length_levels": np.ones(256, np.float32),
+    }
+    return native.open_rows("opq", tensors, 256)
+
+
+def _while_it_changes(ask: Callable[[], Any], array: NDArray[Any], changed: NDArray[Any]) -> list[NDArray[Any]]:
+    """Return what was answered before an array was changed, while it was, and afterwards."""
+    before = ask()
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(ask)
+        time.sleep(0.01)
+        array[:] = changed
+        return [before, asking.result(), ask()]
+
+
+def test_what_another_thread_writes_into_ids_or_counts_is_not_read_half_way() -> None:
+    rows, n = _slow_rows(2), 20_000
+    ids, counts = np.zeros(n, np.int64), np.array([n // 2, n // 2])
+    before, meanwhile, after = _while_it_changes(lambda: rows.decode(ids), ids, np.ones(n, np.int64))
+    assert meanwhile.tobytes() in (before.tobytes(), after.tobytes())
+    ids[: n // 2] = 0
+    for array, changed in ((counts, np.array([n, 0])), (ids, ids[::-1].copy())):
+        answers = _while_it_changes(lambda: rows.pool(ids, counts, None, "max"), array, changed)
+        assert answers[1].tobytes() in (answers[0].tobytes(), answers[2].tobytes())
+
+
+def test_what_another_thread_writes_into_runs_is_not_read_half_way() -> None:
+    rows, runs, queries = _slow_rows(20_000), np.array([[0, 10_000], [10_000, 20_000]]), np.ones((32, 256), np.float32)
+
+    def ask() -> Any:
+        return _nearest(rows, queries, np.ones(20_000, np.float32), 5, runs=runs, without=np.full(32, -1))[0]
+
+    before, meanwhile, after = _while_it_changes(ask, runs, np.array([[0, 10], [10, 20]]))
+    assert meanwhile.tobytes() in (before.tobytes(), after.tobytes())
 
 
 @pytest.mark.parametrize("codec", ENCODERS)

@@ -153,6 +153,20 @@ def test_one_call_answers_all_tables_by_their_own_recipes(tables: Runtime) -> No
         tables.bags({"other": [1]})
 
 
+def test_ids_and_weights_are_taken_however_they_lie_in_memory(tables: Runtime) -> None:
+    table = np.array([[1, 7], [4, 7], [2, 7]])
+    ids, weights = table[:, 0], np.arange(6, dtype=np.float32)[::2]
+    unaligned = np.frombuffer(b"\0" + ids.tobytes(), np.int64, offset=1)
+    for same in (ids, ids[::-1].copy()[::-1], unaligned, ids.astype(np.longlong), ids.astype(np.uint16), ids.tolist()):
+        np.testing.assert_array_equal(tables.lookup_ids(same), ROWS[[1, 4, 2]])
+        np.testing.assert_array_equal(tables.table("five").decode(np.asarray(same)), ROWS[[1, 4, 2]])
+        pooled = tables.bag(same, mode="sum", weights=weights)
+        np.testing.assert_array_equal(pooled, tables.bag([1, 4, 2], mode="sum", weights=[0, 2, 4]))
+        weighted = tables.bags({"hashed": edge_embed.Bag(same, weights=weights)})["hashed"]
+        np.testing.assert_array_equal(weighted, pooled)
+    np.testing.assert_array_equal(tables.bag(np.broadcast_to(np.int64(4), (2, 3)), mode="mean"), ROWS[[4, 4]])
+
+
 def test_each_table_has_its_own_space_and_vectors_of_another_are_refused(tables: Runtime) -> None:
     spaces = {tables.table(name).space.id for name in ("five", "wide")}
     assert len(spaces) == 2 and tables.space.id == tables.table("five").space.id
@@ -166,6 +180,8 @@ def test_each_table_has_its_own_space_and_vectors_of_another_are_refused(tables:
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a key alone": ({"ids": "a"}, "expected a list of keys or row ids, found the key 'a' alone"),
     "keys beside ids": ({"ids": ["a", 1]}, "expected keys alone or row ids alone"),
+    "ids beside keys": ({"ids": [1, "a"]}, "expected keys alone or row ids alone"),
+    "ids beside keys in a list of bags": ({"ids": [(2, "a")]}, "expected keys alone or row ids alone"),
     "keys and ids in two bags": ({"ids": [["a"], [1]]}, "expected keys alone or row ids alone"),
     "numbers that are not whole": ({"ids": [0.5]}, "expected row ids as a list of whole numbers, found float64"),
     "whole numbers beyond 64 bits": ({"ids": [2**70]}, "expected row ids as a list of whole numbers"),

@@ -1,6 +1,8 @@
 /* The kernels as Python sees them: ``edge_embed.kernels._native``, the twin of ``edge_embed.kernels.pure``.
  *
  * - Everything that comes in is checked here, so that the core can trust it: dtypes, shapes, ids, counts.
+ * - What decides where memory is read or written (ids, counts, runs) is copied before it is checked: another thread may
+ *   change the caller's array, or its shape, while the interpreter is let go.
  * - Arrays that an object is made of are kept as long as it lives; what is returned is memory of its own.
  * - The interpreter is let go while a batch is worked on; a single lookup is shorter than that costs.
  * - Whatever is no plain case (an unknown key, say) is answered by None, and the caller goes the general way.
@@ -73,14 +75,49 @@ static PyArrayObject *array_of(PyObject *object, const char *name, int type, int
     return array;
 }
 
-static PyArrayObject *whole_numbers(PyObject *object, const char *name) {
-    PyArrayObject *array = array_of(object, name, NPY_INT64, 1);
-    if (array && !PyArray_ISALIGNED(array)) {
-        PyErr_Format(PyExc_ValueError, "%s: expected an aligned array", name);
+/* Return a new reference to an array in C's order, aligned and native; ``flags`` say whether it is always a copy. */
+static PyArrayObject *laid_out(PyObject *object, const char *name, int is_taken, int type, int dimensions, int flags) {
+    PyArrayObject *array = (PyArrayObject *)object;
+    if (!is_taken || PyArray_NDIM(array) != dimensions) {
+        PyErr_Format(PyExc_ValueError, "%s: expected an array of its own dtype and %d axes, found %R", name, dimensions,
+                     (PyObject *)Py_TYPE(object));
         return NULL;
     }
-    return array;
+    if ((flags & NPY_ARRAY_ENSURECOPY) && PyArray_TYPE(array) == type && PyArray_ISCARRAY_RO(array)) {
+        /* The usual case, in a third of the time that numpy needs to find out that it is one. */
+        PyObject *copy = PyArray_SimpleNew(dimensions, PyArray_DIMS(array), type);
+        if (copy)
+            memcpy(PyArray_DATA((PyArrayObject *)copy), PyArray_DATA(array), (size_t)PyArray_NBYTES(array));
+        return (PyArrayObject *)copy;
+    }
+    return (PyArrayObject *)PyArray_FromArray(array, PyArray_DescrFromType(type),
+                                              NPY_ARRAY_CARRAY_RO | NPY_ARRAY_ENSUREARRAY | flags);
 }
+
+/* Return our own copy of whole numbers of any width. Those of uint64 that int64 does not hold become negative, which is
+ * refused wherever it would not be in its place. */
+static PyArrayObject *whole_numbers(PyObject *object, const char *name, int dimensions) {
+    return laid_out(object, name, PyArray_Check(object) && PyArray_ISINTEGER((PyArrayObject *)object), NPY_INT64,
+                    dimensions, NPY_ARRAY_ENSURECOPY | NPY_ARRAY_FORCECAST);
+}
+
+/* Return our own copy of numbers that the type holds. */
+static PyArrayObject *copy_of(PyObject *object, const char *name, int type, int dimensions) {
+    return laid_out(object, name,
+                    PyArray_Check(object) && PyArray_CanCastSafely(PyArray_TYPE((PyArrayObject *)object), type), type,
+                    dimensions, NPY_ARRAY_ENSURECOPY);
+}
+
+/* Return vectors, the caller's own where they are laid out as they must be: their numbers may change meanwhile. So may
+ * their shape, which is read before the interpreter is let go, and never after. */
+static PyArrayObject *vectors_of(PyObject *object, const char *name, int dimensions) {
+    return laid_out(object, name, PyArray_Check(object) && PyArray_TYPE((PyArrayObject *)object) == NPY_FLOAT32,
+                    NPY_FLOAT32, dimensions, 0);
+}
+
+static void drop(PyArrayObject *array) { Py_XDECREF((PyObject *)array); }
+
+static const int64_t *numbers(PyArrayObject *array) { return (const int64_t *)PyArray_DATA(array); }
 
 static int rows_there(const ee_rows *rows, const int64_t *ids, size_t n) {
     for (size_t i = 0; i < n; i++)
@@ -434,17 +471,17 @@ static int decode_into(const ee_rows *rows, const int64_t *ids, size_t n, float 
 
 static PyObject *rows_decode(PyObject *self, PyObject *argument) {
     const ee_rows *rows = &((const Rows *)self)->rows;
-    PyArrayObject *ids = whole_numbers(argument, "ids");
-    PyObject *vectors;
+    PyArrayObject *ids = whole_numbers(argument, "ids", 1);
+    PyObject *vectors = NULL;
     size_t n;
     if (!ids)
         return NULL;
     n = (size_t)PyArray_DIM(ids, 0);
-    if (!rows_there(rows, (const int64_t *)PyArray_DATA(ids), n))
-        return NULL;
-    vectors = new_vectors((npy_intp)n, (npy_intp)rows->dimensions);
-    if (vectors && decode_into(rows, (const int64_t *)PyArray_DATA(ids), n, floats(vectors)))
+    if (rows_there(rows, numbers(ids), n))
+        vectors = new_vectors((npy_intp)n, (npy_intp)rows->dimensions);
+    if (vectors && decode_into(rows, numbers(ids), n, floats(vectors)))
         Py_CLEAR(vectors);
+    drop(ids);
     return vectors;
 }
 
@@ -459,7 +496,7 @@ static int mode_of(PyObject *object) {
 
 /* Return the sum of counts, which are not negative, or -1. */
 static int64_t total_of(PyArrayObject *counts) {
-    const int64_t *each = (const int64_t *)PyArray_DATA(counts);
+    const int64_t *each = numbers(counts);
     int64_t total = 0;
     for (npy_intp i = 0; i < PyArray_DIM(counts, 0); i++) {
         if (each[i] < 0 || total > INT64_MAX - each[i])
@@ -489,48 +526,48 @@ static int pool_into(const ee_rows *rows, const int64_t *ids, const int64_t *cou
     return 0;
 }
 
-static PyObject *rows_pool(PyObject *self, PyObject *const *arguments, Py_ssize_t count) {
-    const ee_rows *rows = &((const Rows *)self)->rows;
-    PyArrayObject *ids, *counts, *weights = NULL;
+/* Pool rows by arguments that nobody else can change; ``weights`` may be null. */
+static PyObject *pool_rows(const ee_rows *rows, PyArrayObject *ids, PyArrayObject *counts, PyArrayObject *weights,
+                           PyObject *named) {
+    size_t n = (size_t)PyArray_DIM(ids, 0);
+    npy_intp b = PyArray_DIM(counts, 0);
     PyObject *pooled;
     int mode;
-    size_t n;
-    if (count != 4) {
-        PyErr_SetString(PyExc_TypeError, "expected ids, counts, weights and mode");
-        return NULL;
-    }
-    if (!(ids = whole_numbers(arguments[0], "ids")) || !(counts = whole_numbers(arguments[1], "counts")))
-        return NULL;
-    n = (size_t)PyArray_DIM(ids, 0);
-    if (arguments[2] != Py_None) {
-        weights = array_of(arguments[2], "weights", NPY_FLOAT32, 1);
-        if (!weights)
-            return NULL;
-    }
-    if (total_of(counts) != (int64_t)n ||
-        (weights && ((size_t)PyArray_DIM(weights, 0) != n || !PyArray_ISALIGNED(weights)))) {
+    if (total_of(counts) != (int64_t)n || (weights && (size_t)PyArray_DIM(weights, 0) != n)) {
         PyErr_SetString(PyExc_ValueError, "expected counts and weights of as many rows as there are ids");
         return NULL;
     }
-    if ((mode = mode_of(arguments[3])) < 0 || !rows_there(rows, (const int64_t *)PyArray_DATA(ids), n))
+    if ((mode = mode_of(named)) < 0 || !rows_there(rows, numbers(ids), n))
         return NULL;
-    pooled = new_vectors(PyArray_DIM(counts, 0), (npy_intp)rows->dimensions);
-    if (pooled && pool_into(rows, (const int64_t *)PyArray_DATA(ids), (const int64_t *)PyArray_DATA(counts),
-                            (size_t)PyArray_DIM(counts, 0), weights ? (const float *)PyArray_DATA(weights) : NULL,
-                            (ee_mode)mode, floats(pooled), n))
+    pooled = new_vectors(b, (npy_intp)rows->dimensions);
+    if (pooled && pool_into(rows, numbers(ids), numbers(counts), (size_t)b,
+                            weights ? (const float *)PyArray_DATA(weights) : NULL, (ee_mode)mode, floats(pooled), n))
         Py_CLEAR(pooled);
     return pooled;
 }
 
-static PyObject *rows_scores(PyObject *self, PyObject *argument) {
-    const ee_rows *rows = &((const Rows *)self)->rows;
-    PyArrayObject *query = array_of(argument, "query", NPY_FLOAT32, 1);
+static PyObject *rows_pool(PyObject *self, PyObject *const *arguments, Py_ssize_t count) {
+    PyArrayObject *ids, *counts = NULL, *weights = NULL;
+    PyObject *pooled = NULL;
+    if (count != 4) {
+        PyErr_SetString(PyExc_TypeError, "expected ids, counts, weights and mode");
+        return NULL;
+    }
+    if ((ids = whole_numbers(arguments[0], "ids", 1)) && (counts = whole_numbers(arguments[1], "counts", 1)) &&
+        (arguments[2] == Py_None || (weights = copy_of(arguments[2], "weights", NPY_FLOAT32, 1))))
+        pooled = pool_rows(&((const Rows *)self)->rows, ids, counts, weights, arguments[3]);
+    drop(ids);
+    drop(counts);
+    drop(weights);
+    return pooled;
+}
+
+static PyObject *score_rows(const ee_rows *rows, PyArrayObject *query) {
+    const float *asked = (const float *)PyArray_DATA(query);
     npy_intp n = (npy_intp)rows->row_count;
     PyObject *products;
     float *scratch;
-    if (!query)
-        return NULL;
-    if ((size_t)PyArray_DIM(query, 0) != rows->dimensions || !PyArray_ISALIGNED(query)) {
+    if ((size_t)PyArray_DIM(query, 0) != rows->dimensions) {
         PyErr_Format(PyExc_ValueError, "expected a query of %zd dimensions, found %zd", (Py_ssize_t)rows->dimensions,
                      (Py_ssize_t)PyArray_DIM(query, 0));
         return NULL;
@@ -541,7 +578,7 @@ static PyObject *rows_scores(PyObject *self, PyObject *argument) {
     products = PyArray_SimpleNew(1, &n, NPY_FLOAT32);
     if (products) {
         Py_BEGIN_ALLOW_THREADS
-        ee_query ready = kernels->prepare(rows, (const float *)PyArray_DATA(query), scratch);
+        ee_query ready = kernels->prepare(rows, asked, scratch);
         kernels->scores(rows, &ready, 0, rows->row_count, floats(products));
         Py_END_ALLOW_THREADS
     }
@@ -549,9 +586,16 @@ static PyObject *rows_scores(PyObject *self, PyObject *argument) {
     return products;
 }
 
+static PyObject *rows_scores(PyObject *self, PyObject *argument) {
+    PyArrayObject *query = vectors_of(argument, "query", 1);
+    PyObject *products = query ? score_rows(&((const Rows *)self)->rows, query) : NULL;
+    drop(query);
+    return products;
+}
+
 /* Whether runs (r, 2) lie inside the table. */
 static int runs_there(const ee_rows *rows, PyArrayObject *runs) {
-    const int64_t *ends = (const int64_t *)PyArray_DATA(runs);
+    const int64_t *ends = numbers(runs);
     for (npy_intp i = 0; i < PyArray_DIM(runs, 0); i++)
         if (ends[2 * i] < 0 || ends[2 * i] > ends[2 * i + 1] || (uint64_t)ends[2 * i + 1] > rows->row_count) {
             PyErr_Format(PyExc_IndexError, "expected runs of rows from 0 to %lld, found %lld to %lld",
@@ -603,65 +647,77 @@ static int scan_into(ee_scan *scan, const ee_rows *finer, size_t length, const f
     return is_whole;
 }
 
+/* What a search is asked, in arrays of which none but queries and norms can be changed. */
+typedef struct {
+    PyArrayObject *runs, *wanted, *without, *queries, *norms;
+} Asked;
+
+static PyObject *search_rows(ee_scan *scan, const ee_rows *rows, const Asked *asked, Py_ssize_t k, Py_ssize_t length) {
+    PyArrayObject *wanted = asked->wanted;
+    const float *queries = (const float *)PyArray_DATA(asked->queries);
+    npy_intp shape[2] = {PyArray_DIM(asked->queries, 0), k};
+    PyObject *found, *scores;
+    int is_whole = -1;
+    if (k < 0 || (size_t)k > rows->row_count || length < k || (size_t)length > rows->row_count ||
+        scan->rows->row_count != rows->row_count || scan->rows->dimensions != rows->dimensions ||
+        PyArray_DIM(asked->runs, 1) != 2 || (size_t)PyArray_DIM(asked->queries, 1) != rows->dimensions ||
+        (size_t)PyArray_DIM(asked->norms, 0) != rows->row_count || !PyArray_ISALIGNED(asked->norms) ||
+        PyArray_DIM(asked->without, 0) != shape[0] ||
+        (wanted && (PyArray_DIM(wanted, 0) != shape[0] || PyArray_DIM(wanted, 1) != PyArray_DIM(asked->runs, 0)))) {
+        PyErr_Format(PyExc_ValueError, "expected queries (q, %zd), norms (%zd,), k up to that, runs (r, 2), wanted (q, r)",
+                     (Py_ssize_t)rows->dimensions, (Py_ssize_t)rows->row_count);
+        return NULL;
+    }
+    scan->norms = (const float *)PyArray_DATA(asked->norms);
+    scan->q = (size_t)shape[0];
+    scan->runs = numbers(asked->runs);
+    scan->r = (size_t)PyArray_DIM(asked->runs, 0);
+    scan->wanted = wanted ? (const unsigned char *)PyArray_DATA(wanted) : NULL;
+    if (!runs_there(rows, asked->runs))
+        return NULL;
+    found = PyArray_SimpleNew(2, shape, NPY_INT64);
+    scores = PyArray_SimpleNew(2, shape, NPY_FLOAT32);
+    if (found && scores)
+        is_whole = scan_into(scan, rows, (size_t)length, queries, numbers(asked->without), (size_t)k,
+                             (int64_t *)PyArray_DATA((PyArrayObject *)found), floats(scores));
+    if (is_whole < 0) {
+        Py_XDECREF(found);
+        Py_XDECREF(scores);
+        return NULL;
+    }
+    return Py_BuildValue("(NNO)", found, scores, is_whole ? Py_True : Py_False);
+}
+
 static PyObject *rows_nearest(PyObject *self, PyObject *const *arguments, Py_ssize_t count) {
     const ee_rows *rows = &((const Rows *)self)->rows;
-    PyArrayObject *queries, *norms, *runs, *wanted = NULL, *without;
-    PyObject *found, *scores;
+    Asked asked = {NULL, NULL, NULL, NULL, NULL};
     ee_scan scan = {rows, NULL, NULL, 0, NULL, 0, NULL, 0};
-    npy_intp shape[2];
-    Py_ssize_t length;
-    int is_whole;
+    PyObject *answer = NULL;
+    Py_ssize_t k, length;
     if (count != 9 || (arguments[7] != Py_None && Py_TYPE(arguments[7]) != rows_type)) {
         PyErr_SetString(PyExc_TypeError,
                         "expected queries, norms, k, runs, wanted, without, deadline_ns, plane and length");
         return NULL;
     }
-    shape[1] = PyLong_AsSsize_t(arguments[2]);
-    length = arguments[7] == Py_None ? shape[1] : PyLong_AsSsize_t(arguments[8]);
+    k = PyLong_AsSsize_t(arguments[2]);
+    length = arguments[7] == Py_None ? k : PyLong_AsSsize_t(arguments[8]);
     if (arguments[7] != Py_None)
         scan.rows = &((const Rows *)arguments[7])->rows;
     scan.deadline_ns = PyLong_AsLongLong(arguments[6]);
     if (PyErr_Occurred())
         return NULL;
-    if (!(queries = array_of(arguments[0], "queries", NPY_FLOAT32, 2)) ||
-        !(norms = array_of(arguments[1], "norms", NPY_FLOAT32, 1)) ||
-        !(runs = array_of(arguments[3], "runs", NPY_INT64, 2)) || !(without = whole_numbers(arguments[5], "without")) ||
-        (arguments[4] != Py_None && !(wanted = array_of(arguments[4], "wanted", NPY_BOOL, 2))))
-        return NULL;
-    shape[0] = PyArray_DIM(queries, 0);
-    if (shape[1] < 0 || (size_t)shape[1] > rows->row_count || length < shape[1] || (size_t)length > rows->row_count ||
-        scan.rows->row_count != rows->row_count || scan.rows->dimensions != rows->dimensions ||
-        PyArray_DIM(runs, 1) != 2 ||
-        (size_t)PyArray_DIM(queries, 1) != rows->dimensions || (size_t)PyArray_DIM(norms, 0) != rows->row_count ||
-        PyArray_DIM(without, 0) != shape[0] || !PyArray_ISALIGNED(queries) || !PyArray_ISALIGNED(norms) ||
-        !PyArray_ISALIGNED(runs) ||
-        (wanted && (PyArray_DIM(wanted, 0) != shape[0] || PyArray_DIM(wanted, 1) != PyArray_DIM(runs, 0)))) {
-        PyErr_Format(PyExc_ValueError, "expected queries (q, %zd), norms (%zd,), k up to that, runs (r, 2), wanted (q, r)",
-                     (Py_ssize_t)rows->dimensions, (Py_ssize_t)rows->row_count);
-        return NULL;
-    }
-    if (!runs_there(rows, runs))
-        return NULL;
-    found = PyArray_SimpleNew(2, shape, NPY_INT64);
-    scores = PyArray_SimpleNew(2, shape, NPY_FLOAT32);
-    if (!found || !scores) {
-        Py_XDECREF(found);
-        Py_XDECREF(scores);
-        return NULL;
-    }
-    scan.norms = (const float *)PyArray_DATA(norms);
-    scan.q = (size_t)shape[0];
-    scan.runs = (const int64_t *)PyArray_DATA(runs);
-    scan.r = (size_t)PyArray_DIM(runs, 0);
-    scan.wanted = wanted ? (const unsigned char *)PyArray_DATA(wanted) : NULL;
-    is_whole = scan_into(&scan, rows, (size_t)length, (const float *)PyArray_DATA(queries),
-                         (const int64_t *)PyArray_DATA(without), (size_t)shape[1], (int64_t *)PyArray_DATA((PyArrayObject *)found), floats(scores));
-    if (is_whole < 0) {
-        Py_DECREF(found);
-        Py_DECREF(scores);
-        return NULL;
-    }
-    return Py_BuildValue("(NNO)", found, scores, is_whole ? Py_True : Py_False);
+    /* Copies first: while they are made others may run, who could reshape what is taken as it is. */
+    if ((asked.runs = whole_numbers(arguments[3], "runs", 2)) &&
+        (asked.without = whole_numbers(arguments[5], "without", 1)) &&
+        (arguments[4] == Py_None || (asked.wanted = copy_of(arguments[4], "wanted", NPY_BOOL, 2))) &&
+        (asked.queries = vectors_of(arguments[0], "queries", 2)) &&
+        (asked.norms = array_of(arguments[1], "norms", NPY_FLOAT32, 1)))
+        answer = search_rows(&scan, rows, &asked, k, length);
+    drop(asked.runs);
+    drop(asked.without);
+    drop(asked.wanted);
+    drop(asked.queries);
+    return answer;
 }
 
 static PyMethodDef rows_methods[] = {
@@ -965,29 +1021,37 @@ static PyObject *hash_keys(PyObject *Py_UNUSED(module), PyObject *const *argumen
     return hashes;
 }
 
-static PyObject *pool(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count) {
-    PyArrayObject *vectors, *counts;
+static PyObject *pool_all(PyArrayObject *vectors, PyArrayObject *counts, PyObject *named) {
+    const float *each = (const float *)PyArray_DATA(vectors);
+    npy_intp b = PyArray_DIM(counts, 0), d = PyArray_DIM(vectors, 1);
     PyObject *pooled;
     int mode;
+    if (total_of(counts) != (int64_t)PyArray_DIM(vectors, 0)) {
+        PyErr_SetString(PyExc_ValueError, "expected counts of as many rows as there are vectors");
+        return NULL;
+    }
+    if ((mode = mode_of(named)) < 0)
+        return NULL;
+    pooled = new_vectors(b, d);
+    if (pooled) {
+        Py_BEGIN_ALLOW_THREADS
+        kernels->pool_vectors(each, numbers(counts), (size_t)b, (size_t)d, (ee_mode)mode, floats(pooled));
+        Py_END_ALLOW_THREADS
+    }
+    return pooled;
+}
+
+static PyObject *pool(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count) {
+    PyArrayObject *vectors = NULL, *counts;
+    PyObject *pooled = NULL;
     if (count != 3) {
         PyErr_SetString(PyExc_TypeError, "expected vectors, counts and a mode");
         return NULL;
     }
-    if (!(vectors = array_of(arguments[0], "vectors", NPY_FLOAT32, 2)) ||
-        !(counts = whole_numbers(arguments[1], "counts")) || (mode = mode_of(arguments[2])) < 0)
-        return NULL;
-    if (total_of(counts) != (int64_t)PyArray_DIM(vectors, 0) || !PyArray_ISALIGNED(vectors)) {
-        PyErr_SetString(PyExc_ValueError, "expected counts of as many rows as there are vectors");
-        return NULL;
-    }
-    pooled = new_vectors(PyArray_DIM(counts, 0), PyArray_DIM(vectors, 1));
-    if (pooled) {
-        Py_BEGIN_ALLOW_THREADS
-        kernels->pool_vectors((const float *)PyArray_DATA(vectors), (const int64_t *)PyArray_DATA(counts),
-                              (size_t)PyArray_DIM(counts, 0), (size_t)PyArray_DIM(vectors, 1), (ee_mode)mode,
-                              floats(pooled));
-        Py_END_ALLOW_THREADS
-    }
+    if ((counts = whole_numbers(arguments[1], "counts", 1)) && (vectors = vectors_of(arguments[0], "vectors", 2)))
+        pooled = pool_all(vectors, counts, arguments[2]);
+    drop(counts);
+    drop(vectors);
     return pooled;
 }
 

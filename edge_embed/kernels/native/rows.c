@@ -235,9 +235,10 @@ static inline void add(float *restrict total, const float *restrict vector, size
         total[i] += vector[i];
 }
 
+/* As numpy's maximum: what is no number stays, and of two the first. */
 static inline void raise_to(float *restrict largest, const float *restrict vector, size_t d) {
     for (size_t i = 0; i < d; i++)
-        largest[i] = vector[i] > largest[i] ? vector[i] : largest[i];
+        largest[i] = (largest[i] >= vector[i]) | (largest[i] != largest[i]) ? largest[i] : vector[i];
 }
 
 static inline void finish(float *out, int64_t count, size_t d, ee_mode mode) {
