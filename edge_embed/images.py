@@ -37,6 +37,8 @@ FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 BYTES_CEILING = 2**28
 #: 100 MB once decoded, more than the largest camera of a board has.
 PIXELS_CEILING = 2**25
+#: The longest side of a JPEG. Resizing a longer one takes a table of weights that is larger than the picture.
+SIDE_CEILING = 65_535
 
 _ORIENTATION = 0x0112
 _AXES_OF_AN_IMAGE = (2, 3)
@@ -76,6 +78,8 @@ class ImageReader:
         width, height = size
         if not width or not height or width * height > self._max_pixels:
             raise RequestError(f"{where}: expected 1 to {self._max_pixels} pixels, found {width} x {height}")
+        if max(size) > SIDE_CEILING:
+            raise RequestError(f"{where}: expected sides of at most {SIDE_CEILING} pixels, found {width} x {height}")
         if self._recipe.resize_to is not None:
             resized = _in_proportion(size, self._recipe.resize_to)
             if resized[0] * resized[1] > PIXELS_CEILING:
@@ -141,7 +145,7 @@ class ImageReader:
         """Return the image in RGB or grey."""
         if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
             # Older Pillows open a PNG of 16 bits as one of 32, and cut it off at 255 when it becomes grey.
-            image = self._pillow.fromarray((np.asarray(image).astype(np.int64) >> 8).astype(np.uint8))
+            image = self._pillow.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         if image.mode in ("I", "F"):
             raise RequestError(f"{where}: expected pixels of 8 or 16 bits, found the mode {image.mode}")
         if image.mode == "P" and "transparency" in image.info:
@@ -209,11 +213,19 @@ def bilinear_plain(pixels: NDArray[Any], height: int, width: int) -> NDArray[np.
     and beyond the border its own pixel goes on.
     """
     rows, columns = (_neighbours(have, want) for have, want in zip(pixels.shape[:2], (height, width), strict=True))
-    above, below = (pixels[side].astype(np.float32) for side in rows[:2])
-    lines = above + (below - above) * rows[2][:, np.newaxis, np.newaxis]
-    left, right = lines[:, columns[0]], lines[:, columns[1]]
+    # The four corners alone: whole lines of a large picture would take more memory than it does.
+    left, right = (
+        _between(pixels[np.ix_(rows[0], side)], pixels[np.ix_(rows[1], side)], rows[2][:, np.newaxis, np.newaxis])
+        for side in columns[:2]
+    )
     made: NDArray[np.float32] = left + (right - left) * columns[2][:, np.newaxis]
     return made
+
+
+def _between(first: NDArray[Any], second: NDArray[Any], share: NDArray[np.float32]) -> NDArray[np.float32]:
+    wide = first.astype(np.float32)
+    found: NDArray[np.float32] = wide + (second.astype(np.float32) - wide) * share
+    return found
 
 
 def _neighbours(have: int, want: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
@@ -257,6 +269,8 @@ def _faults_are_the_images(where: str) -> Iterator[None]:
         yield
     except RequestError:
         raise
+    except MemoryError as error:
+        raise RequestError(f"{where}: expected a picture that fits into memory, found one that does not") from error
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, warnings made errors, ...
         said = "".join(str(error).splitlines()[:1]) or type(error).__name__
         raise RequestError(f"{where}: expected an image of {', '.join(FORMATS)}, found: {said[:200]}") from error

@@ -258,7 +258,34 @@ for path in sys.argv[1:]:
     done = subprocess.run([sys.executable, "-c", child, *paths], capture_output=True, text=True, check=True)
     bomb, line = done.stdout.splitlines()
     assert "found 9000 x 9000" in bomb
-    assert "found 30000000 x 1, whose longer one would become" in line
+    assert "expected sides of at most 65535 pixels, found 30000000 x 1" in line
+
+
+@pytest.mark.parametrize("resampling", ["bilinear", "lanczos", "bilinear-plain"])
+def test_a_picture_that_is_taken_costs_little_more_than_its_pixels(tmp_path: Path, resampling: str) -> None:
+    (tmp_path / "long.png").write_bytes(_file(pillow.new("L", (65_535, 64))))
+    child = """
+import resource, sys
+from edge_embed.images import ImageReader
+from edge_embed_bundle.encoders import ImageInput
+from PIL import Image
+Image.init()
+recipe = ImageInput((224, 224), "rgb", "nhwc", "stretch", sys.argv[2], (0.0,) * 3, (1.0,) * 3, 2**30)
+reader = ImageReader(recipe)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+assert reader.pixels(sys.argv[1]).shape == (224, 224, 3)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    command = [sys.executable, "-c", child, str(tmp_path / "long.png"), resampling]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    # 4 MiB of grey, 12 or 16 of colours, and what Pillow, numpy and the weights take beside them.
+    assert int(done.stdout) < 64 * 1024
+
+
+def test_a_picture_whose_longer_side_would_become_too_long_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "line.png").write_bytes(_png(65_000, 1))
+    with pytest.raises(RequestError, match="found 65000 x 1, whose longer one would become"):
+        _prepared(str(tmp_path / "line.png"), _sized(2_000, 2_000, resize="cover", resize_to=2_000))
 
 
 @pytest.mark.parametrize(

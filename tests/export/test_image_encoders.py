@@ -156,6 +156,31 @@ def test_a_hugging_face_recipe_is_read(tmp_path: Path) -> None:
     np.testing.assert_allclose(image.std, [0.5] * 3)
 
 
+def test_a_hugging_face_recipe_that_cuts_by_a_share_is_read(tmp_path: Path) -> None:
+    path = write_onnx(tmp_path / "model.onnx")
+    config = {"size": {"shortest_edge": SIDE}, "crop_pct": 0.5, "resample": 3}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
+    image = recipe_of(describe(path)).image
+    assert (image.resize, image.resize_to, image.size) == ("cover", 2 * SIDE, (SIDE, SIDE))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"size": {"height": 256, "width": 256}, "do_center_crop": True, "crop_size": {"height": SIDE, "width": SIDE}},
+        {"size": {"shortest_edge": SIDE}},
+        {"size": {"longest_edge": SIDE}},
+        {"size": SIDE, "do_pad": True},
+        {"do_resize": False, "do_center_crop": True, "crop_size": SIDE},
+    ],
+)
+def test_a_hugging_face_recipe_that_ours_cannot_say_is_refused(config: dict[str, Any], tmp_path: Path) -> None:
+    path = write_onnx(tmp_path / "model.onnx")
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
+    with pytest.raises(RequestError, match=r"resized by their shorter side and cut, or stretched, found size"):
+        recipe_of(describe(path))
+
+
 @pytest.mark.parametrize(
     "config", [{"image_mean": "half"}, {"rescale_factor": 0}, {"image_std": [0]}, {"image_mean": {}}, {"size": 9}]
 )

@@ -35,6 +35,9 @@ _METADATA = "TFLITE_METADATA"
 _NORMALIZATION, _IMAGE = 1, 2
 _GRAYSCALE = 2
 # Pillow's numbers of filters, as Hugging Face stores them.
+#: From this size on ConvNeXT's pictures are stretched.
+_NOT_CUT = 384
+_SIDES = {"height", "width"}
 _FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 
 
@@ -93,7 +96,7 @@ def _said(graph: GraphFile, file: Path | None) -> dict[str, Any]:
     if file.name != HUGGING_FACE:
         return found
     try:
-        return _from_hugging_face(found)
+        return _from_hugging_face(found, file)
     except (TypeError, ValueError, KeyError, ZeroDivisionError) as error:
         raise RequestError(f"{file}: expected the settings of an image processor, found: {error!r:.100}") from error
 
@@ -120,18 +123,34 @@ def _parsed(file: Path) -> dict[str, Any]:
     return found
 
 
-def _from_hugging_face(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return our fields for those of an image processor (transformers, ``image_processing_utils``)."""
+def _from_hugging_face(config: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    """Return our fields for those of an image processor (transformers, ``image_processing_utils``).
+
+    Raises:
+        RequestError: pictures are brought to their size in a way that no recipe of ours has.
+    """
     said: dict[str, Any] = {}
     size, crop = config.get("size"), config.get("crop_size")
     crops = config.get("do_center_crop", False) is True
     shorter = size if isinstance(size, int) else size.get("shortest_edge") if isinstance(size, dict) else None
-    if crops and config.get("do_resize", True) and shorter is not None:
+    resizes = config.get("do_resize", True) is not False
+    share = config.get("crop_pct")
+    if isinstance(share, int | float) and isinstance(shorter, int) and not crops and resizes and share > 0:
+        # As ConvNeXT's: pictures below 384 are cut out of a larger one.
+        size = shorter
+        if shorter < _NOT_CUT:
+            said |= {"resize": "cover", "resize_to": int(shorter / share)}
+    elif crops and resizes and shorter is not None:
         said |= {"resize": "cover", "resize_to": shorter}
+    elif crops or config.get("do_pad") is True or (resizes and isinstance(size, dict) and not set(size) >= _SIDES):
+        raise RequestError(
+            f"{file}: expected pictures resized by their shorter side and cut, or stretched, found size {size!r} and "
+            f"crop_size {crop!r}; write a recipe of the fields of SPEC.md beside the graph"
+        )
     final = crop if crops else size
     if isinstance(final, int):
         said["size"] = [final, final]
-    elif isinstance(final, dict) and {"height", "width"} <= set(final):
+    elif isinstance(final, dict) and set(final) >= _SIDES:
         said["size"] = [final["height"], final["width"]]
     if isinstance(resample := config.get("resample"), int) and resample in _FILTERS:
         said["resampling"] = _FILTERS[resample]
