@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -462,3 +465,29 @@ def test_no_search_reads_outside_the_table() -> None:
             _nearest(rows, **asked)
     with pytest.raises(TypeError, match="plane"):
         _nearest(rows, queries, norms, 3, plane=7, length=5)
+
+
+# The spelling that a process chooses
+
+
+def _imported_with(variant: str | None) -> subprocess.CompletedProcess[str]:
+    kept = {name: value for name, value in os.environ.items() if name not in ("EDGE_EMBED_VARIANT", "EDGE_EMBED_PURE")}
+    return subprocess.run(
+        [sys.executable, "-c", "from edge_embed import kernels; print(kernels.VARIANT)"],
+        env=kept if variant is None else {**kept, "EDGE_EMBED_VARIANT": variant},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_a_variant_that_there_is_not_is_an_error_that_names_those_that_there_are() -> None:
+    pytest.importorskip("edge_embed.kernels._native", reason="the native kernels were not built here")
+    best = _imported_with(None).stdout.strip()
+    for name in ("", "baseline", best):
+        assert _imported_with(name).stdout.strip() == (name or best)
+    for name in ("avx3", "Baseline"):
+        refused = _imported_with(name)
+        assert refused.returncode and "ImportError: EDGE_EMBED_VARIANT: expected one of baseline" in refused.stderr
+        assert best in refused.stderr and f"found '{name}'" in refused.stderr
