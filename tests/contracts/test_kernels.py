@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
 
@@ -478,3 +485,100 @@ def test_no_search_reads_outside_the_table() -> None:
             _nearest(rows, **asked)
     with pytest.raises(TypeError, match="plane"):
         _nearest(rows, queries, norms, 3, plane=7, length=5)
+
+
+# Where a table ends, and who else may run
+
+
+def _before_a_border(tensor: NDArray[Any]) -> NDArray[Any]:
+    """Return the same numbers where memory ends: the page behind them may not be read."""
+    size = -(-tensor.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+    memory = mmap.mmap(-1, size + mmap.PAGESIZE)
+    moved = np.frombuffer(memory, tensor.dtype, tensor.size, offset=size - tensor.nbytes).reshape(tensor.shape)
+    moved[...] = tensor
+    behind = ctypes.addressof(ctypes.c_char.from_buffer(memory)) + size
+    assert not ctypes.CDLL(None).mprotect(ctypes.c_void_p(behind), ctypes.c_size_t(mmap.PAGESIZE), 0)
+    return moved
+
+
+def _ask_all_of_tables_before_a_border() -> int:
+    from edge_embed.kernels import _native as native
+
+    asked = 0
+    for codec in (*ENCODERS, "plane"):
+        for dimensions in (1, 5, 8, 16, 31, 32, 33, 63, 64, 100, 300):
+            tensors = {name: _before_a_border(tensor) for name, tensor in _searched(codec, dimensions).items()}
+            stored = "pq" if codec == "opq" and "rotation" not in tensors else codec
+            rows, last = native.open_rows(stored, tensors, dimensions), np.arange(ROWS)
+            queries, norms = np.ones((2, dimensions), np.float32), _before_a_border(np.ones(ROWS, np.float32))
+            rows.decode(last)
+            rows.pool(last, np.array([ROWS]), None, "mean")
+            rows.scores(_before_a_border(queries[0]))
+            _nearest(rows, _before_a_border(queries), norms, 3)
+            asked += 1
+    return asked
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is fenced off as Linux does it")
+def test_nothing_behind_a_tables_last_byte_is_read() -> None:
+    pytest.importorskip("edge_embed.kernels._native", reason="the native kernels were not built here")
+    # In a process of its own: what reads too far ends it.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        assert process.submit(_ask_all_of_tables_before_a_border).result(timeout=120) == 11 * (len(ENCODERS) + 1)
+
+
+def _longest_wait_of_others(call: Callable[[], object]) -> float:
+    """Return for which part of a call another thread did not run, at the longest."""
+    ran: list[float] = []
+    done = threading.Event()
+
+    def run() -> None:
+        while not done.wait(0.001):
+            ran.append(time.perf_counter())
+
+    other = threading.Thread(target=run)
+    other.start()
+    start = time.perf_counter()
+    call()
+    end = time.perf_counter()
+    done.set()
+    other.join()
+    times = [start, *(at for at in ran if start < at < end), end]
+    return max(after - before for before, after in pairwise(times)) / (end - start)
+
+
+def test_others_run_while_a_batch_is_decoded_or_pooled() -> None:
+    rows, ids = _slow_rows(2), np.zeros(10_000, np.int64)
+    calls: tuple[Callable[[], object], ...] = (
+        lambda: rows.decode(ids),
+        lambda: rows.pool(ids, np.array([len(ids)]), None, "sum"),
+    )
+    for call in calls:
+        # A machine that is busy may let the other thread wait now and then, but not always.
+        assert min(_longest_wait_of_others(call) for _ in range(5)) < 0.5
+
+
+# The spelling that a process chooses
+
+
+def _imported_with(variant: str | None) -> subprocess.CompletedProcess[str]:
+    kept = {name: value for name, value in os.environ.items() if name not in ("EDGE_EMBED_VARIANT", "EDGE_EMBED_PURE")}
+    return subprocess.run(
+        [sys.executable, "-c", "from edge_embed import kernels; print(kernels.VARIANT)"],
+        env=kept if variant is None else {**kept, "EDGE_EMBED_VARIANT": variant},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_a_variant_that_there_is_not_is_an_error_that_names_those_that_there_are() -> None:
+    pytest.importorskip("edge_embed.kernels._native", reason="the native kernels were not built here")
+    best = _imported_with(None).stdout.strip()
+    for name in ("", "baseline", best):
+        assert _imported_with(name).stdout.strip() == (name or best)
+    for name in ("avx3", "Baseline"):
+        refused = _imported_with(name)
+        assert refused.returncode and "ImportError: EDGE_EMBED_VARIANT: expected one of baseline" in refused.stderr
+        assert best in refused.stderr and f"found '{name}'" in refused.stderr

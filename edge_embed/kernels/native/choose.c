@@ -2,7 +2,6 @@
 #include "core.h"
 #include "variants.h"
 
-#include <stdlib.h>
 #include <string.h>
 #if defined(__linux__) && (defined(__aarch64__) || defined(__arm__))
 #include <sys/auxv.h>
@@ -25,11 +24,13 @@ static const ee_kernels *best_variant(void) {
 #endif
 }
 
-/* EDGE_EMBED_VARIANT=baseline asks for less than the processor has: for comparisons, and for a bug's trail. */
-const ee_kernels *ee_choose(void) {
+const ee_kernels *ee_choose(const char *asked) {
     const ee_kernels *best = best_variant();
-    const char *asked = getenv("EDGE_EMBED_VARIANT");
-    return best && (!asked || !*asked || !strcmp(asked, best->name)) ? best : &ee_baseline;
+    if (!asked || !*asked)
+        return best ? best : &ee_baseline;
+    if (best && !strcmp(asked, best->name))
+        return best;
+    return strcmp(asked, ee_baseline.name) ? NULL : &ee_baseline;
 }
 
 size_t ee_scratch(const ee_rows *rows) { return rows->codec == EE_OPQ ? rows->books * rows->width : 0; }

@@ -133,7 +133,8 @@ float ee_length(const float *query, size_t d);
 size_t ee_scratch(const ee_rows *rows);
 size_t ee_scan_scratch(const ee_rows *rows);
 
-/* Return the spelling that this processor runs best. */
-const ee_kernels *ee_choose(void);
+/* Return the spelling of a name, or what this processor runs best if it is null or empty; null if this build has none of
+ * that name that the processor runs. */
+const ee_kernels *ee_choose(const char *asked);
 
 #endif

@@ -17,6 +17,7 @@
 #define NPY_TARGET_VERSION NPY_1_22_API_VERSION
 #include <numpy/arrayobject.h>
 
+#include <stdlib.h>
 #include <string.h>
 
 #include "core.h"
@@ -1067,10 +1068,21 @@ static PyMethodDef functions[] = {
 static struct PyModuleDef definition = {
     PyModuleDef_HEAD_INIT, "_native", "The kernels in C.", -1, functions, NULL, NULL, NULL, NULL};
 
+/* Return the spelling that the environment asks for, or set an error that names those that there are.
+ * EDGE_EMBED_VARIANT=baseline asks for less than the processor has: for comparisons, and for a bug's trail. */
+static const ee_kernels *chosen(const char *asked) {
+    const ee_kernels *found = ee_choose(asked), *best = ee_choose(NULL), *least = ee_choose("baseline");
+    if (!found)
+        PyErr_Format(PyExc_ImportError, "EDGE_EMBED_VARIANT: expected one of %s%s%s, found '%s'", least->name,
+                     best == least ? "" : ", ", best == least ? "" : best->name, asked);
+    return found;
+}
+
 PyMODINIT_FUNC PyInit__native(void) {
     PyObject *module, *shortcut_type;
     import_array();
-    kernels = ee_choose();
+    if (!(kernels = chosen(getenv("EDGE_EMBED_VARIANT"))))
+        return NULL;
     index_type = (PyTypeObject *)PyType_FromSpec(&index_spec);
     rows_type = (PyTypeObject *)PyType_FromSpec(&rows_spec);
     shortcut_type = PyType_FromSpec(&shortcut_spec);
