@@ -144,9 +144,8 @@ class Pins:
 
     def release(self) -> None:
         """Let all pages go."""
-        libc = _libc()
         for address, size in self._locked:
-            libc.munlock(address, size)
+            _libc().munlock(address, size)
         self._locked, self.size_bytes = [], 0
 
     def _lock(self, address: int, size: int) -> bool:
