@@ -257,7 +257,7 @@ def _while_it_changes(ask: Callable[[], Any], array: NDArray[Any], changed: NDAr
 
 
 def test_what_another_thread_writes_into_ids_or_counts_is_not_read_half_way() -> None:
-    rows, n = _slow_rows(2), 20_000
+    rows, n = _slow_rows(2), 6_000
     ids, counts = np.zeros(n, np.int64), np.array([n // 2, n // 2])
     before, meanwhile, after = _while_it_changes(lambda: rows.decode(ids), ids, np.ones(n, np.int64))
     assert meanwhile.tobytes() in (before.tobytes(), after.tobytes())
@@ -548,7 +548,7 @@ def _longest_wait_of_others(call: Callable[[], object]) -> float:
 
 
 def test_others_run_while_a_batch_is_decoded_or_pooled() -> None:
-    rows, ids = _slow_rows(2), np.zeros(10_000, np.int64)
+    rows, ids = _slow_rows(2), np.zeros(4_000, np.int64)
     calls: tuple[Callable[[], object], ...] = (
         lambda: rows.decode(ids),
         lambda: rows.pool(ids, np.array([len(ids)]), None, "sum"),
