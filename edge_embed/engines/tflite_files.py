@@ -2,7 +2,9 @@
 
 An engine trusts the file: it follows offsets, indexes and sizes where they lead. So all are followed here first:
 
-* every table, vector and string of the flatbuffer lies inside the file, and at most ``_TABLES_CEILING`` are met;
+* every table, vector and string of the flatbuffer lies inside the file, and at most ``_TABLES_CEILING`` tables are met;
+* at most ``_BYTES_READ_CEILING`` bytes of numbers, strings and fields are read out of it, and what is named twice is
+  counted twice: so the time that a judgement takes has an end that no file can move;
 * every index of an operator, a tensor, a signature names something there is; a constant has the bytes of its shape;
 * an operator reads what came before it, nothing is written twice, a subgraph runs only later ones: nothing goes round;
 * what would need another file, or code that is not the engine's own, is refused by its name: external buffers, custom
@@ -20,7 +22,7 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 #: Names of ``TensorType``, by number, and the bits of a number; strings and resources have none.
 TYPES: Mapping[int, tuple[str, int]] = MappingProxyType(
@@ -46,6 +48,9 @@ TYPES: Mapping[int, tuple[str, int]] = MappingProxyType(
 
 _MAGIC = b"TFL3"
 _TABLES_CEILING = 100_000
+# Shapes, scales, names and the tensors of operators; weights are not read. A mobilenet has 15 KB of them, MiniLM
+# by five converters 14 KB to 2.4 MB, and 250,000 words with a scale and a zero point each would have 3 MB.
+_BYTES_READ_CEILING = 2**24
 _BYTES_OF_A_TENSOR = 2**31
 _AXES_CEILING = 8
 
@@ -98,15 +103,30 @@ def examine(data: memoryview) -> TfliteFile:
         raise ValueError(f"an offset outside its {len(data)} bytes") from error
 
 
+class _Budget:
+    """What may still be read out of one file. Vectors may share their bytes, so a file's size alone is no limit."""
+
+    def __init__(self) -> None:
+        self._left = _BYTES_READ_CEILING
+
+    def spend(self, size_bytes: int) -> None:
+        """Take bytes that are about to be read."""
+        self._left -= size_bytes
+        if self._left < 0:
+            raise ValueError(f"more than {_BYTES_READ_CEILING} bytes of numbers and names, repeated ones counted again")
+
+
 class Table:
     """One table of a flatbuffer: where it begins, and where its fields are by their slots (4 for the first field).
 
-    Whatever a method follows lies inside the data, or it is a ValueError or a struct.error.
+    Whatever a method follows lies inside the data, or it is a ValueError or a struct.error. A table shares the budget
+    of the one that led to it.
     """
 
-    def __init__(self, data: memoryview, at: int) -> None:
+    def __init__(self, data: memoryview, at: int, budget: _Budget | None = None) -> None:
         self._data = data
         self._at = at
+        self._budget = budget or _Budget()
         (back,) = struct.unpack_from("<i", data, at) if at >= 0 else (0,)
         self._fields_at = at - back
         if at < 0 or self._fields_at < 0:
@@ -127,10 +147,15 @@ class Table:
         at = self.at(slot)
         return int(struct.unpack_from(f"<{kind}", self._data, at)[0]) if at else default
 
+    def slots(self) -> range:
+        """Return the slots of all fields that there may be."""
+        self._budget.spend(4 * self._fields_end)  # Each takes the time of a number of eight bytes.
+        return range(4, self._fields_end - 1, 2)
+
     def table(self, slot: int) -> Table | None:
         """Return a table that a field leads to."""
         at = self.at(slot)
-        return Table(self._data, self._target(at)) if at else None
+        return Table(self._data, self._target(at), self._budget) if at else None
 
     def vector(self, slot: int, width: int) -> memoryview:
         """Return the bytes of a vector of entries that are ``width`` bytes wide."""
@@ -145,10 +170,12 @@ class Table:
         return self._data[start + 4 : end]
 
     def numbers(self, slot: int, kind: str = "i") -> tuple[int, ...]:
-        """Return a vector of numbers."""
-        width = struct.calcsize(kind)
-        data = self.vector(slot, width)
-        return struct.unpack(f"<{len(data) // width}{kind}", data)
+        """Return a vector of whole numbers."""
+        return self._unpacked(slot, kind)
+
+    def floats(self, slot: int) -> tuple[float, ...]:
+        """Return a vector of floats."""
+        return self._unpacked(slot, "f")
 
     def text(self, slot: int) -> str:
         """Return a string, which is followed by a zero."""
@@ -156,6 +183,7 @@ class Table:
         if not at:
             return ""
         data = self.vector(slot, 1)
+        self._budget.spend(len(data))
         (zero,) = struct.unpack_from("<B", self._data, self._target(at) + 4 + len(data))
         if zero:
             raise ValueError(f"a string without its end at byte {self._target(at)}")
@@ -167,7 +195,13 @@ class Table:
         if at:
             entries = self._target(at) + 4
             for i in range(len(self.vector(slot, 4)) // 4):
-                yield Table(self._data, self._target(entries + 4 * i))
+                yield Table(self._data, self._target(entries + 4 * i), self._budget)
+
+    def _unpacked(self, slot: int, kind: str) -> tuple[Any, ...]:
+        width = struct.calcsize(kind)
+        data = self.vector(slot, width)
+        self._budget.spend(len(data))
+        return struct.unpack(f"<{len(data) // width}{kind}", data)
 
     def _target(self, at: int) -> int:
         (offset,) = struct.unpack_from("<I", self._data, at)
@@ -178,6 +212,14 @@ class _Tensor(NamedTuple):
     detail: Detail
     buffer: int
     is_variable: bool
+
+
+class _Graph(NamedTuple):
+    """A subgraph's tensors, and which are its ends, in their order: a signature looks for its own among them."""
+
+    tensors: Sequence[_Tensor]
+    inputs: Mapping[int, None]
+    outputs: Mapping[int, None]
 
 
 class _Examination:
@@ -238,7 +280,7 @@ class _Examination:
 
     def _subgraph(
         self, place: int, count: int, table: Table, codes: Sequence[int], buffers: Sequence[memoryview]
-    ) -> tuple[list[_Tensor], tuple[int, ...], tuple[int, ...]]:
+    ) -> _Graph:
         tensors = [self._tensor(each, buffers) for each in self._each(table.tables(4))]
         inputs, outputs = table.numbers(6), table.numbers(8)
         table.text(12)
@@ -264,7 +306,7 @@ class _Examination:
         for i in outputs:
             if i not in there:
                 raise ValueError(f"an output {tensors[i].detail.name[:60]!r} that nothing writes")
-        return tensors, inputs, outputs
+        return _Graph(tensors, dict.fromkeys(inputs), dict.fromkeys(outputs))
 
     def _check_options(self, operator: Table, place: int, count: int) -> None:
         """Follow an operator's options, and see that it runs only later subgraphs."""
@@ -293,7 +335,7 @@ class _Examination:
 
     def _check_numbers(self, options: Table) -> None:
         """See that an engine that reads any number of the options stays in the file, however wide it is."""
-        for slot in range(4, options._fields_end, 2):
+        for slot in options.slots():
             at = options.at(slot)
             if at and at + 8 > len(self._data):
                 raise ValueError(f"a number that ends outside the file at byte {at}")
@@ -318,7 +360,7 @@ class _Examination:
         detail = Detail(name, dtype, free or shape, scale, zero_point)
         return _Tensor(detail, buffer, table.number(14, "B") != 0)
 
-    def _entry(self, table: Table, graphs: Sequence[tuple[list[_Tensor], tuple[int, ...], tuple[int, ...]]]) -> Entry:
+    def _entry(self, table: Table, graphs: Sequence[_Graph]) -> Entry:
         tensors, inputs, outputs = graphs[_inside(table.number(12, "I"), len(graphs), "a subgraph")]
         sides = []
         for slot, ends in ((4, inputs), (6, outputs)):
@@ -339,8 +381,7 @@ def _quantization(table: Table | None, name: str, shape: Sequence[int]) -> tuple
     if table.number(12, "B") or table.at(14):
         raise ValueError(f"a tensor {name[:60]!r} that is quantized by blocks or by a custom rule")
     table.vector(4, 4), table.vector(6, 4)
-    data, zeros = table.vector(8, 4), table.numbers(10, "q")
-    scales = struct.unpack(f"<{len(data) // 4}f", data)
+    scales, zeros = table.floats(8), table.numbers(10, "q")
     axis = table.number(16)
     if len(scales) > 1 and not (0 <= axis < len(shape) and shape[axis] == len(scales)):
         raise ValueError(f"{len(scales)} scales for axis {axis} of {name[:60]!r}, which has the shape {shape}")

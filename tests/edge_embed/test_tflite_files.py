@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -310,6 +311,80 @@ def _shared(model: Any) -> bytes:
     schema.ModelAddBuffers(builder, vectors[2])
     builder.Finish(schema.ModelEnd(builder), b"TFL3")
     return bytes(builder.Output())
+
+
+def _offsets(builder: Any, entries: list[int]) -> int:
+    builder.StartVector(4, len(entries), 4)
+    for entry in reversed(entries):
+        builder.PrependUOffsetTRelative(entry)
+    made: int = builder.EndVector()
+    return made
+
+
+def _one_graph(builder: Any, tensors: list[int], operators: list[int], inputs: list[int], maps: list[int]) -> bytes:
+    """Pack a model of one subgraph from tables that are packed already, so that some may be there many times."""
+    ends = builder.CreateNumpyVector(np.array(inputs, np.int32))
+    vectors = [_offsets(builder, tensors), _offsets(builder, operators)]
+    schema.SubGraphStart(builder)
+    schema.SubGraphAddTensors(builder, vectors[0])
+    schema.SubGraphAddOperators(builder, vectors[1])
+    schema.SubGraphAddInputs(builder, ends)
+    graphs = _offsets(builder, [schema.SubGraphEnd(builder)])
+    codes = _offsets(builder, [_code("ADD").Pack(builder)])
+    buffers = _offsets(builder, [schema.BufferT().Pack(builder)])
+    named = _offsets(builder, maps)
+    schema.SignatureDefStart(builder)
+    schema.SignatureDefAddInputs(builder, named)
+    signatures = _offsets(builder, [schema.SignatureDefEnd(builder)])
+    schema.ModelStart(builder)
+    schema.ModelAddSubgraphs(builder, graphs)
+    schema.ModelAddOperatorCodes(builder, codes)
+    schema.ModelAddBuffers(builder, buffers)
+    schema.ModelAddSignatureDefs(builder, signatures)
+    builder.Finish(schema.ModelEnd(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
+def _operators_of_many_inputs(builder: Any) -> bytes:
+    tensor = _tensor("x", [1]).Pack(builder)
+    operator = _operator(0, [0] * 50_000, []).Pack(builder)
+    return _one_graph(builder, [tensor], [operator] * 100, [0], [])
+
+
+def _tensors_of_one_long_name(builder: Any) -> bytes:
+    tensor = _tensor("x" * 200_000, [1]).Pack(builder)
+    return _one_graph(builder, [tensor] * 100, [], [0], [])
+
+
+def _operators_of_wide_options(builder: Any) -> bytes:
+    tensor = _tensor("x", [1]).Pack(builder)
+    builder.StartObject(30_000)
+    builder.PrependInt32Slot(29_999, 1, 0)
+    options = builder.EndObject()
+    schema.OperatorStart(builder)
+    schema.OperatorAddBuiltinOptions(builder, options)
+    operator = schema.OperatorEnd(builder)
+    return _one_graph(builder, [tensor], [operator] * 200, [0], [])
+
+
+@pytest.mark.parametrize("pack", [_operators_of_many_inputs, _tensors_of_one_long_name, _operators_of_wide_options])
+def test_tables_that_share_a_long_vector_are_refused_in_time(pack: Callable[[Any], bytes]) -> None:
+    data = pack(flatbuffers.Builder(1024))
+    assert len(data) < 300_000
+    with pytest.raises(ValueError, match="more than 16777216 bytes of numbers and names"):
+        examine(memoryview(data))
+
+
+def test_a_signature_finds_its_ends_among_many_in_time() -> None:
+    builder = flatbuffers.Builder(1024)
+    tensors = [_tensor(name, [1]).Pack(builder) for name in "xy"]
+    end = schema.TensorMapT()
+    end.name, end.tensorIndex = "y", 1
+    data = _one_graph(builder, tensors, [], [0] * 200_000 + [1], [end.Pack(builder)] * 20_000)
+    start = time.process_time()
+    (entry,) = examine(memoryview(data)).signatures
+    # Looking through all ends for each took 100 seconds, 2026-11; the limit leaves room for a slow machine.
+    assert list(entry.inputs) == ["y"] and time.process_time() - start < 10
 
 
 def test_real_files_are_sound(shared_data: Path) -> None:
