@@ -45,7 +45,7 @@ def check_graph_file(path: str, data: memoryview, files: Mapping[str, int]) -> N
     try:
         strangers = external_files(data) - set(files)
         if strangers:
-            raise BundleError(f"{path}: expected weights in files of the bundle, found {sorted(strangers)[0]!r}")
+            raise BundleError(f"{path}: expected weights in files of the bundle, found {sorted(strangers)[0][:60]!r}")
         _check_model(data, files)
     except ValueError as error:
         raise BundleError(f"{path}: expected an ONNX graph, found: {error}") from error
@@ -59,7 +59,7 @@ def _check_model(data: memoryview, files: Mapping[str, int]) -> None:
         if number == 25:
             raise ValueError("functions of its own")
         if number == 8:
-            _check_domain(_first(value, 1))
+            _check_domain(_last(value, 1))
         if number == 7:
             _check_graph(value, files, (), left, 0)
 
@@ -71,7 +71,7 @@ def _check_graph(
     if depth > _DEPTH_CEILING:
         raise ValueError(f"branches {depth} levels deep")
     parts = list(_messages(data))
-    given = {_first(value, 1) for number, value in parts if number == 11}
+    given = {_last(value, 1) for number, value in parts if number == 11}
     for number, value in parts:
         if number == 5:
             given.add(_check_tensor(value, files))
@@ -94,7 +94,7 @@ def _check_graph(
             if name and (name in made or name in given):
                 raise ValueError(f"two nodes that make {_shown(name)}")
             made.add(name)
-    for name in (_first(value, 1) for number, value in parts if number == 12):
+    for name in (_last(value, 1) for number, value in parts if number == 12):
         if not _is_known(name, scopes):
             raise ValueError(f"an output {_shown(name)} that nothing makes")
 
@@ -162,7 +162,7 @@ def _check_tensor(data: memoryview, files: Mapping[str, int]) -> bytes:
             elif number == 9:
                 raw_bytes = len(value)
             elif number == 13:
-                entries[_first(value, 1)] = _first(value, 2)
+                entries[_last(value, 1)] = _last(value, 2)
     numbers = prod(dims)  # Of few numbers, each of at most 70 bits.
     if any(size >= 2**63 for size in dims) or numbers > _NUMBERS_CEILING:
         raise ValueError(f"a tensor {_shown(name)} of a size that is none")
@@ -213,8 +213,13 @@ def _messages(data: memoryview) -> Iterator[tuple[int, memoryview]]:
     return ((number, value) for number, value in fields_of(data) if isinstance(value, memoryview))
 
 
-def _first(data: memoryview, wanted: int) -> bytes:
-    return next((bytes(value) for number, value in _messages(data) if number == wanted), b"")
+def _last(data: memoryview, wanted: int) -> bytes:
+    """Return a text. Of several, the last is what every reader of protobuf goes by."""
+    found = data[:0]
+    for number, value in _messages(data):
+        if number == wanted:
+            found = value
+    return bytes(found)
 
 
 def _shown(name: bytes) -> str:

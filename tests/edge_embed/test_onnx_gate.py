@@ -104,6 +104,7 @@ HOSTILE: dict[str, tuple[Callable[[Any], None], str]] = {
     "weights of a negative size": (_dims(-16, -8), "a size that is none"),
     "weights without end": (_dims(2**40, 2**20), "a size that is none"),
     "weights of too many axes": (_dims(*[1] * 33), "of more than 32 axes"),
+    "weights at a long path": (_entry("location", "x" * 1000), "weights in files of the bundle, found 'xxx"),
     "a constant shorter than it says": (lambda m: m.graph.initializer[1].dims.append(9), "of 36 bytes with 4 in"),
     "a node that takes its own result": (_node("more", "bias"), "takes 'more', which nothing before it makes"),
     "nodes in a circle": (
@@ -169,6 +170,16 @@ def test_a_small_graph_is_judged_in_time(change: Callable[[Any], None]) -> None:
     with contextlib.suppress(BundleError):
         check_graph_file("graph.onnx", data, FILES)
     assert time.process_time() - start < 10
+
+
+def test_of_a_text_that_is_there_twice_the_last_counts_as_it_does_for_engines() -> None:
+    model = good()
+    plain = model.SerializeToString()
+    # Fields that follow each other are merged: 0x42 is opset_import, 0x0A its domain.
+    twice = plain + b"\x42\x0f" + b"\x0a\x00" + b"\x0a\x07ai.evil" + b"\x10\x01" + b"\x10\x01"
+    assert onnx.load_model_from_string(twice).opset_import[-1].domain == "ai.evil"
+    with pytest.raises(BundleError, match=r"operators of 'ai\.evil'"):
+        check_graph_file("graph.onnx", memoryview(twice), FILES)
 
 
 @settings(max_examples=300, deadline=None)
