@@ -5,13 +5,17 @@
   nor as functions, and trains nothing.
 * A graph has an order: what a node takes was there before it. So it ends, whatever it says.
 * Sizes are sizes: none is negative, and a tensor's numbers fit into what the file, or the blob, has for them.
+* Time grows with the file's bytes and no faster. A walk over fields jumps over what lies inside of them, so each is
+  read a few times, however deep it lies; a branch looks names up in the at most ``_DEPTH_CEILING`` graphs around it
+  and copies none; nodes are counted, and sizes multiplied only if there are at most ``_AXES_CEILING`` of them.
 
 What engines refuse by themselves with an error is theirs to refuse. Fields are those of onnx.proto (IR version 10).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence, Set
+from itertools import islice
 from math import prod
 
 from edge_embed.engines.onnx_files import external_files, fields_of, varint
@@ -21,6 +25,7 @@ _DOMAINS = frozenset({b"", b"ai.onnx", b"ai.onnx.ml", b"com.microsoft"})
 _DEPTH_CEILING = 16
 _NODES_CEILING = 200_000
 _NUMBERS_CEILING = 2**40
+_AXES_CEILING = 32
 _EXTERNAL = 1
 # Bits of a number by TensorProto.DataType; texts (8) and what is newer have no width that could be held against them.
 _BITS = {1: 32, 2: 8, 3: 8, 4: 16, 5: 16, 6: 32, 7: 64, 9: 8, 10: 16, 11: 64, 12: 32, 13: 64, 16: 16, 21: 4, 22: 4}
@@ -40,7 +45,7 @@ def check_graph_file(path: str, data: memoryview, files: Mapping[str, int]) -> N
     try:
         strangers = external_files(data) - set(files)
         if strangers:
-            raise BundleError(f"{path}: expected weights in files of the bundle, found {sorted(strangers)[0]!r}")
+            raise BundleError(f"{path}: expected weights in files of the bundle, found {sorted(strangers)[0][:60]!r}")
         _check_model(data, files)
     except ValueError as error:
         raise BundleError(f"{path}: expected an ONNX graph, found: {error}") from error
@@ -54,59 +59,79 @@ def _check_model(data: memoryview, files: Mapping[str, int]) -> None:
         if number == 25:
             raise ValueError("functions of its own")
         if number == 8:
-            _check_domain(_first(value, 1))
+            _check_domain(_last(value, 1))
         if number == 7:
-            _check_graph(value, files, frozenset(), left, 0)
+            _check_graph(value, files, (), left, 0)
 
 
 def _check_graph(
-    data: memoryview, files: Mapping[str, int], outer: frozenset[bytes], left: list[int], depth: int
+    data: memoryview, files: Mapping[str, int], outer: Sequence[Set[bytes]], left: list[int], depth: int
 ) -> None:
-    """Check a graph, or a branch of one that sees the names ``outer``; ``left`` counts all nodes down."""
+    """Check a graph, or a branch of one that sees the names in ``outer``; ``left`` counts all nodes down."""
     if depth > _DEPTH_CEILING:
         raise ValueError(f"branches {depth} levels deep")
     parts = list(_messages(data))
-    given = {_first(value, 1) for number, value in parts if number == 11}
+    given = {_last(value, 1) for number, value in parts if number == 11}
     for number, value in parts:
         if number == 5:
             given.add(_check_tensor(value, files))
         elif number == 15:
             given.add(_check_sparse(value, files))
     made: set[bytes] = set()
+    scopes = (*outer, given, made)  # Branches look into the same sets, which hold what was made before their node.
     for value in (value for number, value in parts if number == 1):
         left[0] -= 1
         if left[0] < 0:
             raise ValueError(f"more than {_NODES_CEILING} nodes")
-        known = given | made | outer if _has_branches(value) else None
-        for name in _all(value, 1):
-            if name and name not in made and name not in given and name not in outer:
+        node = _Node(value)
+        for name in node.takes:
+            if name and not _is_known(name, scopes):
                 raise ValueError(f"a node that takes {_shown(name)}, which nothing before it makes: a cycle, or a gap")
-        _check_domain(_first(value, 7))
-        _check_attributes(value, files, known, left, depth)
-        for name in _all(value, 2):
+        _check_domain(node.domain)
+        for attribute in node.attributes:
+            _check_attribute(attribute, files, scopes, left, depth)
+        for name in node.makes:
             if name and (name in made or name in given):
                 raise ValueError(f"two nodes that make {_shown(name)}")
             made.add(name)
-    for name in (_first(value, 1) for number, value in parts if number == 12):
-        if name not in made and name not in given and name not in outer:
+    for name in (_last(value, 1) for number, value in parts if number == 12):
+        if not _is_known(name, scopes):
             raise ValueError(f"an output {_shown(name)} that nothing makes")
 
 
-def _has_branches(node: memoryview) -> bool:
-    return any(number in (6, 11) for attribute in _all(node, 5) for number, _ in _messages(memoryview(attribute)))
+class _Node:
+    """The parts of a node that are judged, by one walk over its fields."""
+
+    def __init__(self, data: memoryview) -> None:
+        self.takes: list[bytes] = []
+        self.makes: list[bytes] = []
+        self.attributes: list[memoryview] = []
+        self.domain = b""
+        for number, value in _messages(data):
+            if number == 1:
+                self.takes.append(bytes(value))
+            elif number == 2:
+                self.makes.append(bytes(value))
+            elif number == 5:
+                self.attributes.append(value)
+            elif number == 7:
+                self.domain = bytes(value)
 
 
-def _check_attributes(
-    node: memoryview, files: Mapping[str, int], known: set[bytes] | frozenset[bytes] | None, left: list[int], depth: int
+def _is_known(name: bytes, scopes: Sequence[Set[bytes]]) -> bool:
+    return any(name in scope for scope in reversed(scopes))
+
+
+def _check_attribute(
+    data: memoryview, files: Mapping[str, int], scopes: Sequence[Set[bytes]], left: list[int], depth: int
 ) -> None:
-    for attribute in (value for number, value in _messages(node) if number == 5):
-        for number, value in _messages(attribute):
-            if number in (5, 10):
-                _check_tensor(value, files)
-            elif number in (22, 23):
-                _check_sparse(value, files)
-            elif number in (6, 11):
-                _check_graph(value, files, frozenset(known or ()), left, depth + 1)
+    for number, value in _messages(data):
+        if number in (5, 10):
+            _check_tensor(value, files)
+        elif number in (22, 23):
+            _check_sparse(value, files)
+        elif number in (6, 11):
+            _check_graph(value, files, scopes, left, depth + 1)
 
 
 def _check_sparse(data: memoryview, files: Mapping[str, int]) -> bytes:
@@ -124,7 +149,9 @@ def _check_tensor(data: memoryview, files: Mapping[str, int]) -> bytes:
     entries: dict[bytes, bytes] = {}
     for number, value in fields_of(data):
         if number == 1:
-            dims += _numbers(value)
+            dims += islice(_numbers(value), _AXES_CEILING + 1 - len(dims))
+            if len(dims) > _AXES_CEILING:
+                raise ValueError(f"a tensor {_shown(name)} of more than {_AXES_CEILING} axes")
         elif number == 2 and isinstance(value, int):
             kind = value
         elif number == 14 and isinstance(value, int):
@@ -135,8 +162,8 @@ def _check_tensor(data: memoryview, files: Mapping[str, int]) -> bytes:
             elif number == 9:
                 raw_bytes = len(value)
             elif number == 13:
-                entries[_first(value, 1)] = _first(value, 2)
-    numbers = prod(dims)
+                entries[_last(value, 1)] = _last(value, 2)
+    numbers = prod(dims)  # Of few numbers, each of at most 70 bits.
     if any(size >= 2**63 for size in dims) or numbers > _NUMBERS_CEILING:
         raise ValueError(f"a tensor {_shown(name)} of a size that is none")
     size_bytes = -(-numbers * _BITS.get(kind, 0) // 8)
@@ -186,13 +213,14 @@ def _messages(data: memoryview) -> Iterator[tuple[int, memoryview]]:
     return ((number, value) for number, value in fields_of(data) if isinstance(value, memoryview))
 
 
-def _all(data: memoryview, wanted: int) -> list[bytes]:
-    return [bytes(value) for number, value in _messages(data) if number == wanted]
-
-
-def _first(data: memoryview, wanted: int) -> bytes:
-    return next(iter(_all(data, wanted)), b"")
+def _last(data: memoryview, wanted: int) -> bytes:
+    """Return a text. Of several, the last is what every reader of protobuf goes by."""
+    found = data[:0]
+    for number, value in _messages(data):
+        if number == wanted:
+            found = value
+    return bytes(found)
 
 
 def _shown(name: bytes) -> str:
-    return ascii(name.decode("utf-8", "backslashreplace")[:60])
+    return ascii(name[:240].decode("utf-8", "backslashreplace")[:60])

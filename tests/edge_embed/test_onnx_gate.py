@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -102,6 +103,8 @@ HOSTILE: dict[str, tuple[Callable[[Any], None], str]] = {
     "weights larger than they are": (_dims(16, 1024), "of 65536 bytes at 1024 of graph.bin"),
     "weights of a negative size": (_dims(-16, -8), "a size that is none"),
     "weights without end": (_dims(2**40, 2**20), "a size that is none"),
+    "weights of too many axes": (_dims(*[1] * 33), "of more than 32 axes"),
+    "weights at a long path": (_entry("location", "x" * 1000), "weights in files of the bundle, found 'xxx"),
     "a constant shorter than it says": (lambda m: m.graph.initializer[1].dims.append(9), "of 36 bytes with 4 in"),
     "a node that takes its own result": (_node("more", "bias"), "takes 'more', which nothing before it makes"),
     "nodes in a circle": (
@@ -134,6 +137,49 @@ def test_a_hostile_graph_is_refused_with_its_reason(name: str) -> None:
     said = str(caught.value)
     assert said.startswith("graph.onnx: expected ") and says in said and "found" in said
     assert said.isprintable() and len(said) < 300
+
+
+def _many_axes(model: Any) -> None:
+    _dims(*[2**62] * 60_000)(model)
+
+
+def _many_branches(model: Any) -> None:
+    model.graph.node.add(op_type="Split", input=["bias"], output=[f"{place}" for place in range(60_000)])
+    for _ in range(10_000):
+        node = onnx.NodeProto(op_type="If", input=["yes"])
+        node.attribute.add(name="then_branch", type=onnx.AttributeProto.GRAPH).g.name = "then"
+        model.graph.node.append(node)
+
+
+def _many_inputs(model: Any) -> None:
+    model.graph.node[0].input.extend([""] * 300_000)
+
+
+def _many_texts(model: Any) -> None:
+    model.graph.initializer.add(name="words", data_type=8, dims=[300_000]).string_data.extend([b""] * 300_000)
+
+
+@pytest.mark.parametrize("change", [_many_axes, _many_branches, _many_inputs, _many_texts])
+def test_a_small_graph_is_judged_in_time(change: Callable[[Any], None]) -> None:
+    # Products of all sizes took 13 seconds, copies of all names 90 and more, 2026-11; now it is less than two.
+    model = good()
+    change(model)
+    data = memoryview(model.SerializeToString())
+    assert len(data) < 2**20
+    start = time.process_time()
+    with contextlib.suppress(BundleError):
+        check_graph_file("graph.onnx", data, FILES)
+    assert time.process_time() - start < 10
+
+
+def test_of_a_text_that_is_there_twice_the_last_counts_as_it_does_for_engines() -> None:
+    model = good()
+    plain = model.SerializeToString()
+    # Fields that follow each other are merged: 0x42 is opset_import, 0x0A its domain.
+    twice = plain + b"\x42\x0f" + b"\x0a\x00" + b"\x0a\x07ai.evil" + b"\x10\x01" + b"\x10\x01"
+    assert onnx.load_model_from_string(twice).opset_import[-1].domain == "ai.evil"
+    with pytest.raises(BundleError, match=r"operators of 'ai\.evil'"):
+        check_graph_file("graph.onnx", memoryview(twice), FILES)
 
 
 @settings(max_examples=300, deadline=None)
