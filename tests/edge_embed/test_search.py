@@ -209,7 +209,8 @@ def test_where_flash_is_slow_the_shortlist_is_asked_for_and_the_plane_is_scanned
             assert kept <= set(flash.asked) if flash.waited else not flash.asked
         np.testing.assert_array_equal(found[1].rows, found[0].rows)
         np.testing.assert_array_equal(found[1].scores, found[0].scores)
-        assert [each.complete for each in found] == [not deadline_ns] * 2
+        # What was scanned to its end is complete, whatever the clock says.
+        assert found[1].complete == found[0].complete >= (not deadline_ns)
 
 
 def test_the_command_searches_exactly_or_within_a_time(listed: Path) -> None:
