@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_embed.errors import RequestError
+from edge_embed_export.files import read_settings
 from edge_embed_export.matrix import Matrix
 from edge_embed_export.sources.safetensors_file import Tensor, matrix_of, tensors_of, vector_of
 
@@ -36,7 +36,6 @@ ACTIVATIONS: Mapping[str, str] = MappingProxyType(
     }
 )
 
-_CONFIG_CEILING_BYTES = 2**20
 _WORDS = "embeddings.word_embeddings.weight"
 
 
@@ -213,14 +212,7 @@ class _Config:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            with path.open("rb") as file:
-                found = json.loads(file.read(_CONFIG_CEILING_BYTES))
-        except (OSError, ValueError, RecursionError) as error:
-            raise RequestError(f"{path}: expected a model's configuration, found: {str(error)[:100]}") from error
-        if not isinstance(found, dict):
-            raise RequestError(f"{path}: expected a JSON object, found {type(found).__name__}")
-        self.values: Mapping[str, Any] = found
+        self.values: Mapping[str, Any] = read_settings(path)
 
     def wrong(self, name: str, expected: str, found: object) -> RequestError:
         """Return the error that names the file, the field, what was expected and what was found."""

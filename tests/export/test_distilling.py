@@ -98,7 +98,7 @@ def test_options_that_do_not_go_with_it_are_refused(
 
 
 def test_a_folder_that_is_no_transformer_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="expected a model's configuration, found"):
+    with pytest.raises(RequestError, match="expected a model's settings, found"):
         distilled(tmp_path)
 
 

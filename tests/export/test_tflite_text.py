@@ -225,7 +225,7 @@ def test_a_folder_that_lacks_a_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="expected a model's weights, found nothing there"):
         read_transformer(tmp_path)
     (tmp_path / "config.json").write_text("[1, 2")
-    with pytest.raises(RequestError, match="expected a model's configuration, found"):
+    with pytest.raises(RequestError, match="expected a model's settings in JSON, found"):
         read_transformer(tmp_path)
 
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from edge_embed.errors import RequestError
 from edge_embed.progress import SILENT, Progress
+from edge_embed_export.files import read_json, read_settings
 from edge_embed_export.matrix import Keys, Matrix, Places
 from edge_embed_export.sources import Source, SourceText
 from edge_embed_export.sources.safetensors_file import Tensor, matrix_of, tensors_of, vector_of
@@ -32,7 +33,6 @@ _DEFAULT_MAX_TOKENS = 512
 #: What a manifest may say at most: no limit, for every text that there is.
 _MAX_TOKENS = 1_000_000
 _NESTED = "0_StaticEmbedding"
-_JSON_CEILING_BYTES = 256 * 2**20
 _LOST_SCALE = "model2vec's int8 drops the scale of the rows: cosines are right, lengths mean nothing"
 
 
@@ -115,7 +115,7 @@ def read_static_encoder(path: Path, progress: Progress = SILENT) -> Source:
 
 
 def _as_model2vec(path: Path, tokenizer: _Tokenizer) -> SourceText:
-    config = _object(path / "config.json", {})
+    config = read_settings(path / "config.json") if (path / "config.json").is_file() else {}
     max_tokens = config.get("max_length", _DEFAULT_MAX_TOKENS)
     if max_tokens is not None and (type(max_tokens) is not int or not 1 <= max_tokens <= _MAX_TOKENS):
         raise RequestError(
@@ -132,7 +132,7 @@ def _as_model2vec(path: Path, tokenizer: _Tokenizer) -> SourceText:
 
 
 def _as_sentence_transformers(path: Path, tokenizer: _Tokenizer) -> SourceText:
-    modules = _json(path / "modules.json") if (path / "modules.json").is_file() else []
+    modules = read_json(path / "modules.json") if (path / "modules.json").is_file() else []
     if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
         raise RequestError(f"{path / 'modules.json'}: expected a list of modules, found {str(modules)[:60]}")
     kinds = [str(module.get("type", "")).rpartition(".")[2] for module in modules]
@@ -183,7 +183,7 @@ def tokens_of(path: Path, definition: bytes) -> tuple[str, ...]:
 
 
 def _tokenizer(path: Path) -> _Tokenizer:
-    return _parsed(path, _object(path, None), path.read_bytes())
+    return _parsed(path, read_settings(path), path.read_bytes())
 
 
 def _parsed(path: Path, found: dict[str, Any], definition: bytes) -> _Tokenizer:
@@ -208,21 +208,3 @@ def _parsed(path: Path, found: dict[str, Any], definition: bytes) -> _Tokenizer:
     except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
         raise RequestError(f"{path}: expected a tokenizer with a vocabulary of ids, found: {error!r}") from error
     return _Tokenizer(definition, tokens, unknown, limit or None)
-
-
-def _object(path: Path, absent: dict[str, Any] | None) -> dict[str, Any]:
-    if absent is not None and not path.is_file():
-        return absent
-    found = _json(path)
-    if not isinstance(found, dict):
-        raise RequestError(f"{path}: expected a JSON object, found {type(found).__name__}")
-    return found
-
-
-def _json(path: Path) -> Any:
-    if path.stat().st_size > _JSON_CEILING_BYTES:
-        raise RequestError(f"{path}: expected at most {_JSON_CEILING_BYTES} bytes, found {path.stat().st_size}")
-    try:
-        return json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise RequestError(f"{path}: expected JSON, found: {str(error)[:100]}") from error

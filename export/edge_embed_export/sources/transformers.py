@@ -22,7 +22,7 @@ from edge_embed.errors import RequestError
 from edge_embed_bundle.encoders import EncoderGraph, GraphInput, GraphOutput, TextInput
 from edge_embed_bundle.values import NAME
 from edge_embed_bundle.writer import BlobWriter, BundleWriter
-from edge_embed_export.files import read_named
+from edge_embed_export.files import read_json, read_named, read_settings
 from edge_embed_export.graphs import onnx_text, tflite_text
 from edge_embed_export.sources.encoders import EncoderSource
 from edge_embed_export.transformer import Transformer, read_transformer
@@ -33,7 +33,6 @@ TOKENIZER_BLOB = "tokenizer.json"
 _MAX_BATCH = 16
 # A token of any language has fewer letters than this, by a wide margin; behind the last of them nobody looks.
 _LETTERS_PER_TOKEN = 64
-_JSON_CEILING_BYTES = 64 * 2**20
 _CHUNK_BYTES = 2**20
 # Of a model that does not say how many positions it has: BERT's.
 _MOST_TOKENS = 512
@@ -149,7 +148,7 @@ class Settings:
         pooling, notes = "mean", [_MEAN_TAKEN]
         if "Pooling" in modules:
             pooling, notes = _pooling(path / modules["Pooling"] / "config.json"), []
-        config = _settings(folder / "config.json")
+        config = read_settings(folder / "config.json")
         if _optional(folder / "sentence_bert_config.json").get("do_lower_case"):
             notes.append("do_lower_case: the tokenizer's own normalizer decides on letters, as its definition says")
         return cls(
@@ -190,7 +189,7 @@ def _modules(path: Path) -> dict[str, str]:
     file = path / "modules.json"
     if not file.is_file():
         return {}
-    listed = _json(file)
+    listed = read_json(file)
     if not isinstance(listed, list) or not all(isinstance(each, dict) for each in listed):
         raise RequestError(f"{file}: expected a list of modules, found {type(listed).__name__}")
     found: dict[str, str] = {}
@@ -212,7 +211,7 @@ def _modules(path: Path) -> dict[str, str]:
 
 def _pooling(file: Path) -> str:
     """Return how tokens are pooled, in either spelling of the file."""
-    config = _settings(file)
+    config = read_settings(file)
     named = config.get("pooling_mode")
     chosen = [key for key, value in config.items() if key.startswith("pooling_mode_") and value is True]
     modes = [named] if isinstance(named, str) else [_POOLINGS.get(key, key) for key in chosen]
@@ -270,24 +269,7 @@ def _check_tokenizer(file: Path, definition: bytes, rows: int, folder: Path) -> 
 
 
 def _optional(file: Path) -> dict[str, Any]:
-    return _settings(file) if file.is_file() else {}
-
-
-def _settings(file: Path) -> dict[str, Any]:
-    found = _json(file)
-    if not isinstance(found, dict):
-        raise RequestError(f"{file}: expected a JSON object, found {type(found).__name__}")
-    return found
-
-
-def _json(file: Path) -> Any:
-    data = read_named(file, "a model's settings")
-    if len(data) > _JSON_CEILING_BYTES:
-        raise RequestError(f"{file}: expected at most {_JSON_CEILING_BYTES} bytes, found {len(data)}")
-    try:
-        return json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise RequestError(f"{file}: expected a model's settings, found: {str(error)[:100]}") from error
+    return read_settings(file) if file.is_file() else {}
 
 
 def _count(config: Mapping[str, Any], name: str, default: int) -> int:
