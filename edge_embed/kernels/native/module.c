@@ -4,7 +4,8 @@
  * - What decides where memory is read or written (ids, counts, runs) is copied before it is checked: another thread may
  *   change the caller's array, or its shape, while the interpreter is let go.
  * - Arrays that an object is made of are kept as long as it lives; what is returned is memory of its own.
- * - The interpreter is let go while a batch is worked on; a single lookup is shorter than that costs.
+ * - The interpreter is let go while a batch is worked on, and only then: threads that let it go for some microseconds
+ *   pass it among themselves, and a thread of plain Python beside them, say one that installs, waits for minutes.
  * - Whatever is no plain case (an unknown key, say) is answered by None, and the caller goes the general way.
  *
  * The limited API of CPython 3.11 and numpy's of 1.22: one file serves all newer ones.
@@ -22,8 +23,9 @@
 
 #include "core.h"
 
-/* Numbers that a batch decodes without the interpreter. */
+/* Numbers that are worked on without the interpreter, and how many of them the search for a key is worth. */
 #define BATCH_NUMBERS 16384
+#define NUMBERS_A_KEY 16
 
 /* Keys or ids whose rows are noted on the stack. */
 #define FEW 64
@@ -47,6 +49,14 @@ typedef struct {
     ee_rows rows;
     PyObject *tensors;
 } Rows;
+
+/* Let the interpreter go where there is work enough; null where there is not. */
+static PyThreadState *leave(size_t numbers) { return numbers >= BATCH_NUMBERS ? PyEval_SaveThread() : NULL; }
+
+static void come_back(PyThreadState *left) {
+    if (left)
+        PyEval_RestoreThread(left);
+}
 
 /* What Python says better: errors with their story, and keys that are no plain text. */
 static PyObject *ask(const char *function, PyObject *arguments) {
@@ -271,15 +281,12 @@ static PyObject *index_find(PyObject *self, PyObject *key) {
 /* Find the rows of keys in a list or a tuple. hashes and rows may be the same memory. */
 static int find_many(const Index *index, PyObject *keys, Py_ssize_t n, uint64_t *hashes, int64_t *rows) {
     int64_t highest = -1;
+    PyThreadState *left;
     if (hash_all(keys, n, index->index.seed, hashes))
         return -1;
-    if (n >= FEW) {
-        Py_BEGIN_ALLOW_THREADS
-        ee_find_all(&index->index, hashes, (size_t)n, rows);
-        Py_END_ALLOW_THREADS
-    } else {
-        ee_find_all(&index->index, hashes, (size_t)n, rows);
-    }
+    left = leave((size_t)n * NUMBERS_A_KEY);
+    ee_find_all(&index->index, hashes, (size_t)n, rows);
+    come_back(left);
     for (Py_ssize_t i = 0; i < n; i++)
         highest = rows[i] > highest ? rows[i] : highest;
     return highest >= 0 && (uint64_t)highest >= index->row_count ? refuse_row(index, highest) : 0;
@@ -455,17 +462,14 @@ static void rows_free(PyObject *object) {
 static int decode_into(const ee_rows *rows, const int64_t *ids, size_t n, float *out) {
     size_t needed = ee_scratch(rows);
     float *scratch = needed ? PyMem_Malloc(needed * sizeof *scratch) : NULL;
+    PyThreadState *left;
     if (needed && !scratch) {
         PyErr_NoMemory();
         return -1;
     }
-    if (n * rows->dimensions >= BATCH_NUMBERS) {
-        Py_BEGIN_ALLOW_THREADS
-        kernels->decode(rows, ids, n, out, scratch);
-        Py_END_ALLOW_THREADS
-    } else {
-        kernels->decode(rows, ids, n, out, scratch);
-    }
+    left = leave(n * rows->dimensions);
+    kernels->decode(rows, ids, n, out, scratch);
+    come_back(left);
     PyMem_Free(scratch);
     return 0;
 }
@@ -511,17 +515,14 @@ static int pool_into(const ee_rows *rows, const int64_t *ids, const int64_t *cou
                      ee_mode mode, float *out, size_t n) {
     float few[2 * 1024], *scratch = few;
     size_t needed = rows->dimensions + ee_scratch(rows);
+    PyThreadState *left;
     if (needed > sizeof few / sizeof *few && !(scratch = PyMem_Malloc(needed * sizeof *scratch))) {
         PyErr_NoMemory();
         return -1;
     }
-    if (n * rows->dimensions >= BATCH_NUMBERS) {
-        Py_BEGIN_ALLOW_THREADS
-        kernels->pool(rows, ids, counts, b, weights, mode, out, scratch);
-        Py_END_ALLOW_THREADS
-    } else {
-        kernels->pool(rows, ids, counts, b, weights, mode, out, scratch);
-    }
+    left = leave(n * rows->dimensions);
+    kernels->pool(rows, ids, counts, b, weights, mode, out, scratch);
+    come_back(left);
     if (scratch != few)
         PyMem_Free(scratch);
     return 0;
@@ -578,10 +579,10 @@ static PyObject *score_rows(const ee_rows *rows, PyArrayObject *query) {
         return PyErr_NoMemory();
     products = PyArray_SimpleNew(1, &n, NPY_FLOAT32);
     if (products) {
-        Py_BEGIN_ALLOW_THREADS
+        PyThreadState *left = leave(rows->row_count * rows->dimensions);
         ee_query ready = kernels->prepare(rows, asked, scratch);
         kernels->scores(rows, &ready, 0, rows->row_count, floats(products));
-        Py_END_ALLOW_THREADS
+        come_back(left);
     }
     PyMem_Free(scratch);
     return products;
@@ -620,7 +621,7 @@ static int scan_into(ee_scan *scan, const ee_rows *finer, size_t length, const f
     if (!queries || !best || !scratch || !hits) {
         PyErr_NoMemory();
     } else {
-        Py_BEGIN_ALLOW_THREADS
+        PyThreadState *left = leave(n * d);
         for (size_t q = 0; q < scan->q; q++) {
             ee_best none = {0, length, room, hits + q * room, ee_length(asked + q * d, d), without[q], 0, {0, 0}};
             queries[q] = kernels->prepare(scan->rows, asked + q * d, scratch + q * coarse);
@@ -639,7 +640,7 @@ static int scan_into(ee_scan *scan, const ee_rows *finer, size_t length, const f
                 scores[q * k + i] = i < best[q].count ? best[q].hits[i].score : 0;
             }
         }
-        Py_END_ALLOW_THREADS
+        come_back(left);
     }
     PyMem_Free(queries);
     PyMem_Free(best);
@@ -1035,9 +1036,9 @@ static PyObject *pool_all(PyArrayObject *vectors, PyArrayObject *counts, PyObjec
         return NULL;
     pooled = new_vectors(b, d);
     if (pooled) {
-        Py_BEGIN_ALLOW_THREADS
+        PyThreadState *left = leave((size_t)PyArray_SIZE(vectors));
         kernels->pool_vectors(each, numbers(counts), (size_t)b, (size_t)d, (ee_mode)mode, floats(pooled));
-        Py_END_ALLOW_THREADS
+        come_back(left);
     }
     return pooled;
 }
