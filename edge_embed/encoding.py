@@ -229,7 +229,7 @@ def open_encoder(
     graphs = [graph for graph in model.graphs if engine in (ANY_ENGINE, engine_of(graph))]
     if not graphs:
         offered = ", ".join(dict.fromkeys(map(engine_of, model.graphs)))
-        raise RequestError(f"{bundle.path}: expected an engine of {offered} for {model.name}, found {engine!r}")
+        raise RequestError(f"{bundle.folder}: expected an engine of {offered} for {model.name}, found {engine!r}")
     failures: list[BundleError | MissingExtraError] = []
     for graph in graphs:
         try:
@@ -255,7 +255,7 @@ def open_graph_encoder(
     tokenizer = HuggingFaceTokenizer(
         bytes(bundle.map(recipe.tokenizer_blob)),
         recipe.max_tokens if recipe.too_long == "truncate" else None,
-        str(bundle.path / recipe.tokenizer_blob),
+        f"{bundle.folder}/{recipe.tokenizer_blob}",
         max_letters=recipe.max_letters,
         special_tokens=recipe.special_tokens,
     )

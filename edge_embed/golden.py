@@ -80,11 +80,11 @@ def check_engine(bundle: Bundle, table: Table, engine: str) -> None:
         golden for golden in bundle.manifest.golden if (golden.operation, golden.model) == ("lookup", table.model.name)
     ]
     if not lookups:
-        raise BundleError(f"{bundle.path}: expected golden lookups to try {engine} on, found none")
+        raise BundleError(f"{bundle.folder}: expected golden lookups to try {engine} on, found none")
     for golden in lookups:
         outcome = _compared(bundle, golden, _lookup(table, golden), golden.tolerance)
         if not outcome.passed:
-            raise BundleError(f"{bundle.path}: expected the golden answers from {engine}, found {outcome}")
+            raise BundleError(f"{bundle.folder}: expected the golden answers from {engine}, found {outcome}")
 
 
 def check_encoder(bundle: Bundle, model: EncoderModel, encoder: GraphTextEncoder | GraphImageEncoder) -> None:
@@ -97,12 +97,12 @@ def check_encoder(bundle: Bundle, model: EncoderModel, encoder: GraphTextEncoder
     outcomes = encoder_outcomes(bundle, model, encoder)
     if not outcomes:
         raise BundleError(
-            f"{bundle.path}: expected golden encodings to try {engine.name} {engine.version} on, found none"
+            f"{bundle.folder}: expected golden encodings to try {engine.name} {engine.version} on, found none"
         )
     for outcome in outcomes:
         if not outcome.passed:
             raise BundleError(
-                f"{bundle.path}: expected the golden answers from {engine.name} {engine.version}, which "
+                f"{bundle.folder}: expected the golden answers from {engine.name} {engine.version}, which "
                 f"{encoder.forward.graph.blob} was not proven on, found {outcome}"
             )
 

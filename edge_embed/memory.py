@@ -10,7 +10,6 @@ import os
 import re
 import threading
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Self
 
 from edge_embed.errors import RequestError
@@ -55,7 +54,9 @@ def format_size(size_bytes: float) -> str:
 
 def current() -> Memory:
     """Return what this process holds, as Linux counts it."""
-    fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    # By open, here and below: who serves loads no pathlib (see Bundle.path).
+    with open("/proc/self/status", encoding="ascii", errors="replace") as status:  # noqa: PTH123
+        fields = dict(line.split(":", 1) for line in status)
     return Memory(_kib(fields["RssAnon"]), _kib(fields["RssFile"]), _kib(fields["VmLck"]))
 
 
@@ -82,7 +83,7 @@ class Peak:
 
     def _watch(self) -> None:
         page_size_bytes = os.sysconf("SC_PAGE_SIZE")
-        with Path("/proc/self/statm").open("rb", buffering=0) as statm:
+        with open("/proc/self/statm", "rb", buffering=0) as statm:  # noqa: PTH123
             while not self._done.wait(_SAMPLE_SECONDS):
                 # Resident pages, and those of them that are a file's or shared (proc(5)).
                 resident, shared = map(int, os.pread(statm.fileno(), 100, 0).split()[1:3])

@@ -21,7 +21,6 @@ import mmap
 import os
 import resource
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -116,10 +115,10 @@ def _read_ahead_bytes(descriptor: int) -> int:
     device = os.fstat(descriptor).st_dev
     name = f"{os.major(device)}:{os.minor(device)}"
     # A partition's is its disk's, which is the folder around it (sysfs-block); others have their own (sysfs-class-bdi).
-    block = Path("/sys/dev/block", name)
-    for place in (block / "queue", block / ".." / "queue", Path("/sys/class/bdi", name)):
-        with contextlib.suppress(OSError, ValueError):
-            return int((place / "read_ahead_kb").read_text()) * 1024
+    block = f"/sys/dev/block/{name}"
+    for place in (f"{block}/queue", f"{block}/../queue", f"/sys/class/bdi/{name}"):
+        with contextlib.suppress(OSError, ValueError), open(f"{place}/read_ahead_kb", encoding="ascii") as read_ahead:  # noqa: PTH123
+            return int(read_ahead.read()) * 1024
     return 2**62
 
 

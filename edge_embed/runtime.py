@@ -11,11 +11,11 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 import numpy as np
@@ -37,6 +37,8 @@ from edge_embed_bundle.slots import SlotWatch, generation_folder, is_store
 from edge_embed_bundle.values import Space
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from edge_embed.classifier import Classification
     from edge_embed.golden import Outcome
     from edge_embed.images import Image
@@ -82,7 +84,7 @@ class Runtime:
     ) -> None:
         if not isinstance(threads, int) or isinstance(threads, bool) or not 1 <= threads <= _MOST_THREADS:
             raise RequestError(f"expected 1 to {_MOST_THREADS} threads, found {threads!r}")
-        self.path = Path(path)
+        self._folder = os.fsdecode(path)
         #: Why the runtime does not serve the store's newest generation, or None.
         self.problem: str | None = None
         self._retry_at = 0.0
@@ -98,9 +100,9 @@ class Runtime:
         self._watch: SlotWatch | None = None
         self._serving: Serving | None = None
         self._shortcut: kernels.Shortcut | _NoShortcut = _NoShortcut()
-        if is_store(self.path):
+        if is_store(self._folder):
             self._verify = bool(verify)
-            self._watch = SlotWatch(self.path)
+            self._watch = SlotWatch(self._folder)
             serving = _given(self._open_active())
             if not follow:
                 self._watch.close()
@@ -108,7 +110,14 @@ class Runtime:
             self._serve(serving)
         else:
             self._verify = verify is not False
-            self._serve(self._open(self.path))
+            self._serve(self._open(self._folder))
+
+    @property
+    def path(self) -> Path:
+        """The folder of the bundle or of the store."""
+        from pathlib import Path
+
+        return Path(self._folder)
 
     @overload
     def lookup(self, keys: Key, *, model: str | None = None, unknown: str | None = None) -> Vector: ...
@@ -564,11 +573,13 @@ class Runtime:
         while True:
             active = watch.read().active
             if active is None:
-                raise EmptyStoreError(f"{self.path}: expected a confirmed bundle, found none; edge-embed install one")
+                raise EmptyStoreError(
+                    f"{self._folder}: expected a confirmed bundle, found none; edge-embed install one"
+                )
             if active == but_not:
                 return None
             try:
-                return self._open(generation_folder(self.path, active), expected=active)
+                return self._open(generation_folder(self._folder, active), expected=active)
             except BundleError:
                 attempts_left -= 1
                 if not attempts_left or not watch.changed():
@@ -581,11 +592,11 @@ class Runtime:
         serves_in = self._serving.bundle.manifest.requirements.memory_private_bytes
         return max(self._private_bytes_before, memory.current().private_bytes - serves_in)
 
-    def _open(self, path: Path, expected: str = "") -> Serving:
-        bundle = Bundle.open(path)
+    def _open(self, folder: str, expected: str = "") -> Serving:
+        bundle = Bundle.open(folder)
         try:
             if expected and bundle.id != expected:
-                raise DigestError(f"{path / MANIFEST_NAME}: expected sha256 {expected}, found {bundle.id}")
+                raise DigestError(f"{folder}/{MANIFEST_NAME}: expected sha256 {expected}, found {bundle.id}")
             if self._budget_bytes is not None:
                 self._room_bytes = check_budget(bundle, self._budget_bytes, self._private_bytes_beside())
             if self._verify:
@@ -608,7 +619,7 @@ class Runtime:
         held = 0 if self._budget_bytes is None else memory.current().private_bytes
         if self._budget_bytes is not None and held > self._budget_bytes:
             raise BudgetError(
-                f"{bundle.path}: expected at most {format_size(self._budget_bytes)} of private memory, found "
+                f"{bundle.folder}: expected at most {format_size(self._budget_bytes)} of private memory, found "
                 f"{format_size(held)} after the encoder ran; raise the budget or export a smaller variant"
             )
 

@@ -221,7 +221,7 @@ def check_budget(bundle: Bundle, budget_bytes: int, private_bytes_beside: int) -
     needed = private_bytes_beside + adds
     if needed > budget_bytes:
         raise BudgetError(
-            f"{bundle.path}: expected at most {format_size(budget_bytes)} of private memory, found a need of "
+            f"{bundle.folder}: expected at most {format_size(budget_bytes)} of private memory, found a need of "
             f"{format_size(needed)} ({format_size(private_bytes_beside)} in this process beside a bundle, "
             f"{format_size(adds)} for the bundle); raise the budget or export with fewer dimensions"
         )

@@ -63,7 +63,7 @@ class Table:
         )
         self.names = KeyNames(tensors["key_offsets"], tensors["key_bytes"].data) if "key_offsets" in tensors else None
         self.pages = Pages(bundle, model)
-        self._searcher = Searcher(model, tensors, self.pages, str(bundle.path)) if "norms" in tensors else None
+        self._searcher = Searcher(model, tensors, self.pages, bundle.folder) if "norms" in tensors else None
         self.bucket_ids: NDArray[np.uint32] | None = tensors.get("bucket_ids")
         self.tree: NDArray[np.uint32] | None = tensors.get("tree")
         #: How words are made of parts, where the model has a recipe for that.

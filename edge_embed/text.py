@@ -254,7 +254,7 @@ def _tokenizer(bundle: Bundle, recipe: TextRecipe, table: Table) -> Tokenizer:
     return HuggingFaceTokenizer(
         definition,
         recipe.max_tokens,
-        str(bundle.path / recipe.tokenizer_blob),
+        f"{bundle.folder}/{recipe.tokenizer_blob}",
         max_letters=recipe.max_letters,
         skipped=recipe.skipped_token,
     )

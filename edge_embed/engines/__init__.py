@@ -171,7 +171,7 @@ def open_bag_graph(graph: Graph, bundle: Bundle) -> BagEngine:
 
 def _path(graph: Graph | EncoderGraph, bundle: Bundle, allowed: tuple[str, ...]) -> str:
     """Return where a graph lies, once it is known that it reads no file but those that it may, and nothing outside."""
-    path = str(bundle.path / graph.blob)
+    path = f"{bundle.folder}/{graph.blob}"
     if graph.format == "tflite":
         try:
             examine(bundle.map(graph.blob))
@@ -190,4 +190,6 @@ def open_engine(name: str, bundle: Bundle, model: TableModel, rows: Rows) -> Eng
     for graph in model.graphs:
         if graph.format == FORMATS[name] and graph.operation == "lookup":
             return open_graph(graph, bundle, rows, model.dimensions)
-    raise RequestError(f"{bundle.path}: expected a {FORMATS[name]} graph for {name}, found none; export with --graphs")
+    raise RequestError(
+        f"{bundle.folder}: expected a {FORMATS[name]} graph for {name}, found none; export with --graphs"
+    )

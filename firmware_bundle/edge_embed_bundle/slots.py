@@ -14,19 +14,20 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import mmap
 import os
 import stat
 import struct
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edge_embed_bundle.digests import small_sha256
 from edge_embed_bundle.errors import StateError
 from edge_embed_bundle.state import REFUSED_CEILING, TRIES, State
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from edge_embed_bundle.fsops import FsOps
 
 SLOT_BYTES = 512
@@ -41,14 +42,14 @@ _NONE = bytes(32)
 _SEQUENCE_CEILING = 2**63
 
 
-def is_store(folder: Path) -> bool:
+def is_store(folder: Path | str) -> bool:
     """Return whether a folder is a store rather than a bundle."""
-    return any(os.path.lexists(folder / name) for name in SLOT_NAMES)
+    return any(os.path.lexists(f"{folder}/{name}") for name in SLOT_NAMES)
 
 
-def generation_folder(store: Path, generation: str) -> Path:
+def generation_folder(store: Path | str, generation: str) -> str:
     """Return where a generation's bundle stands in a store."""
-    return store / "generations" / generation
+    return f"{store}/generations/{generation}"
 
 
 def pack(state: State) -> bytes:
@@ -62,12 +63,12 @@ def pack(state: State) -> bytes:
     )
     refused = b"".join(bytes.fromhex(name) for name in state.refused)
     body = (head.ljust(_REFUSED_AT, b"\0") + refused).ljust(_DIGEST_AT, b"\0")
-    return body + hashlib.sha256(body).digest()
+    return body + small_sha256(body)
 
 
 def unpack(data: bytes) -> State | None:
     """Return the record of a slot, or None if it is not a whole one."""
-    if len(data) != SLOT_BYTES or hashlib.sha256(data[:_DIGEST_AT]).digest() != data[_DIGEST_AT:]:
+    if len(data) != SLOT_BYTES or small_sha256(data[:_DIGEST_AT]) != data[_DIGEST_AT:]:
         return None
     magic, sequence, active, previous, trial, tries_left, count = _HEAD.unpack_from(data)
     if magic != _MAGIC or count > REFUSED_CEILING or tries_left > TRIES or sequence >= _SEQUENCE_CEILING:
@@ -121,7 +122,7 @@ class Slots:
 class SlotWatch:
     """The slots of a store as a reader sees them: mapped, so asking for news costs no system call."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path | str) -> None:
         self._maps: list[mmap.mmap | None] = [None] * len(SLOT_NAMES)
         #: The device and inode of each file that is mapped.
         self._nodes: list[tuple[int, int]] = [(0, 0)] * len(SLOT_NAMES)
@@ -145,7 +146,7 @@ class SlotWatch:
         """
         for i, view in enumerate(self._maps):
             # A slot that was lost is made anew by the store's next change, in a file of its own.
-            if view is not None and not _is_file_of(self._nodes[i], self._folder / SLOT_NAMES[i]):
+            if view is not None and not _is_file_of(self._nodes[i], f"{self._folder}/{SLOT_NAMES[i]}"):
                 self._maps[i] = None
         seen = self._snapshot()
         state = _in_force(seen, self._folder)[1]
@@ -169,11 +170,11 @@ class SlotWatch:
         for i, view in enumerate(self._maps):
             if view is None:
                 # Lost or cut short: invalid, until the store's next change makes it anew.
-                self._maps[i], self._nodes[i] = _map(self._folder / SLOT_NAMES[i])
+                self._maps[i], self._nodes[i] = _map(f"{self._folder}/{SLOT_NAMES[i]}")
         return [b"" if view is None else view[:] for view in self._maps]
 
 
-def _in_force(slots: list[bytes], folder: Path) -> tuple[int, State]:
+def _in_force(slots: list[bytes], folder: Path | str) -> tuple[int, State]:
     """Return the place and the record of the valid slot with the higher sequence."""
     valid = [(i, state) for i, state in enumerate(map(unpack, slots)) if state is not None]
     if not valid:
@@ -188,7 +189,7 @@ def _read(path: Path) -> bytes:
         return b"" if descriptor is None else os.pread(descriptor, SLOT_BYTES, 0)
 
 
-def _map(path: Path) -> tuple[mmap.mmap | None, tuple[int, int]]:
+def _map(path: str) -> tuple[mmap.mmap | None, tuple[int, int]]:
     """Return the map of a slot, if it is a whole one, and its device and inode."""
     with _opened(path) as descriptor:
         if descriptor is None:
@@ -199,16 +200,16 @@ def _map(path: Path) -> tuple[mmap.mmap | None, tuple[int, int]]:
         return view, (found.st_dev, found.st_ino)
 
 
-def _is_file_of(node: tuple[int, int], path: Path) -> bool:
+def _is_file_of(node: tuple[int, int], path: str) -> bool:
     try:
-        found = os.stat(path, follow_symlinks=False)  # noqa: PTH116 (a reader's own time: no Path is made)
+        found = os.stat(path, follow_symlinks=False)  # noqa: PTH116 (a reader makes no Path)
     except OSError:
         return False
     return node == (found.st_dev, found.st_ino)
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[int | None]:
+def _opened(path: Path | str) -> Iterator[int | None]:
     """Open a slot for reading; what is no plain file (a pipe would make its reader wait) is as good as none."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -102,7 +102,7 @@ class Store:
 
     def generation(self, name: str) -> Path:
         """Return the folder of a generation."""
-        return generation_folder(self.path, name)
+        return Path(generation_folder(self.path, name))
 
     def active(self) -> Path:
         """Return the folder of the generation that serves.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import mmap
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,6 +15,17 @@ from hypothesis import strategies as st
 from edge_embed import memory
 from edge_embed.errors import RequestError
 from edge_embed.memory import format_size, parse_size
+from edge_embed_bundle.store import Store
+from tests.fakes.probes import FakeProbe
+
+SERVES = """
+import sys
+import numpy
+before = set(sys.modules)
+import edge_embed
+edge_embed.open(sys.argv[1]).lookup("word1")
+print(*set(sys.modules) - before)
+"""
 
 
 @pytest.mark.parametrize(
@@ -103,3 +116,13 @@ def test_a_peak_is_seen_though_it_is_gone_when_the_work_is_done() -> None:
         passing.close()
     assert peak.private_bytes >= before + 32 * 2**20
     assert memory.current().private_bytes < peak.private_bytes - 32 * 2**20
+
+
+def test_serving_a_store_loads_no_library_that_takes_memory_and_is_not_needed(bundle: Path, tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    store.install(bundle, FakeProbe())
+    command = [sys.executable, "-c", SERVES, str(store.path)]
+    loaded = set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+    assert "edge_embed.runtime" in loaded
+    # OpenSSL, and what pathlib brings on CPython 3.11: more than a megabyte of private memory.
+    assert not loaded & {"_hashlib", "_ssl", "pathlib", "urllib.parse", "ctypes", "inspect", "tempfile", "argparse"}

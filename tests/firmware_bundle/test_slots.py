@@ -129,7 +129,7 @@ def test_an_erased_sector_is_no_record() -> None:
 def test_new_slots_hold_the_first_state_and_make_the_folder_a_store(folder: Path, tmp_path: Path) -> None:
     assert Slots(folder).read() == State()
     assert is_store(folder) and not is_store(tmp_path / "elsewhere")
-    assert generation_folder(folder, A) == folder / "generations" / A
+    assert generation_folder(folder, A) == str(folder / "generations" / A)
 
 
 def test_only_the_slot_that_is_not_in_force_is_written(folder: Path) -> None:
