@@ -11,6 +11,8 @@ LEGACY_PYTHON ?= python3.11
 
 # What asks the kernels, and so runs on their numpy spelling and under the sanitizers, too.
 KERNEL_TESTS := tests/edge_embed tests/contracts/test_kernels.py tests/contracts/test_codecs.py tests/attacks
+# A file's tests stay in one process: what they share is made once.
+ON_ALL_CORES := -n auto --dist loadfile
 # Tests that hold memory or time against a budget, of which sanitizers take a multiple.
 MEASURING_TESTS := $(addprefix tests/edge_embed/test_,commands.py following.py memory.py probing.py residency.py)
 
@@ -31,8 +33,8 @@ demo: $(DEMO_ENV)/ready
 	$(DEMO_ENV)/bin/edge-embed demo
 
 test: lint $(LEGACY_ENV)/ready
-	$(TEST_ENV)/bin/pytest
-	EDGE_EMBED_PURE=1 $(TEST_ENV)/bin/pytest -q $(KERNEL_TESTS)
+	$(TEST_ENV)/bin/pytest $(ON_ALL_CORES)
+	EDGE_EMBED_PURE=1 $(TEST_ENV)/bin/pytest -q $(ON_ALL_CORES) $(KERNEL_TESTS)
 
 lint: $(TEST_ENV)/ready
 	$(TEST_ENV)/bin/ruff check .

@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -55,7 +56,7 @@ TOLERANCE = 0.02
 #: Two figures that differ by less are called even: runs of one peer differ by as much.
 EVEN = 0.05
 
-_QUERIES_FILE = "queries.txt"
+_QUERIES_FILE, _CONVERTED_FILE = "queries.txt", "converted.json"
 _QUERY_COUNT = 100_000
 _SINGLE_LOOKUPS, _SINGLE_BLOCK = 50_000, 1_000
 _BATCH_KEYS = 10_000
@@ -208,6 +209,9 @@ def _convert_all(table: SyntheticTable, queries: list[str], workplace: Path) -> 
     for name, convert in CONVERTERS.items():
         _say(f"converting for {name}")
         folder = workplace / name
+        if folder.exists():
+            flash_mib[name] = json.loads((folder / _CONVERTED_FILE).read_text(encoding="ascii"))
+            continue
         folder.mkdir()
         try:
             served = convert(table, folder)
@@ -215,9 +219,11 @@ def _convert_all(table: SyntheticTable, queries: list[str], workplace: Path) -> 
             if name == OURS:
                 raise
             absent[name] = f"{type(error).__name__}: {error}"
+            folder.rename(workplace / f".absent-{name}")
             continue
         flash_mib[name] = sum(path.stat().st_size for path in served.iterdir() if path.is_file()) / 2**20
         (folder / _QUERIES_FILE).write_text("\n".join(queries), encoding="utf-8")
+        (folder / _CONVERTED_FILE).write_text(json.dumps(flash_mib[name]), encoding="ascii")
     return flash_mib, absent
 
 
@@ -391,6 +397,7 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--dimensions", type=int, default=300)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--workplace", type=Path, help="a folder whose converted tables are kept, and used again")
     parser.add_argument("--write", action="store_true", help="replace the section in RESULTS.md")
     parser.add_argument("--peer", choices=tuple(PEERS), help="measure one peer in this process and print JSON")
     parser.add_argument("--folder", type=Path, help="with --peer: where its files are")
@@ -398,7 +405,11 @@ def main() -> int:
     if arguments.peer is not None:
         print(json.dumps(asdict(measure_peer(arguments.peer, arguments.folder))))
         return 0
-    with tempfile.TemporaryDirectory(prefix="edge-embed-benchmark-", dir="/var/tmp") as workplace:
+    kept = arguments.workplace
+    with contextlib.ExitStack() as stack:
+        workplace = kept or stack.enter_context(
+            tempfile.TemporaryDirectory(prefix="edge-embed-benchmark-", dir="/var/tmp")
+        )
         found = compare(arguments.rows, arguments.dimensions, arguments.rounds, Path(workplace))
     section = report(found)
     print(section)
