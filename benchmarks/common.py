@@ -10,13 +10,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import re
 import statistics
 import subprocess
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -130,6 +132,17 @@ def make_bundle(word2vec: Path, target: Path, codec: str = "int8") -> None:
 def install(bundle: Path, store: Path) -> None:
     """Install a bundle into a new store: verified, probed and confirmed, as on a board."""
     Store(store).install(bundle, probe)
+
+
+@contextlib.contextmanager
+def workplace_at(kept: Path | None) -> Iterator[Path]:
+    """Give a folder for large files: one that is made and removed, or one that is kept, with what was made there."""
+    if kept is not None:
+        kept.mkdir(parents=True, exist_ok=True)
+        yield kept
+        return
+    with tempfile.TemporaryDirectory(prefix="edge-embed-benchmark-", dir="/var/tmp") as folder:
+        yield Path(folder)
 
 
 def keep_bytecode(folder: Path) -> None:

@@ -16,14 +16,13 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib.metadata
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -41,6 +40,7 @@ from benchmarks.common import (
     this_machine,
     today,
     wall_ms,
+    workplace_at,
     write_section,
 )
 from benchmarks.peer_files import CONVERTERS
@@ -147,7 +147,7 @@ def measure_peer(name: str, folder: Path) -> Speed:
     queries = (folder / _QUERIES_FILE).read_text(encoding="utf-8").split("\n")
     peer = PEERS[name](str(folder))
     batches, bags = _runs(queries, _BATCH_KEYS), _runs(queries, _BAG_KEYS)
-    # The files of all peers together are more than the cache of a small machine keeps: every query is asked once before.
+    # The files of all peers are more than the cache of a small machine keeps: every query is asked once before.
     for batch in batches:
         peer.many(batch)
     return Speed(
@@ -222,7 +222,7 @@ def _convert_all(table: SyntheticTable, queries: list[str], workplace: Path) -> 
             if name == OURS:
                 raise
             absent[name] = f"{type(error).__name__}: {error}"
-            folder.rename(workplace / f".absent-{name}")
+            shutil.rmtree(folder)
             continue
         flash_mib[name] = sum(path.stat().st_size for path in served.iterdir() if path.is_file()) / 2**20
         (folder / _QUERIES_FILE).write_text("\n".join(queries), encoding="utf-8")
@@ -408,12 +408,8 @@ def main() -> int:
     if arguments.peer is not None:
         print(json.dumps(asdict(measure_peer(arguments.peer, arguments.folder))))
         return 0
-    kept = arguments.workplace
-    with contextlib.ExitStack() as stack:
-        workplace = kept or stack.enter_context(
-            tempfile.TemporaryDirectory(prefix="edge-embed-benchmark-", dir="/var/tmp")
-        )
-        found = compare(arguments.rows, arguments.dimensions, arguments.rounds, Path(workplace))
+    with workplace_at(arguments.workplace) as workplace:
+        found = compare(arguments.rows, arguments.dimensions, arguments.rounds, workplace)
     section = report(found)
     print(section)
     if arguments.write:

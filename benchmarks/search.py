@@ -24,7 +24,6 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -34,7 +33,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.common import SEED, install, this_machine, today, write_section
+from benchmarks.common import SEED, install, this_machine, today, workplace_at, write_section
 from benchmarks.peers import private_bytes
 
 TITLE = "Search"
@@ -257,9 +256,13 @@ def compare(vectors: Vectors, rounds: int, folder: Path) -> tuple[str, bool]:
     write_data(vectors, folder)
     absent: dict[str, str] = {}
     for name in PEERS:
+        built = folder / f".built-{name}"
+        if built.exists():
+            continue
         _say(f"building {name}")
         try:
             _run(["--build", name, "--folder", str(folder)], os.environ)
+            built.touch()
         except RuntimeError as error:
             absent[name] = str(error)
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in PEERS if name not in absent}
@@ -345,7 +348,7 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help="replace the section in RESULTS.md")
     parser.add_argument("--build", choices=tuple(PEERS), help="build one peer in this process")
     parser.add_argument("--peer", choices=tuple(PEERS), help="measure one peer in this process and print JSON")
-    parser.add_argument("--folder", type=Path, help="where the files are, and stay")
+    parser.add_argument("--folder", type=Path, help="where the files are, and stay: what was built there is used again")
     arguments = parser.parse_args()
     if arguments.build is not None:
         PEERS[arguments.build].build(np.load(arguments.folder / _ROWS_FILE), arguments.folder)
@@ -354,8 +357,8 @@ def main() -> int:
         print(json.dumps(measure_peer(arguments.peer, arguments.folder)))
         return 0
     vectors = make_vectors() if arguments.vectors is None else np.load(arguments.vectors).astype(np.float32)
-    with tempfile.TemporaryDirectory(prefix="edge-embed-benchmark-", dir="/var/tmp") as workplace:
-        section, met = compare(vectors, arguments.rounds, Path(workplace))
+    with workplace_at(arguments.folder) as workplace:
+        section, met = compare(vectors, arguments.rounds, workplace)
     print(section)
     if arguments.write:
         write_section(TITLE, section)
