@@ -120,6 +120,20 @@ static void decode_plane(const ee_rows *rows, int64_t id, float *restrict out) {
             out[i] = read_float(centroid + 4 * i) * length;                                                         \
     }
 
+typedef float four __attribute__((vector_size(16)));
+
+/* Centroids of three numbers by four of them, an eighth faster (Xeon, 2026-11; of five and six it is no faster). What is
+ * read behind a centroid lies in its book or in the next one, which there is while so much is left; what is written
+ * behind it, the next one writes over. */
+#define DECODE_PQ_OF_THREE                                                                                          \
+    for (; left >= 4; left -= 3, out += 3, book += 256 * 4 * 3) {                                                   \
+        four numbers;                                                                                               \
+        memcpy(&numbers, book + 4 * 3 * (size_t)*codes++, sizeof numbers);                                          \
+        numbers *= length;                                                                                          \
+        memcpy(out, &numbers, sizeof numbers);                                                                      \
+    }                                                                                                               \
+    DECODE_PQ(3)
+
 static inline void decode_centroids(const ee_rows *rows, int64_t id, float length, size_t left, float *restrict out) {
     const unsigned char *codes = rows->rows + (size_t)id * rows->row_bytes;
     const unsigned char *book = rows->codebooks;
@@ -127,7 +141,7 @@ static inline void decode_centroids(const ee_rows *rows, int64_t id, float lengt
     switch (width) {
         case 1: DECODE_PQ(1); break;
         case 2: DECODE_PQ(2); break;
-        case 3: DECODE_PQ(3); break;
+        case 3: DECODE_PQ_OF_THREE; break;
         case 4: DECODE_PQ(4); break;
         case 5: DECODE_PQ(5); break;
         case 6: DECODE_PQ(6); break;
