@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from edge_embed.engines import EncoderEngine, engine_of, load_encoder
 from edge_embed.errors import BundleError, MissingExtraError, RequestError
-from edge_embed.text import BATCH_TEXTS, HuggingFaceTokenizer, check_text, directed
+from edge_embed.text import BATCH_TEXTS, HuggingFaceTokenizer, check_texts, directed
 from edge_embed_bundle.bundle import Bundle
 from edge_embed_bundle.encoders import EncoderGraph, EncoderModel, Quantization, TextInput
 
@@ -101,8 +101,7 @@ class GraphTextEncoder:
             RequestError: a text is no ``str``, holds a lone surrogate, or is longer than a model takes that refuses it.
         """
         before = self._prompt(prompt)
-        for i, text in enumerate(texts):
-            check_text(text, i)
+        check_texts(texts)
         normalizes = self.forward.normalizes(normalize)
         vectors = np.zeros((len(texts), self._model.dimensions), np.float32)
         for start in range(0, len(texts), BATCH_TEXTS):

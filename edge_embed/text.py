@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import Protocol, Self
@@ -86,6 +87,7 @@ class HuggingFaceTokenizer:
         self._words = KnownWords.of(definition, self._cut)
         #: The special tokens before and behind those of a text's words.
         self._before, self._behind = self._template() if self._words is not None and special_tokens else ([], [])
+        self._room = sys.maxsize if max_tokens is None else max_tokens - len(self._before) - len(self._behind)
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         """See :meth:`Tokenizer.ids`."""
@@ -95,20 +97,19 @@ class HuggingFaceTokenizer:
     def _found(self, texts: Sequence[str]) -> list[list[int]]:
         if self._words is None:
             return self._encoded(texts)
-        found = [self._of_words(text) for text in texts]
+        found = [self._of_words(self._words, text) for text in texts]
         strange = [place for place, ids in enumerate(found) if ids is None]
         if strange:
             for place, ids in zip(strange, self._encoded([texts[place] for place in strange]), strict=True):
                 found[place] = ids
         return [[] if ids is None else ids for ids in found]
 
-    def _of_words(self, text: str) -> list[int] | None:
+    def _of_words(self, words: KnownWords, text: str) -> list[int] | None:
         """Return the tokens of a text by its words, as the package would; or None where that is not sure."""
-        ids = None if self._words is None else self._words.ids(text)
+        ids = words.ids(text)
         if ids is None:
             return None
-        if self._max_tokens is not None:
-            del ids[self._max_tokens - len(self._before) - len(self._behind) :]
+        del ids[self._room :]
         return [*self._before, *ids, *self._behind] if self._before or self._behind else ids
 
     def _template(self) -> tuple[list[int], list[int]]:
@@ -213,8 +214,7 @@ class TextEncoder:
         """
         check_no_prompt(prompt)
         normalizes = self._normalize if normalize is None else normalize
-        for i, text in enumerate(texts):
-            check_text(text, i)
+        check_texts(texts)
         if len(texts) == 1 and self._means is not None:
             mean = self._means.bag(self._tokenizer.ids(texts)[0], None)
             if mean is not None:
@@ -278,14 +278,23 @@ def check_no_prompt(prompt: str | None) -> None:
         raise RequestError(f"expected no prompt, which static encoders do not have, found {prompt!r}")
 
 
+def check_texts(texts: Sequence[str]) -> None:
+    """Refuse what is no text of Unicode.
+
+    Raises:
+        RequestError: one of them is no ``str``, or holds a lone surrogate.
+    """
+    for i, text in enumerate(texts):
+        if not isinstance(text, str) or not text.isascii():
+            check_text(text, i)
+
+
 def check_text(text: str, place: int) -> None:
     """Refuse what is no text of Unicode.
 
     Raises:
         RequestError: the text at that place is no ``str``, or holds a lone surrogate.
     """
-    if isinstance(text, str) and text.isascii():
-        return
     if not isinstance(text, str):
         raise RequestError(f"text {place}: expected str, found {type(text).__name__}")
     try:

@@ -151,3 +151,18 @@ def test_what_is_remembered_is_bounded() -> None:
     words.ids("w" * 33)
     assert asked.count("w" * 33) == 2
     assert sys.getsizeof(words._known) < 2**20
+
+
+def test_a_piece_is_cut_once_punctuation_and_all() -> None:
+    asked: list[str] = []
+
+    def cut(word: str) -> list[int]:
+        asked.append(word)
+        return [len(word)]
+
+    words = KnownWords.of(definition(), cut)
+    assert words is not None
+    assert words.ids("Boards, boards!  (boards)") == words.ids("Boards, boards!  (boards)") == [6, 1, 6, 1, 1, 6, 1]
+    assert asked == ["boards", ",", "!", "(", ")"]
+    # What was learnt of a sure text says nothing of one that is not.
+    assert words.ids("Boards, naïve") is None
