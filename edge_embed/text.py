@@ -102,7 +102,7 @@ class HuggingFaceTokenizer:
         if strange:
             for place, ids in zip(strange, self._encoded([texts[place] for place in strange]), strict=True):
                 found[place] = ids
-        return [[] if ids is None else ids for ids in found]
+        return found  # type: ignore[return-value]  # nothing is None any more
 
     def _of_words(self, words: KnownWords, text: str) -> list[int] | None:
         """Return the tokens of a text by its words, as the package would; or None where that is not sure."""

@@ -64,7 +64,7 @@ class EncoderEngine(Protocol):
                 from 1 to the graph's ``max_batch``, the length one of its signatures where it has some.
 
         Returns:
-            ``(n, d)``, or ``(n, length, d)`` where the output holds tokens; in the output's own type.
+            ``(n, d)``, or ``(n, length, d)`` where the output holds tokens; fresh, in the output's own type.
         """
 
 
