@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
+import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,12 @@ from edge_embed_bundle.encoders import EncoderGraph
 
 # Either brings the same Interpreter; the second is the last release of its forerunner, for boards without the first.
 _PACKAGES = (("ai_edge_litert.interpreter", "ai-edge-litert"), ("tflite_runtime.interpreter", "tflite-runtime"))
+
+_STDERR = 2
+#: What the library writes there, once in a process, when it makes its default delegate.
+_NOTE = b"INFO: Created TensorFlow Lite XNNPACK delegate for CPU.\n"
+_noting = threading.Lock()
+_NOTHING: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
 
 
 class LiteRt:
@@ -97,6 +105,7 @@ class LiteRtEncoder:
         self._runners: dict[int, Any] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._running = threading.Lock()
+        self._has_run = False
         try:
             self._interpreter: Any = interpreter.Interpreter(model_path=path, num_threads=threads)
             known = self._interpreter.get_signature_list()
@@ -115,8 +124,9 @@ class LiteRtEncoder:
 
     def encode(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
         """See :meth:`edge_embed.engines.EncoderEngine.encode`."""
-        with self._running:
+        with self._running, _NOTHING if self._has_run else _without_note():
             try:
+                self._has_run = True
                 return self._by_signature(inputs) if self._signatures else self._resized(inputs)
             except (ValueError, RuntimeError, KeyError) as error:
                 self._shapes = {}
@@ -149,6 +159,31 @@ class LiteRtEncoder:
             raise BundleError(
                 f"{self._path}: expected a graph from {expected} to {self._output}{where}, found {inputs} to {outputs}"
             )
+
+
+@contextlib.contextmanager
+def _without_note() -> Iterator[None]:
+    """Keep the library's note of its delegate off stderr; all else that is written meanwhile is there behind it.
+
+    The note goes to the descriptor itself, and no option, variable or exported symbol switches it off.
+    """
+    with _noting, contextlib.ExitStack() as closing:
+        kept = os.memfd_create("stderr")
+        closing.callback(os.close, kept)
+        try:
+            before = os.dup(_STDERR)
+        except OSError:  # Without stderr there is nothing to keep clean.
+            yield
+            return
+        closing.callback(os.close, before)
+        os.dup2(kept, _STDERR)
+        try:
+            yield
+        finally:
+            os.dup2(before, _STDERR)
+            said = os.pread(kept, os.fstat(kept).st_size, 0).replace(_NOTE, b"")
+            if said:
+                os.write(_STDERR, said)
 
 
 def _interpreter() -> tuple[Any, str]:

@@ -123,8 +123,14 @@ def test_what_the_model_was_not_made_for_is_refused_by_name(runtime: edge_embed.
     ):
         with pytest.raises(RequestError, match=says):
             runtime.encode([text])  # type: ignore[list-item]
+    for nothing in (None, 3):
+        with pytest.raises(RequestError, match=f"expected one or several questions, found {type(nothing).__name__}"):
+            runtime.encode(nothing)  # type: ignore[arg-type]
     with pytest.raises(RequestError, match="expected a bundle that encodes images, found none that does"):
         runtime.encode_image(b"")
+    # The time of a call begins with it, so its deadline is looked at first.
+    with pytest.raises(RequestError, match="expected a deadline"):
+        runtime.encode_image(b"", deadline_ms=0)
     with pytest.raises(RequestError, match=r"expected one of the tables collection, found 'encoder'"):
         runtime.lookup("word1", model="encoder")
     with edge_embed.open(bundle) as table, pytest.raises(RequestError, match="expected a bundle that encodes images"):
@@ -210,6 +216,25 @@ def test_the_first_call_does_not_wait_for_the_engine(encoder_bundle: Path) -> No
         start = time.perf_counter()
         runtime.encode("word1")
         assert time.perf_counter() - start < 0.05
+
+
+def test_an_engine_says_nothing_on_stderr_and_what_others_say_meanwhile_is_there(encoder_bundle: Path) -> None:
+    program = (
+        "import os, sys, threading, edge_embed\n"
+        "done = threading.Event()\n"
+        "said = []\n"
+        "speak = lambda: [said.append(os.write(2, b'.')) for _ in iter(lambda: done.wait(.0001), True)]\n"
+        "speaker = threading.Thread(target=speak)\n"
+        "speaker.start()\n"
+        "with edge_embed.open(sys.argv[1], engine='litert') as runtime:\n"
+        "    runtime.encode('word1')\n"
+        "done.set()\n"
+        "speaker.join()\n"
+        "print(sum(said))\n"
+    )
+    command = [sys.executable, "-c", program, str(encoder_bundle)]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert found.stderr == "." * int(found.stdout) != ""
 
 
 def test_an_engine_that_no_graph_is_for_or_nobody_knows_is_one_error(encoder_folder: Path, tmp_path: Path) -> None:
