@@ -278,6 +278,7 @@ def open_graph_encoder(
         f"{bundle.folder}/{recipe.tokenizer_blob}",
         max_letters=recipe.max_letters,
         special_tokens=recipe.special_tokens,
+        for_graph=True,
     )
     return GraphTextEncoder(model, recipe, forward, tokenizer)
 

@@ -54,7 +54,9 @@ class HuggingFaceTokenizer:
     """A ``tokenizer.json``, run by the package ``tokenizers``; token ids are row ids.
 
     A text is cut after ``max_letters`` and its tokens after ``max_tokens``; the token ``skipped`` is then left out.
-    ``special_tokens`` are those of the definition's own template; they count.
+    ``special_tokens`` are those of the definition's own template; they count. All happens on the right: a definition
+    that cuts on the left is refused, and where a graph takes the tokens (``for_graph``) so is one that pads there: its
+    model was given other positions.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class HuggingFaceTokenizer:
         max_letters: int | None = None,
         skipped: int | None = None,
         special_tokens: bool = False,
+        for_graph: bool = False,
     ) -> None:
         try:
             import tokenizers
@@ -78,12 +81,18 @@ class HuggingFaceTokenizer:
         self._special_tokens = special_tokens
         with self._faults_are_the_bundles("a tokenizer definition"):
             self._tokenizer = tokenizers.Tokenizer.from_buffer(definition)
+            cuts, pads = self._tokenizer.truncation, self._tokenizer.padding if for_graph else None
             # Definitions carry the padding and truncation of their training (all-MiniLM pads to 128).
             self._tokenizer.no_padding()
             if max_tokens is None:
                 self._tokenizer.no_truncation()
             else:
                 self._tokenizer.enable_truncation(max_tokens)
+        for does, how in (("cuts", cuts), ("pads", pads)):
+            if how is not None and how["direction"] != "right":
+                raise BundleError(
+                    f"{source}: expected a tokenizer that {does} on the right, found one that {does} on the left"
+                )
         self._words = KnownWords.of(definition, self._cut)
         #: The special tokens before and behind those of a text's words.
         self._before, self._behind = self._template() if self._words is not None and special_tokens else ([], [])

@@ -327,6 +327,16 @@ def test_a_tokenizer_that_does_not_match_is_an_error_and_the_process_lives(copie
         assert runtime.encode("word2").shape == (16,)
 
 
+@pytest.mark.parametrize(("name", "does"), [("truncation", "cuts"), ("padding", "pads")])
+def test_a_tokenizer_that_works_from_the_left_is_refused_at_open(copied: Path, name: str, does: str) -> None:
+    definition = json.loads((copied / "tokenizer.json").read_bytes())
+    definition[name]["direction"] = "Left"
+    (copied / "tokenizer.json").write_text(json.dumps(definition))
+    sign(copied)
+    with pytest.raises(BundleError, match=f"expected a tokenizer that {does} on the right, found one that {does} on t"):
+        edge_embed.open(copied)
+
+
 def test_a_bundle_of_an_encoder_alone_has_no_table_to_ask(encoder_folder: Path, tmp_path: Path) -> None:
     made = make_encoder_bundle(tmp_path / "bundle", encoder_folder, graphs=("onnx",), collection=())
     with edge_embed.open(made.path) as runtime:

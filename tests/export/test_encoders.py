@@ -253,6 +253,19 @@ def test_a_folder_that_is_no_encoder_is_refused_by_the_file(name: str, folder: P
     assert str(folder) in str(caught.value) and "found" in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["truncation", "padding"])
+def test_what_was_cut_or_padded_on_the_left_is_refused(name: str, folder: Path, tmp_path: Path) -> None:
+    definition = tokenizer()
+    definition[name]["direction"] = "Left"
+    (folder / "tokenizer.json").write_text(json.dumps(definition))
+    with pytest.raises(RequestError, match=f"tokenizer.json: {name}: expected the right side, found 'Left'"):
+        read_encoder(folder, "transformer")
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer()))
+    (folder / "tokenizer_config.json").write_text(json.dumps({f"{name}_side": "left"}))
+    with pytest.raises(RequestError, match=f"tokenizer_config.json: {name}_side: expected the right side, found 'lef"):
+        read_encoder(folder, "transformer")
+
+
 def test_a_tokenizer_that_the_package_does_not_take_writes_no_bundle(folder: Path, tmp_path: Path) -> None:
     definition = tokenizer(pre_tokenizer={"type": "Nothing"})
     (folder / "tokenizer.json").write_text(json.dumps(definition))
