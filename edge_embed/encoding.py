@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_embed.engines import EncoderEngine, engine_of, load_encoder
+from edge_embed.engines import EncoderEngine, engines_of, load_encoder
 from edge_embed.errors import BundleError, MissingExtraError, RequestError
 from edge_embed.text import BATCH_TEXTS, HuggingFaceTokenizer, check_texts, directed
 from edge_embed_bundle.bundle import Bundle
@@ -246,14 +246,14 @@ def open_encoder(
     """
     from edge_embed.golden import check_encoder
 
-    graphs = [graph for graph in model.graphs if engine in (ANY_ENGINE, engine_of(graph))]
-    if not graphs:
-        offered = ", ".join(dict.fromkeys(map(engine_of, model.graphs)))
+    ways = [(graph, name) for graph in model.graphs for name in engines_of(graph) if engine in (ANY_ENGINE, name)]
+    if not ways:
+        offered = ", ".join(dict.fromkeys(name for graph in model.graphs for name in engines_of(graph)))
         raise RequestError(f"{bundle.folder}: expected an engine of {offered} for {model.name}, found {engine!r}")
     failures: list[BundleError | MissingExtraError] = []
-    for graph in graphs:
+    for graph, name in ways:
         try:
-            encoder = open_graph_encoder(bundle, model, graph, threads=threads)
+            encoder = open_graph_encoder(bundle, model, graph, threads=threads, engine=name)
             found = encoder.forward.engine
             if not any((each.name, each.version) == (found.name, found.version) for each in graph.proven):
                 check_encoder(bundle, model, encoder)
@@ -265,10 +265,10 @@ def open_encoder(
 
 
 def open_graph_encoder(
-    bundle: Bundle, model: EncoderModel, graph: EncoderGraph, *, threads: int = 1
+    bundle: Bundle, model: EncoderModel, graph: EncoderGraph, *, threads: int = 1, engine: str | None = None
 ) -> GraphTextEncoder | GraphImageEncoder:
-    """Return a model's encoder by one of its graphs, whatever it was proven on."""
-    forward = Forward(model, graph, load_encoder(graph, bundle, threads))
+    """Return a model's encoder by one of its graphs, whatever it was proven on, by any engine or the named one."""
+    forward = Forward(model, graph, load_encoder(graph, bundle, threads, engine))
     if model.text is None:
         return GraphImageEncoder(model, forward)
     recipe = model.text

@@ -12,7 +12,7 @@ import numpy as np
 
 from edge_embed.commands import Command, printable
 from edge_embed.encoding import open_graph_encoder
-from edge_embed.engines import engine_of, open_bag_graph, open_graph
+from edge_embed.engines import open_bag_graph, open_graph
 from edge_embed.errors import BundleError, EdgeEmbedError, MissingExtraError
 from edge_embed.golden import bag_difference, check_asked, encoder_outcomes
 from edge_embed.memory import format_size
@@ -171,7 +171,7 @@ def _graph_check(runtime: Runtime, model: TableModel, graph: Graph) -> dict[str,
     except EdgeEmbedError as error:
         return {"check": str(error), "passed": False}
     said = "the kernels' vectors, bit for bit" if same else "other vectors than the kernels"
-    return {"check": f"{graph.blob} on {engine_of(graph)} {engine.version}: {said}", "passed": same}
+    return {"check": f"{graph.blob} on {engine.name} {engine.version}: {said}", "passed": same}
 
 
 def _bag_graph_check(runtime: Runtime, model: TableModel, graph: Graph) -> dict[str, object]:
@@ -184,7 +184,7 @@ def _bag_graph_check(runtime: Runtime, model: TableModel, graph: Graph) -> dict[
         return {"check": str(error), "passed": False}
     passed = off <= bound
     said = f"bags off by {off:.3g}, {'within' if passed else 'NOT within'} {bound:.3g}"
-    return {"check": f"{graph.blob} on {engine_of(graph)} {engine.version}: {said}", "passed": passed}
+    return {"check": f"{graph.blob} on {engine.name} {engine.version}: {said}", "passed": passed}
 
 
 def _encoder_check(runtime: Runtime, model: EncoderModel, graph: EncoderGraph) -> dict[str, object]:

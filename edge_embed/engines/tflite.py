@@ -1,4 +1,8 @@
-"""LiteRT, or tflite-runtime where LiteRT has no wheel: runs ``.tflite`` graphs, opened by path to be mapped."""
+"""LiteRT, and tflite-runtime, its forerunner: either runs ``.tflite`` graphs, opened by path to be mapped.
+
+Both bring the same ``Interpreter``, so one class for each kind of graph serves both, told which by its name. The second
+is for boards that the first has no wheel for, and answers some files wrongly: no graph is believed unasked.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +20,11 @@ from numpy.typing import NDArray
 from edge_embed.errors import BundleError, MissingExtraError
 from edge_embed_bundle.encoders import EncoderGraph
 
-# Either brings the same Interpreter; the second is the last release of its forerunner, for boards without the first.
-_PACKAGES = (("ai_edge_litert.interpreter", "ai-edge-litert"), ("tflite_runtime.interpreter", "tflite-runtime"))
+#: The module and the distribution of each engine.
+_PACKAGES = {
+    "litert": ("ai_edge_litert.interpreter", "ai-edge-litert"),
+    "tflite-runtime": ("tflite_runtime.interpreter", "tflite-runtime"),
+}
 
 _STDERR = 2
 #: What the library writes there, once in a process, when it makes its default delegate.
@@ -29,10 +36,9 @@ _NOTHING: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
 class LiteRt:
     """The graphs of a file in one interpreter, one thread. The interpreter is no place for two callers at once."""
 
-    name = "litert"
-
-    def __init__(self, path: str) -> None:
-        interpreter, self.version = _interpreter()
+    def __init__(self, path: str, name: str) -> None:
+        interpreter, self.version = _interpreter(name)
+        self.name = name
         self._path = path
         try:
             self._interpreter: Any = interpreter.Interpreter(
@@ -43,7 +49,7 @@ class LiteRt:
             )
             self._input = self._interpreter.get_input_details()
             self._output = self._interpreter.get_output_details()
-        except (ValueError, RuntimeError) as error:
+        except (ValueError, RuntimeError, ImportError) as error:  # of numpy 2 tflite-runtime says it here
             raise BundleError(f"{path}: expected a graph that {self.version} loads, found: {error}") from error
         names = [detail["name"] for detail in (*self._input, *self._output)]
         if names != ["ids", "vectors"]:
@@ -94,10 +100,9 @@ class LiteRtEncoder:
     With named signatures, each is a way in of its own; without, the inputs are resized to what is given.
     """
 
-    name = "litert"
-
-    def __init__(self, path: str, graph: EncoderGraph, threads: int) -> None:
-        interpreter, self.version = _interpreter()
+    def __init__(self, path: str, graph: EncoderGraph, threads: int, name: str) -> None:
+        interpreter, self.version = _interpreter(name)
+        self.name = name
         self._path = path
         self._output = graph.output.name
         self._names = {each.role: each.name for each in graph.inputs}
@@ -111,7 +116,7 @@ class LiteRtEncoder:
             known = self._interpreter.get_signature_list()
             inputs = {each["name"]: each["index"] for each in self._interpreter.get_input_details()}
             outputs = {each["name"]: each["index"] for each in self._interpreter.get_output_details()}
-        except (ValueError, RuntimeError) as error:
+        except (ValueError, RuntimeError, ImportError) as error:  # of numpy 2 tflite-runtime says it here
             raise BundleError(f"{path}: expected a graph that {self.version} loads, found: {error}") from error
         if self._signatures:
             for name in self._signatures.values():
@@ -186,10 +191,13 @@ def _without_note() -> Iterator[None]:
                 os.write(_STDERR, said)
 
 
-def _interpreter() -> tuple[Any, str]:
-    for module, distribution in _PACKAGES:
-        try:
-            return importlib.import_module(module), f"{distribution} {importlib.metadata.version(distribution)}"
-        except ImportError:
-            continue
-    raise MissingExtraError.of("ai-edge-litert", "tflite", "running a TFLite graph")
+def _interpreter(name: str) -> tuple[Any, str]:
+    module, distribution = _PACKAGES[name]
+    try:
+        return importlib.import_module(module), f"{distribution} {importlib.metadata.version(distribution)}"
+    except ImportError as error:
+        # On boards of 32 bits the extra brings the forerunner.
+        has_first = name == "litert" or os.uname().machine == "armv7l"
+        raise MissingExtraError.of(
+            distribution, "tflite" if has_first else "legacy", f"running a TFLite graph by {name}"
+        ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -239,7 +240,7 @@ def test_an_engine_says_nothing_on_stderr_and_what_others_say_meanwhile_is_there
 
 def test_an_engine_that_no_graph_is_for_or_nobody_knows_is_one_error(encoder_folder: Path, tmp_path: Path) -> None:
     made = make_encoder_bundle(tmp_path / "bundle", encoder_folder, graphs=("onnx",), collection=())
-    for name in ("litert", "torch"):
+    for name in ("litert", "tflite-runtime", "torch"):
         with pytest.raises(RequestError, match=rf"expected an engine of onnxruntime for encoder, found '{name}'"):
             edge_embed.open(made.path, engine=name)
 
@@ -264,6 +265,38 @@ def test_without_an_engine_all_else_is_answered_and_the_extra_is_named(encoder_b
         "running an ONNX graph needs the package onnxruntime, which is not installed; "
         "the extra edge-embed[onnx] brings it"
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "package", "extra"),
+    [
+        ("onnxruntime", "onnxruntime", "onnx"),
+        ("litert", "ai-edge-litert", "tflite"),
+        ("tflite-runtime", "tflite-runtime", "legacy"),
+    ],
+)
+def test_an_engine_that_is_named_and_missing_is_one_error_and_no_other_takes_its_place(
+    encoder_bundle: Path, bundle: Path, name: str, package: str, extra: str
+) -> None:
+    if os.uname().machine == "armv7l":
+        pytest.skip("there the extra tflite brings tflite-runtime")
+    program = (
+        "import sys\n"
+        "name, module, *bundles = sys.argv[1:]\n"
+        "sys.modules |= dict.fromkeys((module, f'{module}.interpreter'))\n"
+        "import edge_embed\n"
+        "for bundle in bundles:\n"
+        "    try:\n"
+        "        with edge_embed.open(bundle, engine=name) as runtime:\n"
+        "            runtime.encode('word1')\n"
+        "    except edge_embed.MissingExtraError as error:\n"
+        "        print(error)\n"
+    )
+    module = {"litert": "ai_edge_litert", "tflite-runtime": "tflite_runtime"}.get(name, name)
+    command = [sys.executable, "-c", program, name, module, str(encoder_bundle), str(bundle)]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    said = f"needs the package {package}, which is not installed; the extra edge-embed[{extra}] brings it"
+    assert [line.partition(" needs ")[2] for line in found.stdout.splitlines()] == [said.removeprefix("needs ")] * 2
 
 
 def test_an_engine_that_is_not_proven_is_asked_first_and_a_wrong_one_never_serves(copied: Path) -> None:

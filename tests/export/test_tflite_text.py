@@ -134,7 +134,7 @@ from edge_embed_bundle.encoders import EncoderGraph, GraphInput, GraphOutput
 graph = EncoderGraph(
     "tflite", "a.tflite", (), "int8", (GraphInput("ids", "ids", "int32"),), GraphOutput("vectors", "vectors"), 1, 0.0
 )
-engine = LiteRtEncoder(sys.argv[1], graph, 1)
+engine = LiteRtEncoder(sys.argv[1], graph, 1, "tflite-runtime")
 assert engine.version.startswith("tflite-runtime 2.14"), engine.version
 texts = [np.array([ids], np.int32) for ids in json.loads(sys.argv[2])]
 np.save(sys.argv[3], np.concatenate([engine.encode({"ids": ids}) for ids in texts]))
