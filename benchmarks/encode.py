@@ -32,6 +32,7 @@ import time
 from collections.abc import Callable, Sequence
 from itertools import cycle
 from pathlib import Path
+from random import Random
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -103,12 +104,14 @@ def texts_of(tokens: int, sentences: Sequence[str], count: int = _TEXTS) -> list
 
 
 def many(sentences: Sequence[str], count: int) -> list[str]:
-    """Return different texts: the sentences, then two of them at a time."""
+    """Return different texts, sentences and pairs of them, the longest first: an arena has its size from then on."""
     pairs = (f"{one} {other}" for step in range(1, count) for one, other in zip(sentences, sentences[step:]))  # noqa: B905
     found = list(sentences[:count])
     while len(found) < count:
         found.append(next(pairs))
-    return found
+    Random(0).shuffle(found)  # noqa: S311
+    longest = max(found, key=len)
+    return [longest, *(text for text in found if text is not longest)]
 
 
 def _tokenizer(folder: Path) -> Any:

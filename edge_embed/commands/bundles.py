@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -60,10 +62,32 @@ def _inspect(arguments: argparse.Namespace) -> int:
             figures = {key: value for key, value in sorted(quality.items()) if not isinstance(value, list | dict)}
             prices = ", ".join(f"{key} {value}" for key, value in figures.items())
             print(printable(f"quality   {name}: {prices}"))
+            for line in _graph_prices(quality):
+                print(printable(f"          {line}"))
         print(f"golden    {sum(len(golden.inputs) for golden in manifest.golden)} questions")
         for name, blob in manifest.blobs.items():
             print(f"blob      {name:16} {format_size(blob.size_bytes):>10}  {blob.sha256[:12]}")
     return 0
+
+
+def _graph_prices(quality: Mapping[str, Any]) -> list[str]:
+    """Return a line for each graph that was priced for itself, of whatever a writer put there."""
+    lines = []
+    for graph in _dicts(quality.get("graphs")):
+        figures = {key: value for key, value in sorted(graph.items()) if not isinstance(value, list | dict)}
+        blob = figures.pop("blob", "graph")
+        said = [f"{key} {value}" for key, value in figures.items()]
+        for each in _dicts(graph.get("evaluations")):
+            said += [
+                f"{each.get('file')} {score.get('measure')} loss {score.get('loss')}"
+                for score in _dicts(each.get("scores"))
+            ]
+        lines.append(f"{blob}: {', '.join(said)}")
+    return lines
+
+
+def _dicts(value: Any) -> list[Mapping[str, Any]]:
+    return [each for each in value if isinstance(each, Mapping)] if isinstance(value, list | tuple) else []
 
 
 def _print_table(model: TableModel) -> None:

@@ -4,7 +4,7 @@
  2. each graph that was asked for is written and run by its engine: how far its answers are off becomes its tolerance,
     and one that answers something else ends the export;
  3. a collection is encoded by the original, so its rows are off by their codec alone;
- 4. what the packed encoder costs is measured: cosines, neighbours, the user's own questions;
+ 4. what each graph costs is measured: cosines, neighbours, the user's own questions;
  5. only then the manifest is written, and the bundle gets its name.
 
 Codes hang on last bits, so the same source gives the same bytes again on the same machine, and on another one nearly.
@@ -37,7 +37,7 @@ from edge_embed_export.exporter import Report
 from edge_embed_export.matrix import spool_folder
 from edge_embed_export.options import COLLECTION, Options, check_naming
 from edge_embed_export.parts import Part, collection_of, collection_part
-from edge_embed_export.pricing import Price, check_loss, manifest_quality
+from edge_embed_export.pricing import GraphPrice, Price, check_loss, manifest_quality
 from edge_embed_export.proving import measured
 from edge_embed_export.quality import Quality, measure_quality
 from edge_embed_export.questions import SCORE_TOLERANCE, Question, exact_scores, lookup_question, spread_rows
@@ -101,10 +101,16 @@ def export_encoder(source: EncoderSource, options: Options, progress: Progress =
                 proven.append(proven_graph(encoder, expected, encoder.encode(golden_texts)))
                 packed.append(encoder)
             model = model._replace(graphs=tuple(proven))
-            with progress.task("asking the packed encoder", len(texts)) as advance:
-                after = _in_steps(packed[0].encode, texts, advance)
-            quality = {ENCODER: _quality(source, bundle, model.graphs[0], before, after, progress)}
-            evaluations = _evaluated(options, original.encode, packed[0].encode)
+            priced = []
+            asked = _remembering(original.encode)
+            for graph, encoder in zip(model.graphs, packed, strict=True):
+                with progress.task(f"asking {graph.blob}", len(texts)) as advance:
+                    after = _in_steps(encoder.encode, texts, advance)
+                cost = _quality(source, bundle, graph, before, after, progress)
+                priced.append(GraphPrice(graph.blob, cost, _evaluated(options, asked, encoder.encode)))
+            # The first graph serves where nobody names another, and stands for the encoder.
+            quality, evaluations = {ENCODER: priced[0].quality}, priced[0].evaluations
+            by_graph = tuple(priced) if len(priced) > 1 else ()
         questions = [Question("encode", ENCODER, "text", golden_texts, expected, _largest(model.graphs))]
         models: tuple[EncoderModel | TableModel, ...] = (model,)
         if options.collection:
@@ -121,8 +127,8 @@ def export_encoder(source: EncoderSource, options: Options, progress: Progress =
         prices: list[Price] = []
 
         def sign(blobs: Mapping[str, Blob]) -> Manifest:
-            signed = signed_off(draft(models, blobs), golden, quality, evaluations)
-            prices.append(Price(options.codec, signed.size_bytes, quality, evaluations))
+            signed = signed_off(draft(models, blobs), golden, quality, evaluations, by_graph)
+            prices.append(Price(options.codec, signed.size_bytes, quality, evaluations, graphs=by_graph))
             check_loss(prices[0], options.max_loss)
             return signed
 
@@ -266,6 +272,19 @@ def _quality(
     return replace(measure_quality(before, after, size, progress), bytes_before=source.network.size_bytes)
 
 
+def _remembering(encode: Encode) -> Encode:
+    """Return an encoder that is asked for a text once: every graph is held against the same answers."""
+    known: dict[str, NDArray[np.float32]] = {}
+
+    def asked(texts: Sequence[str]) -> NDArray[np.float32]:
+        new = [text for text in dict.fromkeys(texts) if text not in known]
+        if new:
+            known.update(zip(new, encode(new), strict=True))
+        return np.stack([known[text] for text in texts])
+
+    return asked
+
+
 def _evaluated(options: Options, before: Encode, after: Encode) -> tuple[Evaluation, ...]:
     sides = [Side(0, lambda _: -1, lambda rows: np.empty((len(rows), 0), np.float32), each) for each in (before, after)]
     return tuple(evaluate(task, *sides) for task in options.evaluations)
@@ -298,5 +317,6 @@ def signed_off(
     golden: tuple[Golden, ...],
     quality: Mapping[str, Quality],
     evaluations: tuple[Evaluation, ...],
+    graphs: tuple[GraphPrice, ...] = (),
 ) -> Manifest:
-    return draft._replace(golden=golden, quality=manifest_quality(quality, evaluations, ENCODER))
+    return draft._replace(golden=golden, quality=manifest_quality(quality, evaluations, ENCODER, graphs=graphs))
