@@ -399,7 +399,7 @@ def _missed(found: Any, times: dict[str, float], spared: dict[str, float]) -> li
 def _section(rounds: int, found: Any, absent: dict[str, str], times: dict[str, float], spared: dict[str, float]) -> str:
     lines = [
         f"{today()}, all-MiniLM-L6-v2, sentences of the STS benchmark: texts of 16, 64 and 128 tokens one at a time, "
-        f"and {_SENTENCES:,} sentences as a list; medians of {rounds} interleaved rounds, one process per peer, warm "
+        f"and {_SENTENCES:,} sentences and pairs of them as a list; medians of {rounds} interleaved rounds, one process per peer, warm "
         f"file cache. Memory is private, after the first vector and after the list, and resident (with mapped pages) "
         f"then. {this_machine()}.",
         "",
