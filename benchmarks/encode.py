@@ -399,9 +399,9 @@ def _missed(found: Any, times: dict[str, float], spared: dict[str, float]) -> li
 def _section(rounds: int, found: Any, absent: dict[str, str], times: dict[str, float], spared: dict[str, float]) -> str:
     lines = [
         f"{today()}, all-MiniLM-L6-v2, sentences of the STS benchmark: texts of 16, 64 and 128 tokens one at a time, "
-        f"and {_SENTENCES:,} sentences and pairs of them as a list; medians of {rounds} interleaved rounds, one process per peer, warm "
-        f"file cache. Memory is private, after the first vector and after the list, and resident (with mapped pages) "
-        f"then. {this_machine()}.",
+        f"and {_SENTENCES:,} sentences and pairs of them as a list; medians of {rounds} interleaved rounds, one "
+        f"process per peer, warm file cache. Memory is private, after the first vector and after the list, and "
+        f"resident (with mapped pages) then. {this_machine()}.",
         "",
         "| peer | threads | 16 tokens p50 / p99 (ms) | 64 | 128 | sentences/s | private MB | resident MB "
         "| start to vector (ms) |",
