@@ -28,7 +28,7 @@ from edge_embed.progress import SILENT, Progress
 from edge_embed.runtime import Runtime
 from edge_embed_bundle.bundle import Bundle
 from edge_embed_bundle.encoders import EncoderGraph, EncoderModel
-from edge_embed_bundle.manifest import Golden, Manifest, TableModel
+from edge_embed_bundle.manifest import Golden, Manifest, Model, TableModel
 from edge_embed_bundle.values import Blob, Engine
 from edge_embed_bundle.writer import BundleWriter
 from edge_embed_export.encoder_drafting import draft_encoder
@@ -36,11 +36,12 @@ from edge_embed_export.evaluation import Evaluation, Side, evaluate
 from edge_embed_export.exporter import Report
 from edge_embed_export.matrix import spool_folder
 from edge_embed_export.options import COLLECTION, Options, check_naming
-from edge_embed_export.parts import Part, collection_of, collection_part
+from edge_embed_export.parts import collection_of, collection_part
 from edge_embed_export.pricing import GraphPrice, Price, check_loss, manifest_quality
 from edge_embed_export.proving import measured
 from edge_embed_export.quality import Quality, measure_quality
 from edge_embed_export.questions import SCORE_TOLERANCE, Question, exact_scores, lookup_question, spread_rows
+from edge_embed_export.sources import SourceTable
 from edge_embed_export.sources.encoders import EncoderSource
 from edge_embed_export.sources.transformers import TOKENIZER_BLOB
 from edge_embed_export.tuning import tuned
@@ -65,6 +66,7 @@ _LONG_LETTERS = 2000
 _STRANGE_TEXTS = ("", "a", "naïve 東京 🙂")
 
 Encode = Callable[[Sequence[str]], NDArray[np.float32]]
+Draft = Callable[[tuple[Model, ...], Mapping[str, Blob]], Manifest]
 
 
 def export_encoder(source: EncoderSource, options: Options, progress: Progress = SILENT) -> Report:
@@ -114,15 +116,11 @@ def export_encoder(source: EncoderSource, options: Options, progress: Progress =
         questions = [Question("encode", ENCODER, "text", golden_texts, expected, _largest(model.graphs))]
         models: tuple[EncoderModel | TableModel, ...] = (model,)
         if options.collection:
-            part = _collection(source, options, original.encode, progress)
-            table = write_model(writer, part, progress)
-            with Runtime(writer.preview(lambda blobs: draft((model, table), blobs)), verify=False) as runtime:
-                quality |= measured([part], (table,), runtime, progress)
-                table = tuned(part, table, runtime, options.recall, progress)
-            models = (model, table)
-            with Runtime(writer.preview(lambda blobs: draft(models, blobs)), verify=False) as runtime:
-                questions.append(lookup_question(runtime, table.name))
-                questions.append(_search(runtime, table.name, golden_texts, expected, model))
+            rows = collection_of(options.collection, original.encode, source.weights_digest, progress)
+            search = partial(_search, texts=golden_texts, vectors=expected, model=model)
+            table, its_cost, its_own = write_collection(writer, rows, model, draft, source, options, search, progress)
+            models, quality = (model, table), {**quality, **its_cost}
+            questions += its_own
         golden = write_questions(writer, questions)
         prices: list[Price] = []
 
@@ -290,26 +288,54 @@ def _evaluated(options: Options, before: Encode, after: Encode) -> tuple[Evaluat
     return tuple(evaluate(task, *sides) for task in options.evaluations)
 
 
-def _collection(source: EncoderSource, options: Options, encode: Encode, progress: Progress) -> Part:
-    table = collection_of(options.collection, encode, source.weights_digest, progress)
-    return collection_part(table, source.title, options.codecs.get(COLLECTION, "int8"), options, progress)
+def write_collection(
+    writer: BundleWriter,
+    rows: SourceTable,
+    encoder: EncoderModel,
+    draft: Draft,
+    source: EncoderSource,
+    options: Options,
+    search: Callable[[Runtime], Question],
+    progress: Progress,
+) -> tuple[TableModel, Mapping[str, Quality], list[Question]]:
+    """Write what an encoder's vectors are searched in.
+
+    Args:
+        writer: of the bundle.
+        rows: the vectors, by their keys.
+        encoder: the model that made them.
+        draft: makes the manifest of some models.
+        source: where the encoder comes from.
+        options: what the user decided.
+        search: makes a golden question that the table is searched for.
+        progress: told what is done.
+
+    Returns:
+        The table's model, what its codec cost, and its golden questions.
+    """
+    codec = options.codecs.get(COLLECTION, "int8")
+    part = collection_part(rows, source.title, codec, options, progress)
+    table = write_model(writer, part, progress)
+    with Runtime(writer.preview(lambda blobs: draft((encoder, table), blobs)), verify=False) as runtime:
+        quality = measured([part], (table,), runtime, progress)
+        table = tuned(part, table, runtime, options.recall, progress)
+    with Runtime(writer.preview(lambda blobs: draft((encoder, table), blobs)), verify=False) as runtime:
+        return table, quality, [lookup_question(runtime, table.name), search(runtime)]
 
 
-def _search(
-    runtime: Runtime, name: str, texts: tuple[str, ...], vectors: NDArray[np.float32], model: EncoderModel
-) -> Question:
+def _search(runtime: Runtime, *, texts: tuple[str, ...], vectors: NDArray[np.float32], model: EncoderModel) -> Question:
     """Ask for the neighbours of texts: their scores by the original's vectors, which each graph's may be off from."""
-    table = runtime.table(name)
+    table = runtime.table(COLLECTION)
     k = min(_NEIGHBOURS, table.model.rows)
     asked: NDArray[np.bool_] = np.any(vectors, axis=1)
     texts, vectors = tuple(text for text, kept in zip(texts, asked.tolist(), strict=True) if kept), vectors[asked]
     scores = exact_scores(table, vectors, k)
-    found = np.stack([each.scores for each in runtime.search(text=texts, model=name, k=k, exact=True)])
+    found = np.stack([each.scores for each in runtime.search(text=texts, model=COLLECTION, k=k, exact=True)])
     off = float(np.abs(found - scores).max(initial=0))
     # A sum of products of unit vectors moves by no more than a vector does; of other graphs, as by this one.
     share = _largest(model.graphs) / model.graphs[0].tolerance
     tolerance = max(SCORE_TOLERANCE, rounded_up(_TOLERANCE_FACTOR * share * off))
-    return Question("search", name, "text", texts, scores, tolerance)
+    return Question("search", COLLECTION, "text", texts, scores, tolerance)
 
 
 def signed_off(
