@@ -104,13 +104,14 @@ def texts_of(tokens: int, sentences: Sequence[str], count: int = _TEXTS) -> list
 
 
 def many(sentences: Sequence[str], count: int) -> list[str]:
-    """Return different texts, sentences and pairs of them, in no order."""
+    """Return different texts, sentences and pairs of them, in no order but that the longest one is the first."""
     pairs = (f"{one} {other}" for step in range(1, count) for one, other in zip(sentences, sentences[step:]))  # noqa: B905
     found = list(sentences[:count])
     while len(found) < count:
         found.append(next(pairs))
     Random(0).shuffle(found)  # noqa: S311
-    return found
+    longest = max(found, key=len)
+    return [longest, *(text for text in found if text is not longest)]
 
 
 def _tokenizer(folder: Path) -> Any:
