@@ -267,12 +267,13 @@ class Runtime:
             DeadlineError: the time was over before the last image.
             MissingExtraError: the image library or the engine's package is not installed.
         """
+        deadline_ns = _deadline_ns(deadline_ms)
         from edge_embed.images import listed
 
         serving = self._current()
         images, alone = listed(image)
         encode = partial(serving.image_encoder().encode, normalize=normalize)
-        batches = Batches("images", batch_size, _deadline_ns(deadline_ms), show_progress)
+        batches = Batches("images", batch_size, deadline_ns, show_progress)
         vectors = in_batches(encode, images, serving.image_model().dimensions, batches)
         return vectors[0] if alone else vectors
 
@@ -300,9 +301,9 @@ class Runtime:
         if not isinstance(k, int | np.integer) or k < 1:
             raise RequestError(f"expected k of at least 1, found {k!r}")
         classifier = self._current().classifier()
-        if isinstance(text, str):
-            return classifier.classify([text], int(k), threshold)[0]
-        return classifier.classify(list(text), int(k), threshold)
+        texts, alone = _listed(text, isinstance(text, str))
+        found = classifier.classify(texts, int(k), threshold)
+        return found[0] if alone else found
 
     @overload
     def stamped(self, *, key: Key) -> Stamped: ...
@@ -506,8 +507,9 @@ class Runtime:
         return policy
 
     def _encode(self, serving: Serving, text: str | Sequence[str]) -> Vector:
-        vectors = serving.text_encoder().encode([text] if isinstance(text, str) else list(text))
-        return vectors.reshape(-1) if isinstance(text, str) else vectors
+        texts, alone = _listed(text, isinstance(text, str))
+        vectors = serving.text_encoder().encode(texts)
+        return vectors.reshape(-1) if alone else vectors
 
     def _current(self) -> Serving:
         """Return the generation to answer from, after moving to a newly confirmed one."""

@@ -60,6 +60,7 @@ class Serving:
         self._shortcuts = {name: table.shortcut() for name, table in self._tables.items()}
         self._pins: Pins | None = None
         self._encoders: dict[str, AnyEncoder] = {}
+        self._text_encoder: Encoder | None = None
         self._classifier: Classifier | None = None
         self._making_encoder = threading.Lock()
 
@@ -113,7 +114,9 @@ class Serving:
 
     def text_encoder(self) -> Encoder:
         """Return the encoder of texts."""
-        return self.encoder(self.text_model().name)  # type: ignore[return-value]  # the model says what it encodes
+        if self._text_encoder is None:
+            self._text_encoder = self.encoder(self.text_model().name)  # type: ignore[assignment]  # the model says what
+        return self._text_encoder  # type: ignore[return-value]  # None is over
 
     def image_encoder(self) -> GraphImageEncoder:
         """Return the encoder of images."""

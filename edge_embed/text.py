@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import Protocol, Self
@@ -53,7 +54,9 @@ class HuggingFaceTokenizer:
     """A ``tokenizer.json``, run by the package ``tokenizers``; token ids are row ids.
 
     A text is cut after ``max_letters`` and its tokens after ``max_tokens``; the token ``skipped`` is then left out.
-    ``special_tokens`` are those of the definition's own template; they count.
+    ``special_tokens`` are those of the definition's own template; they count. All happens on the right: a definition
+    that cuts on the left is refused, and where a graph takes the tokens (``for_graph``) so is one that pads there: its
+    model was given other positions.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class HuggingFaceTokenizer:
         max_letters: int | None = None,
         skipped: int | None = None,
         special_tokens: bool = False,
+        for_graph: bool = False,
     ) -> None:
         try:
             import tokenizers
@@ -77,15 +81,22 @@ class HuggingFaceTokenizer:
         self._special_tokens = special_tokens
         with self._faults_are_the_bundles("a tokenizer definition"):
             self._tokenizer = tokenizers.Tokenizer.from_buffer(definition)
+            cuts, pads = self._tokenizer.truncation, self._tokenizer.padding if for_graph else None
             # Definitions carry the padding and truncation of their training (all-MiniLM pads to 128).
             self._tokenizer.no_padding()
             if max_tokens is None:
                 self._tokenizer.no_truncation()
             else:
                 self._tokenizer.enable_truncation(max_tokens)
+        for does, how in (("cuts", cuts), ("pads", pads)):
+            if how is not None and how["direction"] != "right":
+                raise BundleError(
+                    f"{source}: expected a tokenizer that {does} on the right, found one that {does} on the left"
+                )
         self._words = KnownWords.of(definition, self._cut)
         #: The special tokens before and behind those of a text's words.
         self._before, self._behind = self._template() if self._words is not None and special_tokens else ([], [])
+        self._room = sys.maxsize if max_tokens is None else max_tokens - len(self._before) - len(self._behind)
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         """See :meth:`Tokenizer.ids`."""
@@ -95,20 +106,19 @@ class HuggingFaceTokenizer:
     def _found(self, texts: Sequence[str]) -> list[list[int]]:
         if self._words is None:
             return self._encoded(texts)
-        found = [self._of_words(text) for text in texts]
+        found = [self._of_words(self._words, text) for text in texts]
         strange = [place for place, ids in enumerate(found) if ids is None]
         if strange:
             for place, ids in zip(strange, self._encoded([texts[place] for place in strange]), strict=True):
                 found[place] = ids
-        return [[] if ids is None else ids for ids in found]
+        return found  # type: ignore[return-value]  # nothing is None any more
 
-    def _of_words(self, text: str) -> list[int] | None:
+    def _of_words(self, words: KnownWords, text: str) -> list[int] | None:
         """Return the tokens of a text by its words, as the package would; or None where that is not sure."""
-        ids = None if self._words is None else self._words.ids(text)
+        ids = words.ids(text)
         if ids is None:
             return None
-        if self._max_tokens is not None:
-            del ids[self._max_tokens - len(self._before) - len(self._behind) :]
+        del ids[self._room :]
         return [*self._before, *ids, *self._behind] if self._before or self._behind else ids
 
     def _template(self) -> tuple[list[int], list[int]]:
@@ -213,8 +223,7 @@ class TextEncoder:
         """
         check_no_prompt(prompt)
         normalizes = self._normalize if normalize is None else normalize
-        for i, text in enumerate(texts):
-            check_text(text, i)
+        check_texts(texts)
         if len(texts) == 1 and self._means is not None:
             mean = self._means.bag(self._tokenizer.ids(texts)[0], None)
             if mean is not None:
@@ -278,14 +287,23 @@ def check_no_prompt(prompt: str | None) -> None:
         raise RequestError(f"expected no prompt, which static encoders do not have, found {prompt!r}")
 
 
+def check_texts(texts: Sequence[str]) -> None:
+    """Refuse what is no text of Unicode.
+
+    Raises:
+        RequestError: one of them is no ``str``, or holds a lone surrogate.
+    """
+    for i, text in enumerate(texts):
+        if not isinstance(text, str) or not text.isascii():
+            check_text(text, i)
+
+
 def check_text(text: str, place: int) -> None:
     """Refuse what is no text of Unicode.
 
     Raises:
         RequestError: the text at that place is no ``str``, or holds a lone surrogate.
     """
-    if isinstance(text, str) and text.isascii():
-        return
     if not isinstance(text, str):
         raise RequestError(f"text {place}: expected str, found {type(text).__name__}")
     try:

@@ -2,11 +2,12 @@
 
 * BERT's tokenizers cut a text at white space and around punctuation, and then each word for itself (Devlin et al.,
   2019; Schuster and Nakajima, "Japanese and Korean Voice Search", ICASSP 2012): so the tokens of a text are those of
-  its words, in their order. The package ``tokenizers`` goes through all of it for every text, 2 us a word; a word that
-  is known costs a look into a dict.
+  its words, in their order. The package ``tokenizers`` goes through all of it for every text, 2 us a word; what stands
+  between two blanks and is known, punctuation and all, costs a look into a dict.
 * Only what is sure goes this way: texts of printable ASCII, without a letter that a special token begins with, for
-  definitions of just this kind. Everything else is the package's, and so is every word that is new.
-* What is remembered is bounded, in words and in letters a word.
+  definitions of just this kind. Everything else is the package's, and so is every word that is new. It is judged when
+  it is learnt: a text of known pieces needs no other look.
+* What is remembered is bounded, in pieces and in letters a piece.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ import re
 from collections.abc import Callable
 from itertools import chain
 
-#: Words that are remembered: with their tokens, about 3 MB.
-_WORDS_CEILING = 16_384
+#: Pieces that are remembered: with their tokens, about 3 MB.
+_PIECES_CEILING = 16_384
 _LETTERS_CEILING = 32
 # The package's ASCII punctuation is every printable letter that is neither a letter, a digit nor a blank.
 _WORDS = re.compile(r"[A-Za-z0-9]+|[!-/:-@\[-`{-~]")
@@ -60,22 +61,25 @@ class KnownWords:
 
     def ids(self, text: str) -> list[int] | None:
         """Return the tokens of a text, or None where the package has to say."""
-        if not text.isascii() or not text.isprintable() or (self._special is not None and self._special.search(text)):
-            return None
-        words = _WORDS.findall(text.lower() if self._lowercase else text)
+        # At blanks alone: to the package other white space is none, or more than that.
+        pieces = text.split(" ")
         try:
-            return list(chain.from_iterable(map(self._known.__getitem__, words)))
+            return list(chain.from_iterable(map(self._known.__getitem__, pieces)))
         except KeyError:
-            return list(chain.from_iterable(map(self._learnt, words)))
+            return list(chain.from_iterable(map(self._learnt, pieces))) if self._is_sure(text) else None
 
-    def _learnt(self, word: str) -> list[int]:
-        tokens = self._known.get(word)
+    def _is_sure(self, text: str) -> bool:
+        return text.isascii() and text.isprintable() and (self._special is None or not self._special.search(text))
+
+    def _learnt(self, piece: str) -> list[int]:
+        tokens = self._known.get(piece)
         if tokens is not None:
             return tokens
-        tokens = self._cut(word)
-        if len(word) <= _LETTERS_CEILING:
-            if len(self._known) >= _WORDS_CEILING:
+        words = _WORDS.findall(piece.lower() if self._lowercase else piece)
+        tokens = list(chain.from_iterable(map(self._learnt, words))) if words != [piece] else self._cut(piece)
+        if len(piece) <= _LETTERS_CEILING:
+            if len(self._known) >= _PIECES_CEILING:
                 # Those that are met often come back at once.
                 self._known.clear()
-            self._known[word] = tokens
+            self._known[piece] = tokens
         return tokens

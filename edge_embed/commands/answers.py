@@ -16,7 +16,7 @@ from edge_embed.runtime import Runtime, Vector
 from edge_embed_bundle.manifest import BAG_MODES
 
 _ID = re.compile(r"-?[0-9]{1,19}")
-_ENGINES = "kernels, onnxruntime or litert; of an encoder, by default, the first that is here"
+_ENGINES = "kernels, onnxruntime, litert or tflite-runtime; of an encoder, by default, the first that is here"
 
 
 def _configure_answer(parser: argparse.ArgumentParser) -> None:

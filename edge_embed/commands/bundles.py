@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from edge_embed.commands import Command, printable
 from edge_embed.encoding import open_graph_encoder
-from edge_embed.engines import engine_of, open_bag_graph, open_graph
+from edge_embed.engines import open_bag_graph, open_graph
 from edge_embed.errors import BundleError, EdgeEmbedError, MissingExtraError
 from edge_embed.golden import bag_difference, check_asked, encoder_outcomes
 from edge_embed.memory import format_size
@@ -60,10 +62,32 @@ def _inspect(arguments: argparse.Namespace) -> int:
             figures = {key: value for key, value in sorted(quality.items()) if not isinstance(value, list | dict)}
             prices = ", ".join(f"{key} {value}" for key, value in figures.items())
             print(printable(f"quality   {name}: {prices}"))
+            for line in _graph_prices(quality):
+                print(printable(f"          {line}"))
         print(f"golden    {sum(len(golden.inputs) for golden in manifest.golden)} questions")
         for name, blob in manifest.blobs.items():
             print(f"blob      {name:16} {format_size(blob.size_bytes):>10}  {blob.sha256[:12]}")
     return 0
+
+
+def _graph_prices(quality: Mapping[str, Any]) -> list[str]:
+    """Return a line for each graph that was priced for itself, of whatever a writer put there."""
+    lines = []
+    for graph in _dicts(quality.get("graphs")):
+        figures = {key: value for key, value in sorted(graph.items()) if not isinstance(value, list | dict)}
+        blob = figures.pop("blob", "graph")
+        said = [f"{key} {value}" for key, value in figures.items()]
+        for each in _dicts(graph.get("evaluations")):
+            said += [
+                f"{each.get('file')} {score.get('measure')} loss {score.get('loss')}"
+                for score in _dicts(each.get("scores"))
+            ]
+        lines.append(f"{blob}: {', '.join(said)}")
+    return lines
+
+
+def _dicts(value: Any) -> list[Mapping[str, Any]]:
+    return [each for each in value if isinstance(each, Mapping)] if isinstance(value, list | tuple) else []
 
 
 def _print_table(model: TableModel) -> None:
@@ -171,7 +195,7 @@ def _graph_check(runtime: Runtime, model: TableModel, graph: Graph) -> dict[str,
     except EdgeEmbedError as error:
         return {"check": str(error), "passed": False}
     said = "the kernels' vectors, bit for bit" if same else "other vectors than the kernels"
-    return {"check": f"{graph.blob} on {engine_of(graph)} {engine.version}: {said}", "passed": same}
+    return {"check": f"{graph.blob} on {engine.name} {engine.version}: {said}", "passed": same}
 
 
 def _bag_graph_check(runtime: Runtime, model: TableModel, graph: Graph) -> dict[str, object]:
@@ -184,7 +208,7 @@ def _bag_graph_check(runtime: Runtime, model: TableModel, graph: Graph) -> dict[
         return {"check": str(error), "passed": False}
     passed = off <= bound
     said = f"bags off by {off:.3g}, {'within' if passed else 'NOT within'} {bound:.3g}"
-    return {"check": f"{graph.blob} on {engine_of(graph)} {engine.version}: {said}", "passed": passed}
+    return {"check": f"{graph.blob} on {engine.name} {engine.version}: {said}", "passed": passed}
 
 
 def _encoder_check(runtime: Runtime, model: EncoderModel, graph: EncoderGraph) -> dict[str, object]:

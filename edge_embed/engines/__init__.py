@@ -6,15 +6,15 @@ negative ones from the end, LiteRT stops with an error of its own), and the gold
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_embed.engines.onnx_gate import check_graph_file
 from edge_embed.engines.tflite_files import examine
-from edge_embed.errors import BundleError, RequestError
+from edge_embed.errors import BundleError, MissingExtraError, RequestError
 from edge_embed.kernels import Pooling, Rows
 from edge_embed_bundle.bundle import Bundle
 from edge_embed_bundle.encoders import EncoderGraph
@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from edge_embed.engines.onnx import OnnxRuntime
     from edge_embed.engines.tflite import LiteRt
 
-#: The graph format that each engine runs.
-FORMATS = {"onnxruntime": "onnx", "litert": "tflite"}
+T = TypeVar("T")
+
+#: The graph format that each engine runs; where none is named, of several that are here the first one does.
+FORMATS = {"onnxruntime": "onnx", "litert": "tflite", "tflite-runtime": "tflite"}
 
 
 class LookupEngine(Protocol):
@@ -64,7 +66,7 @@ class EncoderEngine(Protocol):
                 from 1 to the graph's ``max_batch``, the length one of its signatures where it has some.
 
         Returns:
-            ``(n, d)``, or ``(n, length, d)`` where the output holds tokens; in the output's own type.
+            ``(n, d)``, or ``(n, length, d)`` where the output holds tokens; fresh, in the output's own type.
         """
 
 
@@ -72,7 +74,7 @@ class EngineRows(Pooling):
     """A table's rows, decoded by an engine and scanned by the kernels."""
 
     def __init__(self, engine: LookupEngine, rows: Rows, dimensions: int) -> None:
-        self.version = engine.version
+        self.name, self.version = engine.name, engine.version
         self._engine = engine
         self._rows = rows
         self._dimensions = dimensions
@@ -85,7 +87,7 @@ class EngineRows(Pooling):
         expected = (len(ids), self._dimensions)
         if not isinstance(vectors, np.ndarray) or vectors.dtype != np.float32 or vectors.shape != expected:
             found = f"{vectors.dtype} {vectors.shape}" if isinstance(vectors, np.ndarray) else type(vectors).__name__
-            raise BundleError(f"expected float32 {expected} from {self._engine.name}, found {found}")
+            raise BundleError(f"expected float32 {expected} from {self.name}, found {found}")
         return vectors
 
     def scores(self, query: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -120,15 +122,15 @@ def load_engine(name: str, path: str, *, bags: bool = False) -> OnnxRuntime | Li
         from edge_embed.engines.onnx import OnnxRuntime
 
         return OnnxRuntime(path, bags=bags)
-    if name == "litert":
+    if name in FORMATS:
         from edge_embed.engines.tflite import LiteRt
 
-        return LiteRt(path)
+        return LiteRt(path, name)
     raise RequestError(f"expected an engine of kernels, {', '.join(FORMATS)}, found {name!r}")
 
 
-def load_encoder(graph: EncoderGraph, bundle: Bundle, threads: int) -> EncoderEngine:
-    """Load a graph that encodes into its engine.
+def load_encoder(graph: EncoderGraph, bundle: Bundle, threads: int, name: str | None = None) -> EncoderEngine:
+    """Load a graph that encodes into an engine for it: the first one that is here, if none is named.
 
     Raises:
         MissingExtraError: the engine's package is not installed.
@@ -141,22 +143,38 @@ def load_encoder(graph: EncoderGraph, bundle: Bundle, threads: int) -> EncoderEn
         return OnnxEncoder(path, graph, threads)
     from edge_embed.engines.tflite import LiteRtEncoder
 
-    return LiteRtEncoder(path, graph, threads)
+    return first_here(engines_of(graph, name), lambda each: LiteRtEncoder(path, graph, threads, each))
 
 
-def engine_of(graph: Graph | EncoderGraph) -> str:
-    """Return the name of the engine that runs a graph."""
-    return next(name for name, format in FORMATS.items() if format == graph.format)
+def engines_of(graph: Graph | EncoderGraph, name: str | None = None) -> tuple[str, ...]:
+    """Return the names of the engines that run a graph, best first; of one that is named, that alone."""
+    return tuple(each for each, format in FORMATS.items() if format == graph.format and name in (None, each))
 
 
-def open_graph(graph: Graph, bundle: Bundle, rows: Rows, dimensions: int) -> EngineRows:
-    """Return the rows behind ``rows`` as a graph of the bundle decodes them.
+def first_here(names: Sequence[str], load: Callable[[str], T]) -> T:
+    """Return what is loaded by the first engine whose package is installed.
+
+    Raises:
+        MissingExtraError: none is; it is the first one's.
+    """
+    missing: list[MissingExtraError] = []
+    for name in names:
+        try:
+            return load(name)
+        except MissingExtraError as error:
+            missing.append(error)
+    raise missing[0]
+
+
+def open_graph(graph: Graph, bundle: Bundle, rows: Rows, dimensions: int, name: str | None = None) -> EngineRows:
+    """Return the rows behind ``rows`` as a graph of the bundle decodes them, by the first engine if none is named.
 
     Raises:
         BundleError: the graph reads a file that is no blob of the bundle, or its engine does not accept it.
     """
     path = _path(graph, bundle, allowed=tuple(bundle.manifest.blobs))
-    return EngineRows(load_engine(engine_of(graph), path), rows, dimensions)
+    engine = first_here(engines_of(graph, name), lambda each: load_engine(each, path))
+    return EngineRows(engine, rows, dimensions)
 
 
 def open_bag_graph(graph: Graph, bundle: Bundle) -> BagEngine:
@@ -166,7 +184,7 @@ def open_bag_graph(graph: Graph, bundle: Bundle) -> BagEngine:
         BundleError: the graph reads a file that is no blob of the bundle, or its engine does not accept it.
     """
     path = _path(graph, bundle, allowed=tuple(bundle.manifest.blobs))
-    return load_engine(engine_of(graph), path, bags=True)
+    return first_here(engines_of(graph), lambda each: load_engine(each, path, bags=True))
 
 
 def _path(graph: Graph | EncoderGraph, bundle: Bundle, allowed: tuple[str, ...]) -> str:
@@ -189,7 +207,7 @@ def open_engine(name: str, bundle: Bundle, model: TableModel, rows: Rows) -> Eng
         raise RequestError(f"expected an engine of kernels, {', '.join(FORMATS)}, found {name!r}")
     for graph in model.graphs:
         if graph.format == FORMATS[name] and graph.operation == "lookup":
-            return open_graph(graph, bundle, rows, model.dimensions)
+            return open_graph(graph, bundle, rows, model.dimensions, name)
     raise RequestError(
         f"{bundle.folder}: expected a {FORMATS[name]} graph for {name}, found none; export with --graphs"
     )

@@ -1,11 +1,17 @@
-"""LiteRT, or tflite-runtime where LiteRT has no wheel: runs ``.tflite`` graphs, opened by path to be mapped."""
+"""LiteRT, and tflite-runtime, its forerunner: either runs ``.tflite`` graphs, opened by path to be mapped.
+
+Both bring the same ``Interpreter``, so one class for each kind of graph serves both, told which by its name. The second
+is for boards that the first has no wheel for, and answers some files wrongly: no graph is believed unasked.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
+import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,17 +20,25 @@ from numpy.typing import NDArray
 from edge_embed.errors import BundleError, MissingExtraError
 from edge_embed_bundle.encoders import EncoderGraph
 
-# Either brings the same Interpreter; the second is the last release of its forerunner, for boards without the first.
-_PACKAGES = (("ai_edge_litert.interpreter", "ai-edge-litert"), ("tflite_runtime.interpreter", "tflite-runtime"))
+#: The module and the distribution of each engine.
+_PACKAGES = {
+    "litert": ("ai_edge_litert.interpreter", "ai-edge-litert"),
+    "tflite-runtime": ("tflite_runtime.interpreter", "tflite-runtime"),
+}
+
+_STDERR = 2
+#: What the library writes there, once in a process, when it makes its default delegate.
+_NOTE = b"INFO: Created TensorFlow Lite XNNPACK delegate for CPU.\n"
+_noting = threading.Lock()
+_NOTHING: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
 
 
 class LiteRt:
     """The graphs of a file in one interpreter, one thread. The interpreter is no place for two callers at once."""
 
-    name = "litert"
-
-    def __init__(self, path: str) -> None:
-        interpreter, self.version = _interpreter()
+    def __init__(self, path: str, name: str) -> None:
+        interpreter, self.version = _interpreter(name)
+        self.name = name
         self._path = path
         try:
             self._interpreter: Any = interpreter.Interpreter(
@@ -35,7 +49,7 @@ class LiteRt:
             )
             self._input = self._interpreter.get_input_details()
             self._output = self._interpreter.get_output_details()
-        except (ValueError, RuntimeError) as error:
+        except (ValueError, RuntimeError, ImportError) as error:  # of numpy 2 tflite-runtime says it here
             raise BundleError(f"{path}: expected a graph that {self.version} loads, found: {error}") from error
         names = [detail["name"] for detail in (*self._input, *self._output)]
         if names != ["ids", "vectors"]:
@@ -86,10 +100,9 @@ class LiteRtEncoder:
     With named signatures, each is a way in of its own; without, the inputs are resized to what is given.
     """
 
-    name = "litert"
-
-    def __init__(self, path: str, graph: EncoderGraph, threads: int) -> None:
-        interpreter, self.version = _interpreter()
+    def __init__(self, path: str, graph: EncoderGraph, threads: int, name: str) -> None:
+        interpreter, self.version = _interpreter(name)
+        self.name = name
         self._path = path
         self._output = graph.output.name
         self._names = {each.role: each.name for each in graph.inputs}
@@ -97,12 +110,13 @@ class LiteRtEncoder:
         self._runners: dict[int, Any] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._running = threading.Lock()
+        self._has_run = False
         try:
             self._interpreter: Any = interpreter.Interpreter(model_path=path, num_threads=threads)
             known = self._interpreter.get_signature_list()
             inputs = {each["name"]: each["index"] for each in self._interpreter.get_input_details()}
             outputs = {each["name"]: each["index"] for each in self._interpreter.get_output_details()}
-        except (ValueError, RuntimeError) as error:
+        except (ValueError, RuntimeError, ImportError) as error:  # of numpy 2 tflite-runtime says it here
             raise BundleError(f"{path}: expected a graph that {self.version} loads, found: {error}") from error
         if self._signatures:
             for name in self._signatures.values():
@@ -115,8 +129,9 @@ class LiteRtEncoder:
 
     def encode(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
         """See :meth:`edge_embed.engines.EncoderEngine.encode`."""
-        with self._running:
+        with self._running, _NOTHING if self._has_run else _without_note():
             try:
+                self._has_run = True
                 return self._by_signature(inputs) if self._signatures else self._resized(inputs)
             except (ValueError, RuntimeError, KeyError) as error:
                 self._shapes = {}
@@ -151,10 +166,38 @@ class LiteRtEncoder:
             )
 
 
-def _interpreter() -> tuple[Any, str]:
-    for module, distribution in _PACKAGES:
+@contextlib.contextmanager
+def _without_note() -> Iterator[None]:
+    """Keep the library's note of its delegate off stderr; all else that is written meanwhile is there behind it.
+
+    The note goes to the descriptor itself, and no option, variable or exported symbol switches it off.
+    """
+    with _noting, contextlib.ExitStack() as closing:
+        kept = os.memfd_create("stderr")
+        closing.callback(os.close, kept)
         try:
-            return importlib.import_module(module), f"{distribution} {importlib.metadata.version(distribution)}"
-        except ImportError:
-            continue
-    raise MissingExtraError.of("ai-edge-litert", "tflite", "running a TFLite graph")
+            before = os.dup(_STDERR)
+        except OSError:  # Without stderr there is nothing to keep clean.
+            yield
+            return
+        closing.callback(os.close, before)
+        os.dup2(kept, _STDERR)
+        try:
+            yield
+        finally:
+            os.dup2(before, _STDERR)
+            said = os.pread(kept, os.fstat(kept).st_size, 0).replace(_NOTE, b"")
+            if said:
+                os.write(_STDERR, said)
+
+
+def _interpreter(name: str) -> tuple[Any, str]:
+    module, distribution = _PACKAGES[name]
+    try:
+        return importlib.import_module(module), f"{distribution} {importlib.metadata.version(distribution)}"
+    except ImportError as error:
+        # On boards of 32 bits the extra brings the forerunner.
+        has_first = name == "litert" or os.uname().machine == "armv7l"
+        raise MissingExtraError.of(
+            distribution, "tflite" if has_first else "legacy", f"running a TFLite graph by {name}"
+        ) from error

@@ -39,7 +39,7 @@ from edge_embed_export.options import (
 )
 from edge_embed_export.page import Page, check_page, write_page
 from edge_embed_export.preparing import ORDERS, REDUCTIONS, Preparing, prepared
-from edge_embed_export.pricing import DEFAULT_MAX_LOSS, LossError
+from edge_embed_export.pricing import DEFAULT_MAX_LOSS, GraphPrice, LossError
 from edge_embed_export.sources import (
     IMAGE,
     ONNX_TEXT,
@@ -432,12 +432,21 @@ def report_lines(report: Report) -> list[str]:
             f"cosine mean {price.mean_cosine:.6f}, worst {price.worst_cosine:.6f}"
         )
     lines += evaluation_lines(report.price.evaluations)
+    lines += map(_graph_line, report.price.graphs)
     lines += evaluation_lines(report.price.teacher, "teacher", "distilled")
     for model in manifest.models:
         for graph in model.graphs:
             proven = ", ".join(f"{engine.name} {engine.version}" for engine in graph.proven) or "no engine"
             lines.append(f"  {graph.operation} {graph.blob}: proven on {proven}")
     return lines
+
+
+def _graph_line(graph: GraphPrice) -> str:
+    said = [f"cosine mean {graph.quality.mean_cosine:.6f}, worst {graph.quality.worst_cosine:.6f}"]
+    said += [
+        f"{each.name} {score.measure} loss {score.loss:.4f}" for each in graph.evaluations for score in each.scores
+    ]
+    return f"  {graph.blob}: {', '.join(said)}"
 
 
 def evaluation_lines(evaluations: tuple[Evaluation, ...], before: str = "float32", after: str = "packed") -> list[str]:

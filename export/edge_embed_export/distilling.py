@@ -99,7 +99,7 @@ class _Run:
             graph = as_it_pools.write(writer, "teacher", "onnx", "float32")
             engine = OnnxEncoder(str(writer.partial / graph.blob), graph, len(os.sched_getaffinity(0)))
         model = EncoderModel("teacher", source.dimensions, False, (graph,), source.text)
-        tokenizer = partial(HuggingFaceTokenizer, source.tokenizer, special_tokens=True)
+        tokenizer = partial(HuggingFaceTokenizer, source.tokenizer, special_tokens=True, for_graph=True)
         self._width = source.dimensions
         self._forward = Forward(model, graph, engine)
         self._special = tokenizer(None, source.title).ids([""])[0]

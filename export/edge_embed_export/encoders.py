@@ -4,7 +4,7 @@
  2. each graph that was asked for is written and run by its engine: how far its answers are off becomes its tolerance,
     and one that answers something else ends the export;
  3. a collection is encoded by the original, so its rows are off by their codec alone;
- 4. what the packed encoder costs is measured: cosines, neighbours, the user's own questions;
+ 4. what each graph costs is measured: cosines, neighbours, the user's own questions;
  5. only then the manifest is written, and the bundle gets its name.
 
 Codes hang on last bits, so the same source gives the same bytes again on the same machine, and on another one nearly.
@@ -28,7 +28,7 @@ from edge_embed.progress import SILENT, Progress
 from edge_embed.runtime import Runtime
 from edge_embed_bundle.bundle import Bundle
 from edge_embed_bundle.encoders import EncoderGraph, EncoderModel
-from edge_embed_bundle.manifest import Golden, Manifest, TableModel
+from edge_embed_bundle.manifest import Golden, Manifest, Model, TableModel
 from edge_embed_bundle.values import Blob, Engine
 from edge_embed_bundle.writer import BundleWriter
 from edge_embed_export.encoder_drafting import draft_encoder
@@ -36,11 +36,12 @@ from edge_embed_export.evaluation import Evaluation, Side, evaluate
 from edge_embed_export.exporter import Report
 from edge_embed_export.matrix import spool_folder
 from edge_embed_export.options import COLLECTION, Options, check_naming
-from edge_embed_export.parts import Part, collection_of, collection_part
-from edge_embed_export.pricing import Price, check_loss, manifest_quality
+from edge_embed_export.parts import collection_of, collection_part
+from edge_embed_export.pricing import GraphPrice, Price, check_loss, manifest_quality
 from edge_embed_export.proving import measured
 from edge_embed_export.quality import Quality, measure_quality
 from edge_embed_export.questions import SCORE_TOLERANCE, Question, exact_scores, lookup_question, spread_rows
+from edge_embed_export.sources import SourceTable
 from edge_embed_export.sources.encoders import EncoderSource
 from edge_embed_export.sources.transformers import TOKENIZER_BLOB
 from edge_embed_export.tuning import tuned
@@ -65,6 +66,7 @@ _LONG_LETTERS = 2000
 _STRANGE_TEXTS = ("", "a", "naïve 東京 🙂")
 
 Encode = Callable[[Sequence[str]], NDArray[np.float32]]
+Draft = Callable[[tuple[Model, ...], Mapping[str, Blob]], Manifest]
 
 
 def export_encoder(source: EncoderSource, options: Options, progress: Progress = SILENT) -> Report:
@@ -101,28 +103,30 @@ def export_encoder(source: EncoderSource, options: Options, progress: Progress =
                 proven.append(proven_graph(encoder, expected, encoder.encode(golden_texts)))
                 packed.append(encoder)
             model = model._replace(graphs=tuple(proven))
-            with progress.task("asking the packed encoder", len(texts)) as advance:
-                after = _in_steps(packed[0].encode, texts, advance)
-            quality = {ENCODER: _quality(source, bundle, model.graphs[0], before, after, progress)}
-            evaluations = _evaluated(options, original.encode, packed[0].encode)
+            priced = []
+            asked = _remembering(original.encode)
+            for graph, encoder in zip(model.graphs, packed, strict=True):
+                with progress.task(f"asking {graph.blob}", len(texts)) as advance:
+                    after = _in_steps(encoder.encode, texts, advance)
+                cost = _quality(source, bundle, graph, before, after, progress)
+                priced.append(GraphPrice(graph.blob, cost, _evaluated(options, asked, encoder.encode)))
+            # The first graph serves where nobody names another, and stands for the encoder.
+            quality, evaluations = {ENCODER: priced[0].quality}, priced[0].evaluations
+            by_graph = tuple(priced) if len(priced) > 1 else ()
         questions = [Question("encode", ENCODER, "text", golden_texts, expected, _largest(model.graphs))]
         models: tuple[EncoderModel | TableModel, ...] = (model,)
         if options.collection:
-            part = _collection(source, options, original.encode, progress)
-            table = write_model(writer, part, progress)
-            with Runtime(writer.preview(lambda blobs: draft((model, table), blobs)), verify=False) as runtime:
-                quality |= measured([part], (table,), runtime, progress)
-                table = tuned(part, table, runtime, options.recall, progress)
-            models = (model, table)
-            with Runtime(writer.preview(lambda blobs: draft(models, blobs)), verify=False) as runtime:
-                questions.append(lookup_question(runtime, table.name))
-                questions.append(_search(runtime, table.name, golden_texts, expected, model))
+            rows = collection_of(options.collection, original.encode, source.weights_digest, progress)
+            search = partial(_search, texts=golden_texts, vectors=expected, model=model)
+            table, its_cost, its_own = write_collection(writer, rows, model, draft, source, options, search, progress)
+            models, quality = (model, table), {**quality, **its_cost}
+            questions += its_own
         golden = write_questions(writer, questions)
         prices: list[Price] = []
 
         def sign(blobs: Mapping[str, Blob]) -> Manifest:
-            signed = signed_off(draft(models, blobs), golden, quality, evaluations)
-            prices.append(Price(options.codec, signed.size_bytes, quality, evaluations))
+            signed = signed_off(draft(models, blobs), golden, quality, evaluations, by_graph)
+            prices.append(Price(options.codec, signed.size_bytes, quality, evaluations, graphs=by_graph))
             check_loss(prices[0], options.max_loss)
             return signed
 
@@ -266,31 +270,72 @@ def _quality(
     return replace(measure_quality(before, after, size, progress), bytes_before=source.network.size_bytes)
 
 
+def _remembering(encode: Encode) -> Encode:
+    """Return an encoder that is asked for a text once: every graph is held against the same answers."""
+    known: dict[str, NDArray[np.float32]] = {}
+
+    def asked(texts: Sequence[str]) -> NDArray[np.float32]:
+        new = [text for text in dict.fromkeys(texts) if text not in known]
+        if new:
+            known.update(zip(new, encode(new), strict=True))
+        return np.stack([known[text] for text in texts])
+
+    return asked
+
+
 def _evaluated(options: Options, before: Encode, after: Encode) -> tuple[Evaluation, ...]:
     sides = [Side(0, lambda _: -1, lambda rows: np.empty((len(rows), 0), np.float32), each) for each in (before, after)]
     return tuple(evaluate(task, *sides) for task in options.evaluations)
 
 
-def _collection(source: EncoderSource, options: Options, encode: Encode, progress: Progress) -> Part:
-    table = collection_of(options.collection, encode, source.weights_digest, progress)
-    return collection_part(table, source.title, options.codecs.get(COLLECTION, "int8"), options, progress)
+def write_collection(
+    writer: BundleWriter,
+    rows: SourceTable,
+    encoder: EncoderModel,
+    draft: Draft,
+    source: EncoderSource,
+    options: Options,
+    search: Callable[[Runtime], Question],
+    progress: Progress,
+) -> tuple[TableModel, Mapping[str, Quality], list[Question]]:
+    """Write what an encoder's vectors are searched in.
+
+    Args:
+        writer: of the bundle.
+        rows: the vectors, by their keys.
+        encoder: the model that made them.
+        draft: makes the manifest of some models.
+        source: where the encoder comes from.
+        options: what the user decided.
+        search: makes a golden question that the table is searched for.
+        progress: told what is done.
+
+    Returns:
+        The table's model, what its codec cost, and its golden questions.
+    """
+    codec = options.codecs.get(COLLECTION, "int8")
+    part = collection_part(rows, source.title, codec, options, progress)
+    table = write_model(writer, part, progress)
+    with Runtime(writer.preview(lambda blobs: draft((encoder, table), blobs)), verify=False) as runtime:
+        quality = measured([part], (table,), runtime, progress)
+        table = tuned(part, table, runtime, options.recall, progress)
+    with Runtime(writer.preview(lambda blobs: draft((encoder, table), blobs)), verify=False) as runtime:
+        return table, quality, [lookup_question(runtime, table.name), search(runtime)]
 
 
-def _search(
-    runtime: Runtime, name: str, texts: tuple[str, ...], vectors: NDArray[np.float32], model: EncoderModel
-) -> Question:
+def _search(runtime: Runtime, *, texts: tuple[str, ...], vectors: NDArray[np.float32], model: EncoderModel) -> Question:
     """Ask for the neighbours of texts: their scores by the original's vectors, which each graph's may be off from."""
-    table = runtime.table(name)
+    table = runtime.table(COLLECTION)
     k = min(_NEIGHBOURS, table.model.rows)
     asked: NDArray[np.bool_] = np.any(vectors, axis=1)
     texts, vectors = tuple(text for text, kept in zip(texts, asked.tolist(), strict=True) if kept), vectors[asked]
     scores = exact_scores(table, vectors, k)
-    found = np.stack([each.scores for each in runtime.search(text=texts, model=name, k=k, exact=True)])
+    found = np.stack([each.scores for each in runtime.search(text=texts, model=COLLECTION, k=k, exact=True)])
     off = float(np.abs(found - scores).max(initial=0))
     # A sum of products of unit vectors moves by no more than a vector does; of other graphs, as by this one.
     share = _largest(model.graphs) / model.graphs[0].tolerance
     tolerance = max(SCORE_TOLERANCE, rounded_up(_TOLERANCE_FACTOR * share * off))
-    return Question("search", name, "text", texts, scores, tolerance)
+    return Question("search", COLLECTION, "text", texts, scores, tolerance)
 
 
 def signed_off(
@@ -298,5 +343,6 @@ def signed_off(
     golden: tuple[Golden, ...],
     quality: Mapping[str, Quality],
     evaluations: tuple[Evaluation, ...],
+    graphs: tuple[GraphPrice, ...] = (),
 ) -> Manifest:
-    return draft._replace(golden=golden, quality=manifest_quality(quality, evaluations, ENCODER))
+    return draft._replace(golden=golden, quality=manifest_quality(quality, evaluations, ENCODER, graphs=graphs))

@@ -27,18 +27,16 @@ from edge_embed_bundle.manifest import Manifest, TableModel
 from edge_embed_bundle.values import Blob
 from edge_embed_bundle.writer import BundleWriter
 from edge_embed_export.encoder_drafting import draft_encoder
-from edge_embed_export.encoders import ENCODER, check_encoder, proven_graph, rounded_up, signed_off
+from edge_embed_export.encoders import ENCODER, check_encoder, proven_graph, rounded_up, signed_off, write_collection
 from edge_embed_export.exporter import Report
 from edge_embed_export.options import COLLECTION, Options
-from edge_embed_export.parts import collection_of, collection_part
+from edge_embed_export.parts import collection_of
 from edge_embed_export.pricing import Price
-from edge_embed_export.proving import measured
 from edge_embed_export.quality import measure_quality
-from edge_embed_export.questions import SCORE_TOLERANCE, Question, exact_scores, lookup_question
+from edge_embed_export.questions import SCORE_TOLERANCE, Question, exact_scores
 from edge_embed_export.sources import SourceTable
 from edge_embed_export.sources.encoders import EncoderSource
-from edge_embed_export.tuning import tuned
-from edge_embed_export.writing import write_bytes, write_model, write_questions
+from edge_embed_export.writing import write_bytes, write_questions
 
 #: Of the largest number of an answer, how far codes of another engine may move any of them.
 _SHARE_OFF = 0.1
@@ -88,15 +86,11 @@ def export_image_encoder(
             questions = [Question("encode_image", ENCODER, "image", tuple(golden), expected, graph.tolerance)]
             models: tuple[EncoderModel | TableModel, ...] = (model,)
             if pictures is not None:
-                vectors = _vectors(encoder, pictures, source.weights_digest, progress)
-                part = collection_part(vectors, source.title, options.codecs.get(COLLECTION, "int8"), options, progress)
-                table = write_model(writer, part, progress)
-                with Runtime(writer.preview(lambda blobs: draft((model, table), blobs)), verify=False) as runtime:
-                    quality |= measured([part], (table,), runtime, progress)
-                    models = (model, tuned(part, table, runtime, options.recall, progress))
-                with Runtime(writer.preview(lambda blobs: draft(models, blobs)), verify=False) as runtime:
-                    questions.append(lookup_question(runtime, COLLECTION))
-                    questions.append(_search(runtime, tuple(golden), expected, graph))
+                rows = _vectors(encoder, pictures, source.weights_digest, progress)
+                search = partial(_search, pictures=tuple(golden), vectors=expected, graph=graph)
+                table, cost, its_own = write_collection(writer, rows, model, draft, source, options, search, progress)
+                models, quality = (model, table), {**quality, **cost}
+                questions += its_own
         answers = write_questions(writer, questions)
         prices: list[Price] = []
 
@@ -155,7 +149,9 @@ def _vectors(encoder: GraphImageEncoder, folder: Path, digest: str, progress: Pr
     )
 
 
-def _search(runtime: Runtime, pictures: tuple[str, ...], vectors: NDArray[np.float32], graph: EncoderGraph) -> Question:
+def _search(
+    runtime: Runtime, *, pictures: tuple[str, ...], vectors: NDArray[np.float32], graph: EncoderGraph
+) -> Question:
     """Ask for the neighbours of the golden pictures."""
     table = runtime.table(COLLECTION)
     scores = exact_scores(table, vectors, min(_NEIGHBOURS, table.model.rows))

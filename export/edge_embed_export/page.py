@@ -14,6 +14,7 @@ from pathlib import Path
 from edge_embed.errors import RequestError
 from edge_embed.memory import format_size
 from edge_embed.version import __version__
+from edge_embed_export.evaluation import Evaluation
 from edge_embed_export.files import open_named
 from edge_embed_export.plots import Series, check_plots, lines, points
 from edge_embed_export.pricing import Price
@@ -116,6 +117,7 @@ def render(page: Page) -> str:
         else "",
         _figures(shown),
         _evaluations(shown),
+        _graphs(shown),
         _tried(page),
         _sizes(page),
         _errors(page),
@@ -152,14 +154,14 @@ def _figures(price: Price) -> str:
 def _evaluations(price: Price) -> str:
     rows = [
         [
-            each.name,
+            each.name if blob is None else f"{each.name} by {blob}",
             score.measure,
             f"{score.float32:.4f} ({score.float32_interval})",
             f"{score.packed:.4f} ({score.packed_interval})",
             f"{score.loss:.4f} ({score.loss_interval})",
             f"{each.known} of {each.asked}",
         ]
-        for each in price.evaluations
+        for blob, each in _asked(price)
         for score in each.scores
     ]
     if not rows:
@@ -169,6 +171,30 @@ def _evaluations(price: Price) -> str:
     head = ["file", "measure", "float32", price.codec, "loss", "questions known"]
     told = "Score (95 % interval); a question with an unknown word is left out."
     return f"<section><h2>Evaluations</h2>{_table(head, rows, told)}</section>"
+
+
+def _graphs(price: Price) -> str:
+    if not price.graphs:
+        return ""
+    rows = [
+        [
+            each.blob,
+            f"{each.quality.mean_cosine:.6f}",
+            f"{each.quality.worst_cosine:.6f}",
+            f"{each.quality.neighbour_overlap_at_10:.4f}",
+        ]
+        for each in price.graphs
+    ]
+    head = ["graph", "mean cosine", "worst cosine", "neighbour overlap@10"]
+    told = "Each graph beside the original; a board is served by the first one whose engine it has."
+    return f"<section><h2>Graphs</h2>{_table(head, rows, told)}</section>"
+
+
+def _asked(price: Price) -> list[tuple[str | None, Evaluation]]:
+    """Return all evaluations, those of an encoder's graphs each with the graph's file."""
+    if price.graphs:
+        return [(graph.blob, each) for graph in price.graphs for each in graph.evaluations]
+    return [(None, each) for each in price.evaluations]
 
 
 def _tried(page: Page) -> str:

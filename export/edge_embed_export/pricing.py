@@ -36,6 +36,32 @@ DEFAULT_MAX_LOSS = 0.01
 
 
 @dataclass(frozen=True)
+class GraphPrice:
+    """What one graph of an encoder costs beside the original."""
+
+    blob: str
+    quality: Quality
+    evaluations: tuple[Evaluation, ...] = ()
+
+    @property
+    def losses(self) -> Mapping[str, float]:
+        """What counts against a limit, as :attr:`Price.losses`."""
+        found = _losses(self.evaluations) or dict([_unasked_loss("", self.quality)])
+        return {f"{what} by {self.blob}".lstrip(): loss for what, loss in found.items()}
+
+    def to_json(self) -> dict[str, object]:
+        """Return the block that goes into the manifest: figures that every machine finds alike."""
+        kept = [each.to_json() for each in self.evaluations if each.reproducible]
+        return {
+            "blob": self.blob,
+            "mean_cosine": self.quality.mean_cosine,
+            "worst_cosine": self.quality.worst_cosine,
+            "neighbour_overlap_at_10": self.quality.neighbour_overlap_at_10,
+            **({"evaluations": kept} if kept else {}),
+        }
+
+
+@dataclass(frozen=True)
 class Price:
     """What a codec gave and took: the bundle's bytes, each table's quality and what the user's questions showed."""
 
@@ -45,13 +71,18 @@ class Price:
     evaluations: tuple[Evaluation, ...] = ()
     #: The same questions asked of the model that was distilled, in the place of float32; no limit counts them.
     teacher: tuple[Evaluation, ...] = ()
+    #: Of an encoder with several graphs each one's; the other figures are those of the first.
+    graphs: tuple[GraphPrice, ...] = ()
 
     @property
     def losses(self) -> Mapping[str, float]:
         """What counts against a limit: words for people -> loss."""
-        if self.evaluations:
-            return {f"{each.name} {score.measure}": score.loss for each in self.evaluations for score in each.scores}
-        return dict(_unasked_loss(name, quality) for name, quality in self.quality.items())
+        found = _losses(self.evaluations) or dict(
+            _unasked_loss(name, quality) for name, quality in self.quality.items()
+        )
+        for graph in self.graphs[1:]:
+            found |= graph.losses
+        return found
 
     @property
     def worst(self) -> tuple[str, float]:
@@ -71,8 +102,13 @@ class Price:
             "quality": {name: quality.to_json() for name, quality in self.quality.items()},
             "evaluations": [each.to_json() for each in self.evaluations],
             **({"teacher": [each.to_json() for each in self.teacher]} if self.teacher else {}),
+            **({"graphs": [each.to_json() for each in self.graphs]} if self.graphs else {}),
             "losses": dict(self.losses),
         }
+
+
+def _losses(evaluations: tuple[Evaluation, ...]) -> dict[str, float]:
+    return {f"{each.name} {score.measure}": score.loss for each in evaluations for score in each.scores}
 
 
 def _unasked_loss(name: str, quality: Quality) -> tuple[str, float]:
@@ -184,8 +220,9 @@ def manifest_quality(
     evaluations: tuple[Evaluation, ...],
     model: str,
     teacher: tuple[Evaluation, ...] = (),
+    graphs: tuple[GraphPrice, ...] = (),
 ) -> dict[str, dict[str, object]]:
-    """Return the manifest's quality block; evaluations stand with the model that was asked.
+    """Return the manifest's quality block; evaluations, and what its graphs cost, stand with the model that was asked.
 
     Only figures that every machine finds alike go into it.
     """
@@ -194,4 +231,6 @@ def manifest_quality(
         kept = [each.to_json() for each in asked if each.reproducible]
         if kept:
             block.setdefault(model, {})[name] = kept
+    if graphs:
+        block.setdefault(model, {})["graphs"] = [each.to_json() for each in graphs]
     return block

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_embed.engines import engine_of, open_bag_graph, open_graph
+from edge_embed.engines import open_bag_graph, open_graph
 from edge_embed.errors import BundleError, MissingExtraError
 from edge_embed.golden import bag_difference
 from edge_embed.progress import Progress
@@ -36,7 +36,6 @@ def prove(model: TableModel, runtime: Runtime, bundle: Bundle) -> TableModel:
         path = bundle.path / graph.blob
         if graph.format == "onnx":
             check_onnx(path)
-        name = engine_of(graph)
         if graph.operation == "bag":
             graphs.append(_proven_bag(model, graph, runtime, bundle))
             continue
@@ -47,10 +46,10 @@ def prove(model: TableModel, runtime: Runtime, bundle: Bundle) -> TableModel:
             continue
         if not np.array_equal(engine.decode(ids), expected):
             raise BundleError(
-                f"{path.name}: expected the kernels' vectors from {name} {engine.version}, found others; "
+                f"{path.name}: expected the kernels' vectors from {engine.name} {engine.version}, found others; "
                 "the bundle was not written"
             )
-        graphs.append(graph._replace(proven=(Engine(name, engine.version),)))
+        graphs.append(graph._replace(proven=(Engine(engine.name, engine.version),)))
     return model._replace(graphs=tuple(graphs))
 
 

@@ -26,7 +26,7 @@ import edge_embed
 from tests.contracts import executors
 
 bundle, expected, promise = sys.argv[1:]
-with edge_embed.open(bundle, engine="litert") as runtime:
+with edge_embed.open(bundle, engine="tflite-runtime") as runtime:
     assert runtime.table().rows.version.startswith("tflite-runtime 2.14"), runtime.table().rows.version
     getattr(executors, promise)(runtime, np.load(expected))
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -123,8 +124,14 @@ def test_what_the_model_was_not_made_for_is_refused_by_name(runtime: edge_embed.
     ):
         with pytest.raises(RequestError, match=says):
             runtime.encode([text])  # type: ignore[list-item]
+    for nothing in (None, 3):
+        with pytest.raises(RequestError, match=f"expected one or several questions, found {type(nothing).__name__}"):
+            runtime.encode(nothing)  # type: ignore[arg-type]
     with pytest.raises(RequestError, match="expected a bundle that encodes images, found none that does"):
         runtime.encode_image(b"")
+    # The time of a call begins with it, so its deadline is looked at first.
+    with pytest.raises(RequestError, match="expected a deadline"):
+        runtime.encode_image(b"", deadline_ms=0)
     with pytest.raises(RequestError, match=r"expected one of the tables collection, found 'encoder'"):
         runtime.lookup("word1", model="encoder")
     with edge_embed.open(bundle) as table, pytest.raises(RequestError, match="expected a bundle that encodes images"):
@@ -212,9 +219,28 @@ def test_the_first_call_does_not_wait_for_the_engine(encoder_bundle: Path) -> No
         assert time.perf_counter() - start < 0.05
 
 
+def test_an_engine_says_nothing_on_stderr_and_what_others_say_meanwhile_is_there(encoder_bundle: Path) -> None:
+    program = (
+        "import os, sys, threading, edge_embed\n"
+        "done = threading.Event()\n"
+        "said = []\n"
+        "speak = lambda: [said.append(os.write(2, b'.')) for _ in iter(lambda: done.wait(.0001), True)]\n"
+        "speaker = threading.Thread(target=speak)\n"
+        "speaker.start()\n"
+        "with edge_embed.open(sys.argv[1], engine='litert') as runtime:\n"
+        "    runtime.encode('word1')\n"
+        "done.set()\n"
+        "speaker.join()\n"
+        "print(sum(said))\n"
+    )
+    command = [sys.executable, "-c", program, str(encoder_bundle)]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert found.stderr == "." * int(found.stdout) != ""
+
+
 def test_an_engine_that_no_graph_is_for_or_nobody_knows_is_one_error(encoder_folder: Path, tmp_path: Path) -> None:
     made = make_encoder_bundle(tmp_path / "bundle", encoder_folder, graphs=("onnx",), collection=())
-    for name in ("litert", "torch"):
+    for name in ("litert", "tflite-runtime", "torch"):
         with pytest.raises(RequestError, match=rf"expected an engine of onnxruntime for encoder, found '{name}'"):
             edge_embed.open(made.path, engine=name)
 
@@ -239,6 +265,38 @@ def test_without_an_engine_all_else_is_answered_and_the_extra_is_named(encoder_b
         "running an ONNX graph needs the package onnxruntime, which is not installed; "
         "the extra edge-embed[onnx] brings it"
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "package", "extra"),
+    [
+        ("onnxruntime", "onnxruntime", "onnx"),
+        ("litert", "ai-edge-litert", "tflite"),
+        ("tflite-runtime", "tflite-runtime", "legacy"),
+    ],
+)
+def test_an_engine_that_is_named_and_missing_is_one_error_and_no_other_takes_its_place(
+    encoder_bundle: Path, bundle: Path, name: str, package: str, extra: str
+) -> None:
+    if os.uname().machine == "armv7l":
+        pytest.skip("there the extra tflite brings tflite-runtime")
+    program = (
+        "import sys\n"
+        "name, module, *bundles = sys.argv[1:]\n"
+        "sys.modules |= dict.fromkeys((module, f'{module}.interpreter'))\n"
+        "import edge_embed\n"
+        "for bundle in bundles:\n"
+        "    try:\n"
+        "        with edge_embed.open(bundle, engine=name) as runtime:\n"
+        "            runtime.encode('word1')\n"
+        "    except edge_embed.MissingExtraError as error:\n"
+        "        print(error)\n"
+    )
+    module = {"litert": "ai_edge_litert", "tflite-runtime": "tflite_runtime"}.get(name, name)
+    command = [sys.executable, "-c", program, name, module, str(encoder_bundle), str(bundle)]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    said = f"needs the package {package}, which is not installed; the extra edge-embed[{extra}] brings it"
+    assert [line.partition(" needs ")[2] for line in found.stdout.splitlines()] == [said.removeprefix("needs ")] * 2
 
 
 def test_an_engine_that_is_not_proven_is_asked_first_and_a_wrong_one_never_serves(copied: Path) -> None:
@@ -300,6 +358,16 @@ def test_a_tokenizer_that_does_not_match_is_an_error_and_the_process_lives(copie
         with pytest.raises(BundleError, match=r"expected vectors from ONNX Runtime .*, found"):
             runtime.encode("word1")
         assert runtime.encode("word2").shape == (16,)
+
+
+@pytest.mark.parametrize(("name", "does"), [("truncation", "cuts"), ("padding", "pads")])
+def test_a_tokenizer_that_works_from_the_left_is_refused_at_open(copied: Path, name: str, does: str) -> None:
+    definition = json.loads((copied / "tokenizer.json").read_bytes())
+    definition[name]["direction"] = "Left"
+    (copied / "tokenizer.json").write_text(json.dumps(definition))
+    sign(copied)
+    with pytest.raises(BundleError, match=f"expected a tokenizer that {does} on the right, found one that {does} on t"):
+        edge_embed.open(copied)
 
 
 def test_a_bundle_of_an_encoder_alone_has_no_table_to_ask(encoder_folder: Path, tmp_path: Path) -> None:

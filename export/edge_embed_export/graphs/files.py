@@ -164,6 +164,7 @@ def _onnx_port(onnx: Any, value: Any) -> Port:
 
 def _run_in_child(path: str, graph_json: str, given: str, found: str, seconds: str) -> None:
     """Run a graph once, in the process that may die of it."""
+    from edge_embed.engines import EncoderEngine, engines_of, first_here
     from edge_embed.engines.onnx import OnnxEncoder
     from edge_embed.engines.tflite import LiteRtEncoder
     from edge_embed.errors import EdgeEmbedError
@@ -175,7 +176,11 @@ def _run_in_child(path: str, graph_json: str, given: str, found: str, seconds: s
     with np.load(given, allow_pickle=False) as stored:
         inputs = dict(stored)
     try:
-        engine = (OnnxEncoder if graph.format == "onnx" else LiteRtEncoder)(path, graph, 1)
+        engine: EncoderEngine = (
+            OnnxEncoder(path, graph, 1)
+            if graph.format == "onnx"
+            else first_here(engines_of(graph), lambda name: LiteRtEncoder(path, graph, 1, name))
+        )
         np.save(found, engine.encode(inputs))
     except EdgeEmbedError as error:
         print(" ".join(str(error).split()), file=sys.stderr)

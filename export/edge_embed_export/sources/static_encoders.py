@@ -200,6 +200,8 @@ def _parsed(path: Path, found: dict[str, Any], definition: bytes) -> _Tokenizer:
         tokens = tuple(sorted(ids, key=ids.__getitem__))
         sound = [ids[token] for token in tokens] == list(range(len(tokens))) and len(tokens) > 0
         limit = None if truncation is None else truncation["max_length"]
+        if truncation is not None and truncation.get("direction", "Right") != "Right":
+            raise ValueError(f"texts cut on the side {truncation['direction']!r:.60}, not on the right")
         "".join(tokens).encode("utf-8")
         if not sound or not all(type(number) is int for number in ids.values()):
             raise ValueError(f"{len(tokens)} tokens whose ids are not 0 to {len(tokens) - 1}")

@@ -169,6 +169,7 @@ class Settings:
             RequestError: the tokenizer is not the model's.
         """
         _check_tokenizer(self.folder / "tokenizer.json", self.tokenizer, rows, self.folder)
+        _check_sides(self.folder / "tokenizer_config.json")
         prompts, default = _prompts(self.path / "config_sentence_transformers.json")
         longest = _longest(self.folder, positions)
         return TextInput(
@@ -258,6 +259,7 @@ def _check_tokenizer(file: Path, definition: bytes, rows: int, folder: Path) -> 
         vocabulary = found["model"]["vocab"]
         ids = [int(i) for i in vocabulary.values()] if isinstance(vocabulary, dict) else list(range(len(vocabulary)))
         ids += [int(token["id"]) for token in found.get("added_tokens", [])]
+        sides = {does: (found.get(does) or {}).get("direction", "Right") for does in ("truncation", "padding")}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RequestError(f"{file}: expected a tokenizer with a vocabulary of ids, found: {error!r:.100}") from error
     if not ids or not 0 <= min(ids) <= max(ids) < rows:
@@ -266,6 +268,23 @@ def _check_tokenizer(file: Path, definition: bytes, rows: int, folder: Path) -> 
             f"{file}: expected ids from 0 to {rows - 1}, which the model in {folder.name or folder} has rows for, "
             f"found {found_ids}"
         )
+    _refuse_left(file, sides)
+
+
+def _check_sides(file: Path) -> None:
+    config = _optional(file)
+    _refuse_left(file, {name: config.get(name) or "right" for name in ("truncation_side", "padding_side")})
+
+
+def _refuse_left(file: Path, sides: Mapping[str, object]) -> None:
+    """See that texts are cut and padded on the right: where a model was padded on the left, its positions are others.
+
+    Raises:
+        RequestError: they are not.
+    """
+    for name, side in sides.items():
+        if str(side).lower() != "right":
+            raise RequestError(f"{file}: {name}: expected the right side, found {side!r:.60}")
 
 
 def _optional(file: Path) -> dict[str, Any]:
