@@ -29,8 +29,10 @@ from edge_embed_bundle.bundle import Bundle
 from edge_embed_bundle.delta import GOLDEN, DeltaFile, Section, Unpacked, sections_of, tensor_of
 from edge_embed_bundle.manifest import MANIFEST_NAME, Golden, TableModel
 from edge_embed_export.alike import Run, runs_alike
+from edge_embed_export.parents import key_places
 
-_KEYS_AT_A_TIME = 4096
+# Classes of rows by how much they changed: by powers of two around one.
+_SIZES = 10
 
 
 @dataclass(frozen=True)
@@ -214,7 +216,12 @@ class Frames:
 
     def _places_of_rows(self, model: TableModel) -> NDArray[np.int64]:
         if model.name not in self._places:
-            self._places[model.name] = places_of_rows(self._old, self._new, model)
+            before = self._old.manifest.table(model.name)
+            names = Table(self._new, model).names
+            keys = None if names is None else [name.encode("utf-8", "surrogateescape") for name in names]
+            self._places[model.name] = (
+                np.full(model.rows, -1) if before is None else key_places(self._old, before, keys, model.rows)
+            )
         return self._places[model.name]
 
     def _places_of_key_bytes(self, section: Section, units: range) -> NDArray[np.int64]:
@@ -242,33 +249,6 @@ def _text_of(bundle: Bundle, golden: Golden) -> bool:
     """Whether an answer is made a direction of."""
     model = bundle.manifest.table(golden.model)
     return golden.operation == "encode" and model is not None and model.text is not None and model.text.normalize
-
-
-def places_of_rows(old: Bundle, new: Bundle, model: TableModel) -> NDArray[np.int64]:
-    """Return the row ``(n,)`` of the parent that each row of a new table was; -1 for new ones.
-
-    Rows with keys are found by them; where one of the tables has none, a row is known by its number.
-    """
-    before = old.manifest.table(model.name)
-    if before is None:
-        return np.full(model.rows, -1)
-    if before.key_index is None or "key_offsets" not in model.tensors:
-        rows = np.arange(model.rows)
-        return np.where(rows < before.rows, rows, -1)
-    table, names = Table(old, before), Table(new, model)
-    keys = table_keys(names)
-    places = np.empty(model.rows, np.int64)
-    for start in range(0, model.rows, _KEYS_AT_A_TIME):
-        some = [keys[row] for row in range(start, min(start + _KEYS_AT_A_TIME, model.rows))]
-        places[start : start + len(some)] = [table.find(key) for key in some]
-    return places
-
-
-def table_keys(table: Table) -> Any:
-    """Return the names of a table's rows."""
-    if table.names is None:
-        raise AssertionError("a table with offsets of keys has names")
-    return table.names
 
 
 def _runs(places: NDArray[np.int64], first: int) -> Iterator[Run]:
@@ -317,9 +297,11 @@ def _corrections(section: Section, made: NDArray[np.uint8], guess: NDArray[np.ui
     added = np.ascontiguousarray(made).view(f"<u{width}") - np.ascontiguousarray(guess).view(f"<u{width}")
     classes = np.zeros(len(made), np.uint8)
     changed = np.flatnonzero(added.any(axis=1))
-    # Twice as large numbers are another class: each gets a code of its own from the packing.
-    sizes = np.abs(added[changed].view(f"<i{width}").astype(np.float64)).mean(axis=1)
-    classes[changed] = np.clip(np.floor(np.log2(sizes)) + 4, 1, 40).astype(np.uint8)
+    signed = added[changed].view(f"<i{width}").astype(np.int64)
+    # Twice as large numbers, or multiples of another step, are another class: each gets a code of its own in packing.
+    sizes = np.clip(np.floor(np.log2(np.abs(signed).mean(axis=1))) + _SIZES // 2, 1, _SIZES - 1).astype(np.uint8)
+    steps = np.minimum(np.gcd.reduce(signed, axis=1), 255 // _SIZES - 1).astype(np.uint8)
+    classes[changed] = _SIZES * steps + sizes
     order = changed[np.argsort(classes[changed], kind="stable")]
     return classes.tobytes() + _planes(section, added[order].view(np.uint8))
 
