@@ -1,7 +1,7 @@
 """What follows from the rest of a bundle: lengths of rows, slots of keys, answers to golden questions.
 
 A delta leaves it out and sends what was wrong with the guess, as a rule nothing. Maker and reader guess by this module,
-each from the new bundle's tensors as it has them; arithmetic is float64, rounded once, so that processors agree.
+each from the new bundle's tensors as it has them: lengths in float64, rounded once, answers in float32, as encoders do.
 
  * Nothing is held but blocks: of 2 MiB, however many rows and keys there are.
 """
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from edge_embed import kernels
 from edge_embed.kernels.reference import buckets_of, slots_of
+from edge_embed.text import directed
 from edge_embed_bundle.delta import FRAME_BYTES, GOLDEN, Section, Unpacked
 from edge_embed_bundle.manifest import CODEC_TENSORS, Manifest, TableModel
 
@@ -47,6 +48,11 @@ class Derived:
         Raises:
             ValueError: the way does not lead there.
         """
+        # A stranger's numbers may be none; the digest will say so.
+        with np.errstate(all="ignore"):
+            return self._guess(section, way, units, held)
+
+    def _guess(self, section: Section, way: str, units: range, held: Unpacked) -> NDArray[Any]:
         model = self._manifest.table(section.model)
         if way == "norms" and model is not None and section.tensor == "norms":
             return self._norms(model, units)
@@ -129,7 +135,7 @@ class Derived:
         answers = np.zeros((len(units), model.dimensions), "<f4")
         left = _ANSWERED_ROWS
         for answer in answers:
-            total = np.zeros(model.dimensions)
+            total = np.zeros(model.dimensions, np.float32)
             count = held.count()
             left -= count
             if left < 0:
@@ -152,9 +158,7 @@ def norms_of(decoded: NDArray[np.float32]) -> NDArray[np.float32]:
     return norms
 
 
-def answer_of(total: NDArray[np.float64], count: int, *, normalize: bool) -> NDArray[np.float32]:
-    """Return what the sum of some rows ``(d,)`` gives as a mean, or as that mean's direction."""
-    mean = total / max(count, 1)
-    length = float(np.linalg.norm(mean)) if normalize else 1.0
-    answer: NDArray[np.float32] = (mean / length if length else mean).astype(np.float32)
-    return answer
+def answer_of(total: NDArray[np.float32], count: int, *, normalize: bool) -> NDArray[np.float32]:
+    """Return what the sum of some rows ``(d,)`` gives as a mean, or as that mean's direction, as an encoder has it."""
+    mean: NDArray[np.float32] = total / np.float32(max(count, 1))
+    return directed(mean[np.newaxis]).reshape(-1) if normalize else mean
