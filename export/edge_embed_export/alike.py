@@ -1,7 +1,8 @@
 """Runs of bytes that an old and a new file share, wherever they stand: what a delta of files needs not send.
 
 Words of the old file at multiples of eight bytes are looked for at every place of the new one, as rsync does it with
-blocks (Tridgell and Mackerras, "The rsync algorithm", 1996), and runs grow from them in both directions.
+blocks (Tridgell and Mackerras, "The rsync algorithm", 1996), and runs grow from them in both directions. A word that
+stands in the old file several times says nothing of where a run comes from.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ _WORD = 8
 # A run costs some bytes, so it has to bring more.
 _SHORTEST_RUN = 12
 _FIRST_STEP = 64
+_NOWHERE, _ANYWHERE = -1, -2
 
 
 def runs_alike(before: NDArray[np.uint8], made: NDArray[np.uint8], first: int = 0) -> list[Run]:
@@ -29,7 +31,7 @@ def runs_alike(before: NDArray[np.uint8], made: NDArray[np.uint8], first: int = 
         first: where ``made`` is expected to begin in ``before``.
     """
     places = _old_places(before, made)
-    hits = np.flatnonzero(places >= 0)
+    hits = np.flatnonzero(places != _NOWHERE)
     runs: list[Run] = []
     at, shift = 0, first
     while len(runs) < RUNS_CEILING:
@@ -38,7 +40,8 @@ def runs_alike(before: NDArray[np.uint8], made: NDArray[np.uint8], first: int = 
             break
         new = int(hits[found])
         # Where the old file goes on as it did, that is the likelier place of two that are alike.
-        run = max((_run(before, made, new, old, at) for old in (new + shift, int(places[new]))), key=lambda run: run[2])
+        likely = (new + shift, int(places[new])) if places[new] != _ANYWHERE else (new + shift,)
+        run = max((_run(before, made, new, old, at) for old in likely), key=lambda run: run[2])
         if run[2] < _SHORTEST_RUN:
             at = new + 1
             continue
@@ -48,13 +51,15 @@ def runs_alike(before: NDArray[np.uint8], made: NDArray[np.uint8], first: int = 
 
 
 def _old_places(before: NDArray[np.uint8], made: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Return, of each place of the new bytes, one where the old ones have its word; -1 where there is none."""
-    places = np.full(max(0, len(made) - _WORD + 1), -1)
-    words, first_at = np.unique(before[: len(before) // _WORD * _WORD].view("<u8"), return_index=True)
+    """Return, of each place of the new bytes, where the old ones have its word, or that there is none, or many."""
+    places = np.full(max(0, len(made) - _WORD + 1), _NOWHERE)
+    in_words = before[: len(before) // _WORD * _WORD].view("<u8")
+    words, first_at, counts = np.unique(in_words, return_index=True, return_counts=True)
+    old_places = np.where(counts == 1, first_at * _WORD, _ANYWHERE)
     for phase in range(_WORD if len(words) else 0):
         ours = made[phase : phase + (len(made) - phase) // _WORD * _WORD].copy().view("<u8")
         found = np.minimum(np.searchsorted(words, ours), len(words) - 1)
-        places[phase::_WORD] = np.where(words[found] == ours, first_at[found] * _WORD, -1)
+        places[phase::_WORD] = np.where(words[found] == ours, old_places[found], _NOWHERE)
     return places
 
 
