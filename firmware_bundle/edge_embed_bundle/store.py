@@ -23,7 +23,7 @@ import fcntl
 import hashlib
 import os
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -237,6 +237,70 @@ class Store:
                 self._verify(after.active, None)
             self._change(after)
             return after
+
+    def mend(self, rotten: Rotten, fetch: Callable[[int, int], bytes]) -> None:
+        """Write a blob anew, out of its good frames and of those that are fetched again; who uses it is forgiven.
+
+        Args:
+            rotten: what a scrub found.
+            fetch: returns so many bytes of the blob from an offset on; the store is locked meanwhile, so better of what
+                is on the board already.
+
+        Raises:
+            DigestError: what came is not the blob; nothing is changed.
+            StoreError: no generation has the blob, or the store is busy, full or damaged.
+        """
+        with self._locked(create=False):
+            users = [
+                (generation, name)
+                for generation in sorted(self.state().kept)
+                for name, blob in self._blobs_of(generation)
+                if blob == rotten.sha256
+            ]
+            if not users:
+                raise StoreError(f"{self.path}: expected a generation with the blob {rotten.sha256[:12]}, found none")
+            self._write_mended(rotten, self.generation(users[0][0]) / users[0][1], fetch)
+            for generation, name in users:
+                folder = self.generation(generation)
+                with contextlib.suppress(FileNotFoundError):
+                    self._fs.unlink(folder / f".partial-{name}")
+                self._fs.link(self.path / "blobs" / rotten.sha256, folder / f".partial-{name}")
+                # In one step: who opens the generation finds the one file or the other.
+                self._fs.rename(folder / f".partial-{name}", folder / name)
+                self._fs.sync_folder(folder)
+            self._forget("rotten", rotten.sha256)
+            state = self.state()
+            for generation in {generation for generation, _ in users} & set(state.refused):
+                if self._is_whole(generation):
+                    self._change(self.state().forgive(generation))
+
+    def _blobs_of(self, generation: str) -> list[tuple[str, str]]:
+        try:
+            with Bundle.open(self.generation(generation)) as bundle:
+                return [(name, blob.sha256) for name, blob in bundle.manifest.blobs.items()]
+        except BundleError:
+            return []
+
+    def _write_mended(self, rotten: Rotten, old: Path, fetch: Callable[[int, int], bytes]) -> None:
+        partial = self.path / "blobs" / f".partial-{rotten.sha256}"
+        with contextlib.suppress(FileNotFoundError):
+            self._fs.unlink(partial)
+        found = hashlib.sha256()
+        with self._fs.create(partial) as file, old.open("rb") as good:
+            for start in range(0, rotten.size_bytes, FRAME_BYTES):
+                size = min(FRAME_BYTES, rotten.size_bytes - start)
+                is_bad = start // FRAME_BYTES in rotten.frames
+                frame = fetch(start, size) if is_bad else os.pread(good.fileno(), size, start)
+                file.write(frame)
+                found.update(frame)
+            file.sync()
+        if found.hexdigest() != rotten.sha256:
+            self._fs.unlink(partial)
+            raise DigestError(
+                f"{rotten.name}: expected sha256 {rotten.sha256} of the mended, found {found.hexdigest()}"
+            )
+        self._fs.rename(partial, self.path / "blobs" / rotten.sha256)
+        self._fs.sync_folder(self.path / "blobs")
 
     def sums(self, digest: str) -> list[bytes] | None:
         """Return the digests of a blob's frames, if a scrub noted them."""

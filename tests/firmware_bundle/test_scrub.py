@@ -11,7 +11,7 @@ import pytest
 
 from edge_embed.commands import main
 from edge_embed_bundle.bundle import Bundle
-from edge_embed_bundle.errors import RefusedError
+from edge_embed_bundle.errors import DigestError, RefusedError
 from edge_embed_bundle.scrub import Scrub, Scrubbed
 from edge_embed_bundle.store import FRAME_BYTES, Store
 from tests.fakes.probes import FakeProbe
@@ -166,6 +166,51 @@ def test_a_repaired_generation_is_forgiven_and_its_rot_forgotten(store: Store, b
     assert not any(generation.rotten for generation in store.status().generations)
     assert store.state().refused == ()
     assert _scrub(store).rotten == ()
+
+
+def test_only_what_rotted_is_fetched_again(store: Store, bundles: tuple[Path, Path]) -> None:
+    _scrub(store)
+    rotten = store.active().name
+    _rot(store.active(), FRAME_BYTES + 5)
+    (found,) = _scrub(store).rotten
+    fetched: list[tuple[int, int]] = []
+
+    def fetch(start: int, size_bytes: int) -> bytes:
+        fetched.append((start, size_bytes))
+        return (bundles[1] / TABLE).read_bytes()[start : start + size_bytes]
+
+    with pytest.raises(DigestError, match="of the mended"):
+        store.mend(found, lambda start, size_bytes: bytes(size_bytes))
+    assert rotten in store.state().refused
+    store.mend(found, fetch)
+    assert fetched == [(FRAME_BYTES, FRAME_BYTES)]
+    assert (store.generation(rotten) / TABLE).read_bytes() == (bundles[1] / TABLE).read_bytes()
+    assert store.state().refused == ()
+    assert _scrub(store).rotten == ()
+    assert store.install(bundles[1], FakeProbe()).passed
+
+
+def test_after_a_power_cut_anywhere_in_a_mending_the_file_is_the_old_or_the_new_one(tmp_path: Path) -> None:
+    board = tmp_path / "board"
+    board.mkdir()
+    store = Store(board / "store")
+    bundle = make_bundle(tmp_path / "bundle", source=small_source(dimensions=4), graphs=()).path
+    store.install(bundle, FakeProbe())
+    _rot(store.active(), 5)
+    (found,) = _scrub(store).rotten
+    rotten, right = (store.active() / TABLE).read_bytes(), (bundle / TABLE).read_bytes()
+    shutil.copytree(board, tmp_path / "before")
+    fs = RecordingFs(board)
+    Store(store.path, fs=fs).mend(found, lambda start, size_bytes: right[start : start + size_bytes])
+    for cut in range(len(fs.log) + 1):
+        for fate in (everything, nothing, *(dice(10 * cut + i) for i in range(5))):
+            flash = replayed(tmp_path / "before", tuple(fs.log), cut, fate, tmp_path / "cut")
+            after = Store(flash / "store")
+            assert (after.active() / TABLE).read_bytes() in (rotten, right)
+            assert cut < len(fs.log) or (after.active() / TABLE).read_bytes() == right, "what was reported is lost"
+            after.install(bundle, FakeProbe())
+            assert (after.active() / TABLE).read_bytes() == right
+            shutil.rmtree(flash)
 
 
 def test_notes_go_with_the_blobs_that_they_are_of(store: Store, tmp_path: Path) -> None:
