@@ -6,16 +6,22 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_embed.progress import SILENT
+from edge_embed_bundle.writer import BundleWriter
+from edge_embed_export.drafting import draft_manifest
 from edge_embed_export.exporter import Report, export
 from edge_embed_export.options import Options
+from edge_embed_export.parts import parts_of
 from edge_embed_export.preparing import in_lists
 from edge_embed_export.sources import Source, SourceTable, SourceText
+from edge_embed_export.writing import write_model
 
 WORDS = (*(f"word{i}" for i in range(60)), "naïve", "東京", "two words", "🙂")
 
@@ -113,3 +119,12 @@ def make_bundle(
     if clustered:
         source = replace(source, tables=(in_lists(source.table), *source.tables[1:]))
     return export(source, Options(target=target, name="small", **options))
+
+
+def make_unmeasured_bundle(target: Path, source: Source, **options: Any) -> Path:
+    """Write a bundle's tables without asking it anything: large ones in a second."""
+    wanted = Options(target=target, name="small", **options)
+    with BundleWriter(target) as writer:
+        models = tuple(write_model(writer, part, SILENT) for part in parts_of(source, wanted, SILENT))
+        writer.finish(partial(draft_manifest, source, wanted, models))
+    return target

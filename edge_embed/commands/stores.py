@@ -1,4 +1,4 @@
-"""``install``, ``status`` and ``rollback``: what a board's operator does."""
+"""``install``, ``status``, ``rollback`` and ``scrub``: what a board's operator does."""
 
 from __future__ import annotations
 
@@ -7,11 +7,16 @@ import json
 from pathlib import Path
 
 from edge_embed.commands import Command
+from edge_embed.errors import RequestError
+from edge_embed.memory import format_size, parse_size
 from edge_embed.probing import probe
 from edge_embed.progress import Progress
 from edge_embed_bundle.bundle import Bundle
+from edge_embed_bundle.scrub import DEFAULT_RATE_BYTES, Scrub
 from edge_embed_bundle.state import State
-from edge_embed_bundle.store import Store
+from edge_embed_bundle.store import Rotten, Store
+
+_SHOWN_FRAMES = 8
 
 
 def _configure_install(parser: argparse.ArgumentParser) -> None:
@@ -55,10 +60,17 @@ def _configure_store(parser: argparse.ArgumentParser) -> None:
 
 def _status(arguments: argparse.Namespace) -> int:
     status = Store(arguments.store).status()
-    damaged = any(generation.problem for generation in status.generations)
+    damaged = any(generation.problem or generation.rotten for generation in status.generations)
     if arguments.json:
         generations = [
-            {"role": g.role, "id": g.id, "name": g.name, "version": g.version, "problem": g.problem}
+            {
+                "role": g.role,
+                "id": g.id,
+                "name": g.name,
+                "version": g.version,
+                "problem": g.problem,
+                "rotten": [_rotten_json(each) for each in g.rotten],
+            }
             for g in status.generations
         ]
         print(json.dumps({**_state_json(status.state), "generations": generations}))
@@ -68,6 +80,8 @@ def _status(arguments: argparse.Namespace) -> int:
     for generation in status.generations:
         said = generation.problem or f"{generation.name} {generation.version}"
         print(f"{generation.role:9} {generation.id[:12]}  {said}")
+        for rotten in generation.rotten:
+            print(f"          rotten: {_rotten_said(rotten)}")
     if status.state.trial is not None:
         print(f"the trial has {status.state.tries_left} tries left; the next install settles it")
     for refused in status.state.refused:
@@ -85,6 +99,57 @@ def _rollback(arguments: argparse.Namespace) -> int:
     else:
         print(f"{name} {version} ({str(state.active)[:12]}) serves again")
     return 0
+
+
+def _configure_scrub(parser: argparse.ArgumentParser) -> None:
+    _configure_store(parser)
+    parser.add_argument(
+        "--rate",
+        metavar="SIZE",
+        default=DEFAULT_RATE_BYTES,
+        type=parse_size,
+        help=f"bytes to read in a second, at most ({format_size(DEFAULT_RATE_BYTES)})",
+    )
+
+
+def _scrub(arguments: argparse.Namespace) -> int:
+    if arguments.rate < 1:
+        raise RequestError(f"--rate: expected at least a byte a second, found {arguments.rate}")
+    store = Store(arguments.store)
+    progress = Progress(shown=False) if arguments.json else Progress()
+    with progress.task("scrubbing", _stored_bytes(store)) as advance:
+        found = Scrub(store, rate_bytes=arguments.rate, progress=advance).run()
+    if arguments.json:
+        rotten = [_rotten_json(each) for each in found.rotten]
+        said = {"read_bytes": found.read_bytes, "rotten": rotten, "quarantined": list(found.quarantined)}
+        print(json.dumps({**said, "problems": list(found.problems), **_state_json(store.state())}))
+    else:
+        for each in found.rotten:
+            print(f"rotten: {_rotten_said(each)}")
+        for generation in found.quarantined:
+            print(f"quarantined {generation[:12]}; {str(store.state().active)[:12]} serves")
+        for problem in found.problems:
+            print(problem)
+        print(f"{format_size(found.read_bytes)} read, {len(found.rotten)} blobs rotten")
+    return 1 if found.rotten or found.problems else 0
+
+
+def _stored_bytes(store: Store) -> int:
+    blobs = store.path / "blobs"
+    return sum(blob.stat().st_size for blob in blobs.iterdir()) if blobs.is_dir() else 0
+
+
+def _rotten_said(rotten: Rotten) -> str:
+    frames = ", ".join(map(str, rotten.frames[:_SHOWN_FRAMES])) + (
+        ", ..." if len(rotten.frames) > _SHOWN_FRAMES else ""
+    )
+    size = format_size(sum(size_bytes for _, size_bytes in rotten.ranges))
+    return f"{rotten.name} ({rotten.sha256[:12]}): frames {frames}, {size} to fetch again"
+
+
+def _rotten_json(rotten: Rotten) -> dict[str, object]:
+    ranges = [{"offset_bytes": offset, "size_bytes": size} for offset, size in rotten.ranges]
+    return {"name": rotten.name, "sha256": rotten.sha256, "frames": list(rotten.frames), "ranges": ranges}
 
 
 def _state_json(state: State) -> dict[str, object]:
@@ -106,6 +171,13 @@ INSTALL = Command(
     _install,
 )
 STATUS = Command("status", "what a store serves", "edge-embed status /var/lib/notes", _configure_store, _status)
+SCRUB = Command(
+    "scrub",
+    "read a store again, slowly, and put away what rotted",
+    "edge-embed scrub /var/lib/notes --rate 4MiB",
+    _configure_scrub,
+    _scrub,
+)
 ROLLBACK = Command(
     "rollback", "let the previous bundle serve again", "edge-embed rollback /var/lib/notes", _configure_store, _rollback
 )

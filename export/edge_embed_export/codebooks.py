@@ -54,6 +54,14 @@ class PqBook:
             quantizer.train(parts)
         return cls(_books(quantizer.centroids, m), quantizer)
 
+    @classmethod
+    def kept(cls, codebooks: NDArray[np.float32]) -> PqBook:
+        """Return books that were trained before."""
+        m, _, width = codebooks.shape
+        quantizer = _faiss().ProductQuantizer(m * width, m, _BITS)
+        _faiss().copy_array_to_vector(np.ascontiguousarray(codebooks, np.float32).reshape(-1), quantizer.centroids)
+        return cls(codebooks, quantizer)
+
     def codes(self, parts: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Return the codes ``(n, m)`` of rows ``(n, m * s)``."""
         with _threads_for(parts):

@@ -6,6 +6,7 @@ memory. A matrix of one block gets arrays.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial, wraps
@@ -17,7 +18,6 @@ from numpy.typing import NDArray
 
 from edge_embed import kernels
 from edge_embed.errors import RequestError
-from edge_embed.kernels.reference import decode_opq, decode_pq, decode_rq
 from edge_embed_bundle.manifest import CODEC_TENSORS, INT4_BLOCK
 from edge_embed_export.codebooks import CENTROIDS, FITTED_BOOKS, TRAINING_ROWS, Fit, PqBook, RqBook, train_rotation
 from edge_embed_export.exact import directions
@@ -43,6 +43,8 @@ _INT8_STEPS = tuple(range(127, 119, -1))
 # A rotation's numbers are multiples of 2**-12; what float32 has beyond that is left to the codebooks.
 _ROTATION_BITS = 12
 _FLOAT32_BITS = 24
+# How far, as a share, a length may lie beyond levels that are kept.
+_LENGTH_STEP = 0.01
 _COUNT = re.compile(r"[1-9][0-9]{0,3}")
 
 
@@ -56,12 +58,13 @@ def _by_blocks(encode: Callable[[NDArray[np.float32]], Mapping[str, NDArray[Any]
 
     @wraps(encode)
     def encode_all(vectors: Matrix) -> Encoded:
-        return _collected(vectors, encode)
+        return collected(vectors, encode)
 
     return encode_all
 
 
-def _collected(vectors: Matrix, encode: Callable[[NDArray[np.float32]], Mapping[str, NDArray[Any]]]) -> Encoded:
+def collected(vectors: Matrix, encode: Callable[[NDArray[np.float32]], Mapping[str, NDArray[Any]]]) -> Encoded:
+    """Return the tensors that ``encode`` makes of blocks of rows, one after the other."""
     spools: dict[str, Spool] = {}
     for block in blocks_of(vectors):
         tensors = encode(vectors[block])
@@ -210,17 +213,9 @@ def encode_pq(vectors: Matrix, codes_a_row: int | None = None) -> Encoded:
     d = vectors.shape[1]
     m, width = _parts(d, codes_a_row)
 
-    def parts_of(block: NDArray[np.float32]) -> NDArray[np.float32]:
-        parts = np.zeros((len(block), m * width), np.float32)
-        parts[:, :d] = directions(block)
-        return parts
-
-    codes, codebooks = _pq_codes(vectors, parts_of, m)
-
-    def decoded(codes: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return decode_pq(codes, codebooks, np.ones(len(codes), np.float32), np.arange(len(codes)), d)
-
-    return {"rows": codes, "codebooks": codebooks, **_lengths(vectors, codes, decoded)}
+    codes, codebooks = _pq_codes(vectors, lambda block: on_directions(block, m * width), m)
+    stored = {"rows": codes, "codebooks": codebooks}
+    return {**stored, **lengths_of("pq", stored, vectors, d)}
 
 
 def encode_opq(vectors: Matrix, codes_a_row: int | None = None) -> Encoded:
@@ -241,16 +236,26 @@ def encode_opq(vectors: Matrix, codes_a_row: int | None = None) -> Encoded:
     if n > CENTROIDS:
         learned = train_rotation(directions(_sample(vectors)).astype(np.float32), m, m * width)
     rotation = _on_grid(learned, _ROTATION_BITS)
-    codes, codebooks = _pq_codes(vectors, lambda block: (directions(block) @ learned).astype(np.float32), m)
+    codes, codebooks = _pq_codes(vectors, lambda block: on_directions(block, m * width, learned), m)
     # No sum of absolute products is larger (Cauchy and Schwarz); a tenth is left for what rounding adds.
     longest = np.sqrt(np.square(codebooks, dtype=np.float64).sum(axis=2).max(axis=1).sum())
     largest_sum = 1.1 * longest * np.linalg.norm(rotation.astype(np.float64), axis=1).max()
     codebooks = _on_grid(codebooks, _FLOAT32_BITS - _ROTATION_BITS - int(np.frexp(largest_sum)[1]))
 
-    def decoded(codes: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return decode_opq(codes, codebooks, rotation, np.ones(len(codes), np.float32), np.arange(len(codes)))
+    stored = {"rows": codes, "codebooks": codebooks, "rotation": rotation}
+    return {**stored, **lengths_of("opq", stored, vectors, d)}
 
-    return {"rows": codes, "codebooks": codebooks, "rotation": rotation, **_lengths(vectors, codes, decoded)}
+
+def on_directions(
+    vectors: NDArray[np.float32], width: int, rotation: NDArray[np.float32] | None = None
+) -> NDArray[np.float32]:
+    """Return what codes of ``pq`` are chosen for, ``(n, width)``: directions, zeros behind them; of ``opq`` rotated."""
+    if rotation is not None:
+        turned: NDArray[np.float32] = (directions(vectors) @ rotation).astype(np.float32)
+        return turned
+    parts = np.zeros((len(vectors), width), np.float32)
+    parts[:, : vectors.shape[1]] = directions(vectors)
+    return parts
 
 
 def _parts(dimensions: int, codes_a_row: int | None) -> tuple[int, int]:
@@ -272,7 +277,7 @@ def _pq_codes(
         codebooks[:, :n] = parts.reshape(n, m, width).transpose(1, 0, 2)
         return np.repeat(np.arange(n, dtype=np.uint8)[:, np.newaxis], m, axis=1), codebooks
     book = PqBook.trained(parts_of(_sample(vectors)), m)
-    return _collected(vectors, lambda block: {"rows": book.codes(parts_of(block))})["rows"], book.codebooks
+    return collected(vectors, lambda block: {"rows": book.codes(parts_of(block))})["rows"], book.codebooks
 
 
 def _on_grid(values: NDArray[np.float32], bits: int) -> NDArray[np.float32]:
@@ -312,13 +317,11 @@ def encode_rq(vectors: Matrix, codes_a_row: int | None = None) -> Encoded:
                 fit.add(unit, codes)
             return {"rows": codes}
 
-        codes = _collected(vectors, encoded)["rows"]
+        codes = collected(vectors, encoded)["rows"]
         codebooks = book.codebooks if fit is None else fit.codebooks()
 
-    def decoded(codes: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return decode_rq(codes, codebooks, np.ones(len(codes), np.float32), np.arange(len(codes)))
-
-    return {"rows": codes, "codebooks": codebooks, **_lengths(vectors, codes, decoded)}
+    stored = {"rows": codes, "codebooks": codebooks}
+    return {**stored, **lengths_of("rq", stored, vectors, d)}
 
 
 def _sample(vectors: Matrix) -> NDArray[np.float32]:
@@ -329,29 +332,51 @@ def _sample(vectors: Matrix) -> NDArray[np.float32]:
     return vectors[np.sort(chosen)]
 
 
-def _lengths(
-    vectors: Matrix, codes: Matrix, decoded: Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+def lengths_of(
+    codec: str, stored: Encoded, vectors: Matrix, dimensions: int, levels: NDArray[np.float32] | None = None
 ) -> Mapping[str, NDArray[Any]]:
     """Return what decoded directions are multiplied by so that each row has its length: a code and 256 levels.
 
     Level 0 is zero, for rows of zeros; the others are as many equal ratios from the shortest to the longest, so the
     error of a length is the same share of it everywhere: .2 % where the longest is three times the shortest.
+
+    Args:
+        codec: ``pq``, ``opq`` or ``rq``.
+        stored: its tensors but for lengths.
+        vectors: ``(n, d)``, of which the lengths are.
+        dimensions: d.
+        levels: to be kept, if all lengths lie within a hundredth of theirs.
     """
     factors = np.zeros(len(vectors))
+    levels_of_one = np.ones(CENTROIDS, np.float32)
+    books = {name: tensor[:] for name, tensor in stored.items() if name != "rows"}
     for block in blocks_of(vectors):
-        before, after = (
-            np.sqrt(np.square(each, dtype=np.float64).sum(axis=1)) for each in (vectors[block], decoded(codes[block]))
-        )
+        codes = stored["rows"][block]
+        some = {**books, "rows": codes, "length_codes": np.ones(len(codes), np.uint8), "length_levels": levels_of_one}
+        decoded = kernels.open_rows(codec, some, dimensions).decode(np.arange(len(codes)))
+        before, after = (np.sqrt(np.square(each, dtype=np.float64).sum(axis=1)) for each in (vectors[block], decoded))
         np.divide(before, after, out=factors[block], where=after > 0)
     there = factors > 0
-    levels = np.zeros(CENTROIDS, np.float32)
     length_codes = np.zeros(len(vectors), np.uint8)
-    if there.any():
-        low, high = np.log(factors[there].min()), np.log(factors[there].max())
+    if not there.any():
+        return {"length_codes": length_codes, "length_levels": np.zeros(CENTROIDS, np.float32)}
+    logs = np.log(factors[there])
+    low, high = logs.min(), logs.max()
+    kept = None if levels is None else _ends_of(levels)
+    if levels is not None and kept is not None and kept[0] - _LENGTH_STEP <= low and high <= kept[1] + _LENGTH_STEP:
+        low, high = kept
+    else:
+        levels = np.zeros(CENTROIDS, np.float32)
         levels[1:] = np.exp(np.linspace(low, high, CENTROIDS - 1))
-        share = (np.log(factors[there]) - low) / max(high - low, np.finfo(np.float64).tiny)
-        length_codes[there] = 1 + np.rint((CENTROIDS - 2) * share).astype(np.uint8)
+    share = (logs - low) / max(high - low, np.finfo(np.float64).tiny)
+    length_codes[there] = 1 + np.clip(np.rint((CENTROIDS - 2) * share), 0, CENTROIDS - 2).astype(np.uint8)
     return {"length_codes": length_codes, "length_levels": levels}
+
+
+def _ends_of(levels: NDArray[np.float32]) -> tuple[float, float] | None:
+    """Return the logarithms of the shortest and the longest level, if there are any."""
+    shortest, longest = levels[[1, -1]].astype(np.float64).tolist()
+    return (math.log(shortest), math.log(longest)) if 0 < shortest < longest else None
 
 
 def decoded_blocks(codec: str, tensors: Encoded, dimensions: int) -> Iterator[NDArray[np.float32]]:

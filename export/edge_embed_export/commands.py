@@ -21,6 +21,7 @@ from edge_embed_bundle.slots import is_store
 from edge_embed_bundle.store import Store
 from edge_embed_export.choosing import AUTO, Trial, export_smallest, smallest
 from edge_embed_export.codecs import ENCODERS
+from edge_embed_export.continuing import continued
 from edge_embed_export.demo import run_demo
 from edge_embed_export.distilling import DIMENSIONS, distilled
 from edge_embed_export.encoders import export_encoder
@@ -38,6 +39,7 @@ from edge_embed_export.options import (
     Options,
 )
 from edge_embed_export.page import Page, check_page, write_page
+from edge_embed_export.parents import Parent
 from edge_embed_export.preparing import ORDERS, REDUCTIONS, Preparing, prepared
 from edge_embed_export.pricing import DEFAULT_MAX_LOSS, GraphPrice, LossError
 from edge_embed_export.sources import (
@@ -189,7 +191,21 @@ def _configure_export(parser: argparse.ArgumentParser) -> None:
         help="how pictures become an image encoder's pixels, in TOML or JSON, or a preprocessor_config.json; default: "
         "what lies beside its file (X.image.toml), its metadata, or pixels as they are where it takes whole numbers",
     )
-    parser.add_argument("--parent", metavar="BUNDLE", type=Path, help="the bundle that this one follows")
+    parser.add_argument(
+        "--parent",
+        metavar="BUNDLE",
+        type=Path,
+        help="the bundle that this one follows: rows keep their places, scales and codebooks stay where they still "
+        "fit, and so does the space, where the vectors of the same keys stayed alike; a delta from it is small",
+    )
+    parser.add_argument(
+        "--drift",
+        type=_loss,
+        default=0.0,
+        metavar="COSINE",
+        help="let rows keep codes of the parent as long as that costs them at most this in the cosine with their true "
+        "vectors, beyond what the codec costs; .002 makes a delta about half as large (0)",
+    )
     parser.add_argument(
         "--budget",
         action="append",
@@ -228,7 +244,7 @@ def _export(arguments: argparse.Namespace) -> int:
         memory_budget_bytes=memory_bytes,
         latency_budgets=latency,
         collection=read_lines(arguments.collection) if arguments.collection and not is_image else (),
-        parent=_identity(arguments.parent) if arguments.parent else None,
+        parent=_parent(arguments),
         replace=arguments.force,
         evaluations=tuple(read_evaluation(word) for word in arguments.eval),
         max_loss=arguments.max_loss,
@@ -262,6 +278,8 @@ def _export(arguments: argparse.Namespace) -> int:
         source = _distilled_source(arguments, reading, preparing, progress)
     else:
         source = prepared(read_source(arguments.source, arguments.format, reading, progress), preparing, progress)
+    if options.parent is not None and isinstance(source, Source):
+        source = continued(source, options.parent, keep_places=preparing.order != "cluster")
     try:
         if isinstance(source, EncoderSource) and is_image:
             options = _as_it_is(source, options, arguments)
@@ -495,9 +513,15 @@ def _budgets(words: list[str]) -> tuple[int | None, dict[str, LatencyBudget]]:
     return memory_bytes, latency
 
 
-def _identity(path: Path) -> str:
-    with Bundle.open(Store(path).active() if is_store(path) else path) as bundle:
-        return bundle.id
+def _parent(arguments: argparse.Namespace) -> Parent | None:
+    path: Path | None = arguments.parent
+    if path is None:
+        if arguments.drift:
+            raise RequestError("--drift: expected --parent beside it, whose codes rows may keep, found none")
+        return None
+    bundle = Bundle.open(Store(path).active() if is_store(path) else path)
+    bundle.verify()
+    return Parent(bundle, arguments.drift)
 
 
 def _configure_demo(parser: argparse.ArgumentParser) -> None:

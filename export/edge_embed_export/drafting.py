@@ -46,7 +46,7 @@ def draft_manifest(
         budgets=_budgets(source, options, models),
         quality={},
         golden=(),
-        parent=options.parent,
+        parent=None if options.parent is None else options.parent.id,
     )
 
 

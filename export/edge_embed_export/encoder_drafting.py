@@ -61,7 +61,7 @@ def draft_encoder(
         budgets=_budgets(source, options, models, needed, checked=checked),
         quality={},
         golden=(),
-        parent=options.parent,
+        parent=None if options.parent is None else options.parent.id,
     )
 
 

@@ -12,6 +12,7 @@ from edge_embed_bundle.values import NAME
 from edge_embed_devices.profiles import board_named
 from edge_embed_export.codecs import encoder
 from edge_embed_export.evaluation import Task
+from edge_embed_export.parents import Parent
 
 GRAPH_FORMATS = ("onnx", "tflite")
 #: Where the user names none: a second graph of an encoder would take as much flash again.
@@ -50,7 +51,7 @@ class Options:
     memory_budget_bytes: int | None = None
     latency_budgets: Mapping[str, LatencyBudget] = field(default_factory=dict)
     collection: tuple[str, ...] = ()
-    parent: str | None = None
+    parent: Parent | None = None
     replace: bool = False
     evaluations: tuple[Task, ...] = ()
     max_loss: float | None = None

@@ -33,6 +33,7 @@ from edge_embed_export.matrix import Matrix, blocks_of
 from edge_embed_export.options import ALL_TABLES, COLLECTION, Hashing, Options
 from edge_embed_export.preparing import in_lists
 from edge_embed_export.sources import Source, SourceTable
+from edge_embed_export.sticky import encode_as_before
 
 TOKENIZER_BLOB = "tokenizer.json"
 
@@ -158,7 +159,8 @@ def space_of(table: SourceTable, title: str) -> Space:
     """Return the space of a table, which says in words where it comes from."""
     # A file's name may hold bytes that are no UTF-8; JSON may not.
     said = title.encode("utf-8", "backslashreplace").decode()
-    return Space(table.space_id, table.vectors.shape[1], "cosine", said)
+    revision = None if table.space is None else table.space.revision
+    return Space(table.space_id, table.vectors.shape[1], "cosine", said, revision)
 
 
 def _hash_recipe(table: SourceTable, hashing: Hashing, title: str) -> HashRecipe:
@@ -177,8 +179,9 @@ def _part(table: SourceTable, title: str, codec: str, graphs: tuple[str, ...], o
     is_empty = not len(table.vectors)
     is_labels = table.is_helper and table.keys is not None
     codec, encode = encoder("float32" if is_empty else _LABELS_CODEC if is_labels else codec)
+    before = None if options.parent is None else options.parent.before(table, codec)
     try:
-        codes = encode(table.vectors)
+        codes = encode(table.vectors) if before is None else encode_as_before(before, table.vectors, encode)
         with_plane = _wants_plane(codec, codes, options)
         shared: dict[str, Matrix] = dict(table.tensors)
         if _is_searched(table):

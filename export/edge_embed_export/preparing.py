@@ -79,7 +79,7 @@ def without_repeats(source: Source) -> Source:
                 notes.append(
                     f"{table.name}: {len(repeated)} rows left out whose key stands before, the first of {shown}"
                 )
-                table = _selected(table, np.delete(np.arange(len(table.keys)), repeated))
+                table = selected(table, np.delete(np.arange(len(table.keys)), repeated))
         tables.append(table)
     return replace(source, tables=tuple(tables), notes=(*source.notes, *notes))
 
@@ -104,7 +104,7 @@ def by_frequency(source: Source, counts: Mapping[bytes, int] | None = None) -> S
                 f"found {len(counts)} words and none of them"
             )
     if known is not None:
-        table = _selected(replace(table, counts=known), np.argsort(-known, kind="stable"))
+        table = selected(replace(table, counts=known), np.argsort(-known, kind="stable"))
     return replace(source, tables=(replace(table, row_order="frequency"),))
 
 
@@ -134,7 +134,7 @@ def in_lists(table: SourceTable, progress: Progress = SILENT) -> SourceTable:
     """
     order, clusters = clustered(table.vectors, progress)
     longer = None if table.longer is None else Selection(table.longer, order)
-    return replace(_selected(table, order), longer=longer, row_order="cluster", clusters=clusters)
+    return replace(selected(table, order), longer=longer, row_order="cluster", clusters=clusters)
 
 
 def with_words(source: Source, words: set[bytes]) -> Source:
@@ -148,7 +148,7 @@ def with_words(source: Source, words: set[bytes]) -> Source:
     if not len(kept):
         raise RequestError(f"{source.title}: expected some of the {len(words)} words to keep, found none")
     note = f"{table.name}: {len(kept)} of {len(keys)} rows kept, of {len(words)} words"
-    return replace(source, tables=(_selected(table, kept),), notes=(*source.notes, note))
+    return replace(source, tables=(selected(table, kept),), notes=(*source.notes, note))
 
 
 def with_first(source: Source, rows: int) -> Source:
@@ -163,7 +163,7 @@ def with_first(source: Source, rows: int) -> Source:
     if rows >= len(keys):
         return source
     note = f"{table.name}: the first {rows} of {len(keys)} rows kept"
-    return replace(source, tables=(_selected(table, np.arange(rows)),), notes=(*source.notes, note))
+    return replace(source, tables=(selected(table, np.arange(rows)),), notes=(*source.notes, note))
 
 
 def shortened(source: Source, dimensions: int, how: str) -> Source:
@@ -221,7 +221,8 @@ def _movable(source: Source, option: str) -> tuple[SourceTable, Sequence[bytes]]
     return table, table.keys
 
 
-def _selected(table: SourceTable, rows: NDArray[np.int64]) -> SourceTable:
+def selected(table: SourceTable, rows: NDArray[np.int64]) -> SourceTable:
+    """Return a table of some rows, in their order; it has keys."""
     keys = table.keys
     if keys is None:
         raise AssertionError("a table whose rows are chosen by key has keys")

@@ -6,7 +6,8 @@
     │   ├── UnsupportedFormatError     written for a newer reader than this one
     │   ├── MissingBlobError           a file that the manifest names is not there, or is no plain file
     │   ├── TruncatedError             a file has another size than the manifest says
-    │   └── DigestError                a file has other bytes than the manifest says
+    │   ├── DigestError                a file has other bytes than the manifest says
+    │   └── DeltaError                 a delta is malformed, or made for another bundle than the one at hand
     └── StoreError                   whoever runs the board
         ├── EmptyStoreError            nothing is installed here yet
         ├── StateError                 neither state slot can be read
@@ -49,6 +50,10 @@ class TruncatedError(BundleError):
 
 class DigestError(BundleError):
     """A file's bytes are not the ones the manifest was written for."""
+
+
+class DeltaError(BundleError):
+    """A delta is malformed, or made for another bundle than the one at hand; the full bundle is the way on."""
 
 
 class StoreError(EdgeEmbedError):

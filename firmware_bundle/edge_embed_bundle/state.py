@@ -9,6 +9,7 @@ one is on trial:
                                  +----+  the probe crashed, or the power went: a try is gone, the next one is spent
                no tries left -> refuse
     rollback:  active <-> previous
+    rot:       of the active one: as a rollback; of the previous one: it is refused; mended: it is forgiven
 
  * A try is spent, and durable, *before* the trial is loaded: whatever kills the board counts as a failed try.
  * The trial never serves before it is confirmed; the active one goes on.
@@ -70,6 +71,16 @@ class State:
             raise StoreError("expected a previous generation to go back to, found none; install a bundle first")
         refused = tuple(other for other in self._refused_with(self.active) if other != self.previous)
         return self._next(active=self.previous, previous=self.active, refused=refused)
+
+    def refuse_previous(self) -> State:
+        """Remember that the previous generation is not to be gone back to."""
+        if self.previous is None:
+            raise StateError("expected a previous generation, found none")
+        return self._next(refused=self._refused_with(self.previous))
+
+    def forgive(self, generation: str) -> State:
+        """Forget that a generation was refused: what was wrong with it is mended."""
+        return self._next(refused=tuple(other for other in self.refused if other != generation))
 
     @property
     def kept(self) -> frozenset[str]:

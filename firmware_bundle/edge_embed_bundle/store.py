@@ -4,6 +4,8 @@
       slot.0, slot.1            which generation serves (slots.py)
       blobs/SHA256              every blob once, whoever shares it
       generations/ID/           a bundle like any other: hard links to its blobs under their own names, manifest.json
+      sums/SHA256               digests of a blob's frames (scrub.py)
+      rotten/SHA256             which frames of a blob rotted
       lock                      held by the process that changes the store
 
 The rules that hold at every moment, whatever cuts the power:
@@ -11,7 +13,7 @@ The rules that hold at every moment, whatever cuts the power:
  * A slot names a generation only after every file of it was read back whole, and its folder is durable.
  * The active generation goes on serving until another one is verified, probed on this board and confirmed.
  * Garbage goes only after a confirmation is durable, and never what a slot names.
- * Reading never repairs; only ``install`` and ``rollback`` write, one process at a time.
+ * Reading never repairs; only ``install``, ``rollback`` and a scrub write, one process at a time.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ import contextlib
 import fcntl
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -44,6 +47,12 @@ from edge_embed_bundle.state import State
 #: Room that must stay free on the flash beside the new generation.
 RESERVE_BYTES = 1024 * 1024
 
+#: What is fetched again where a blob rotted.
+FRAME_BYTES = 1024 * 1024
+
+_NOTES = ("sums", "rotten")
+_FRAME_NUMBER = struct.Struct("<I")
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -63,6 +72,21 @@ class Probe(Protocol):
 
 
 @dataclass(frozen=True)
+class Rotten:
+    """A blob whose bytes on the flash are no longer its own, and the numbers of its frames that have to come again."""
+
+    sha256: str
+    name: str
+    size_bytes: int
+    frames: tuple[int, ...]
+
+    @property
+    def ranges(self) -> tuple[tuple[int, int], ...]:
+        """Where each of these frames begins in the blob, and how many bytes it has."""
+        return tuple((i * FRAME_BYTES, min(FRAME_BYTES, self.size_bytes - i * FRAME_BYTES)) for i in self.frames)
+
+
+@dataclass(frozen=True)
 class Installed:
     """A generation in the store."""
 
@@ -71,6 +95,8 @@ class Installed:
     name: str = ""
     version: str = ""
     problem: str = ""
+    #: What the last scrub found rotten in it.
+    rotten: tuple[Rotten, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -128,7 +154,10 @@ class Store:
     def _installed(self, generation: str, role: str) -> Installed:
         try:
             with Bundle.open(self.generation(generation)) as bundle:
-                return Installed(generation, role, bundle.manifest.name, bundle.manifest.version)
+                blobs = bundle.manifest.blobs.items()
+                noted = (self._rot(name, blob.sha256, blob.size_bytes) for name, blob in blobs)
+                rotten = tuple(each for each in noted if each is not None)
+                return Installed(generation, role, bundle.manifest.name, bundle.manifest.version, rotten=rotten)
         except BundleError as error:
             return Installed(generation, role, problem=str(error))
 
@@ -189,6 +218,149 @@ class Store:
             self._change(after)
             return after
 
+    # What a scrub finds.
+
+    def quarantine(self, generation: str) -> State:
+        """Put a generation away whose bytes rotted: another one serves, and this one is refused; return the record.
+
+        Raises:
+            StoreError: it serves, and there is no other one.
+            BundleError: it serves, and the other one is not whole, either.
+        """
+        with self._locked(create=False):
+            state = self.state()
+            is_put_away = generation != state.active and generation in state.refused
+            if generation not in (state.active, state.previous) or is_put_away or self._is_whole(generation):
+                return state
+            after = state.roll_back() if generation == state.active else state.refuse_previous()
+            if after.active is not None and after.active != state.active:
+                self._verify(after.active, None)
+            self._change(after)
+            return after
+
+    def mend(self, rotten: Rotten, fetch: Callable[[int, int], bytes]) -> None:
+        """Write a blob anew, out of its good frames and of those that are fetched again; who uses it is forgiven.
+
+        Args:
+            rotten: what a scrub found.
+            fetch: returns so many bytes of the blob from an offset on; the store is locked meanwhile, so better of what
+                is on the board already.
+
+        Raises:
+            DigestError: what came is not the blob; nothing is changed.
+            StoreError: no generation has the blob, or the store is busy, full or damaged.
+        """
+        with self._locked(create=False):
+            users = [
+                (generation, name)
+                for generation in sorted(self.state().kept)
+                for name, blob in self._blobs_of(generation)
+                if blob == rotten.sha256
+            ]
+            if not users:
+                raise StoreError(f"{self.path}: expected a generation with the blob {rotten.sha256[:12]}, found none")
+            self._write_mended(rotten, self.generation(users[0][0]) / users[0][1], fetch)
+            for generation, name in users:
+                folder = self.generation(generation)
+                with contextlib.suppress(FileNotFoundError):
+                    self._fs.unlink(folder / f".partial-{name}")
+                self._fs.link(self.path / "blobs" / rotten.sha256, folder / f".partial-{name}")
+                # In one step: who opens the generation finds the one file or the other.
+                self._fs.rename(folder / f".partial-{name}", folder / name)
+                self._fs.sync_folder(folder)
+            self._forget("rotten", rotten.sha256)
+            state = self.state()
+            for generation in {generation for generation, _ in users} & set(state.refused):
+                if self._is_whole(generation):
+                    self._change(self.state().forgive(generation))
+
+    def _blobs_of(self, generation: str) -> list[tuple[str, str]]:
+        try:
+            with Bundle.open(self.generation(generation)) as bundle:
+                return [(name, blob.sha256) for name, blob in bundle.manifest.blobs.items()]
+        except BundleError:
+            return []
+
+    def _write_mended(self, rotten: Rotten, old: Path, fetch: Callable[[int, int], bytes]) -> None:
+        partial = self.path / "blobs" / f".partial-{rotten.sha256}"
+        with contextlib.suppress(FileNotFoundError):
+            self._fs.unlink(partial)
+        found = hashlib.sha256()
+        with self._fs.create(partial) as file, old.open("rb") as good:
+            for start in range(0, rotten.size_bytes, FRAME_BYTES):
+                size = min(FRAME_BYTES, rotten.size_bytes - start)
+                is_bad = start // FRAME_BYTES in rotten.frames
+                frame = fetch(start, size) if is_bad else os.pread(good.fileno(), size, start)
+                file.write(frame)
+                found.update(frame)
+            file.sync()
+        if found.hexdigest() != rotten.sha256:
+            self._fs.unlink(partial)
+            raise DigestError(
+                f"{rotten.name}: expected sha256 {rotten.sha256} of the mended, found {found.hexdigest()}"
+            )
+        self._fs.rename(partial, self.path / "blobs" / rotten.sha256)
+        self._fs.sync_folder(self.path / "blobs")
+
+    def sums(self, digest: str) -> list[bytes] | None:
+        """Return the digests of a blob's frames, if a scrub noted them."""
+        data = self._note("sums", digest)
+        return None if data is None else [data[i : i + 32] for i in range(0, len(data), 32)]
+
+    def note_sums(self, digest: str, sums: Sequence[bytes], known: Sequence[bytes] | None) -> None:
+        """Note the digests of the frames of a blob that is right, where they are not known yet.
+
+        Raises:
+            StoreError: another process changes the store, or it cannot be written.
+        """
+        is_noted = (self.path / "rotten" / digest).exists()
+        if known == sums and not is_noted:
+            return
+        with self._locked(create=False):
+            self._write_note("sums", digest, b"".join(sums))
+            self._forget("rotten", digest)
+
+    def note_rot(self, rotten: Rotten) -> None:
+        """Note which frames of a blob rotted.
+
+        Raises:
+            StoreError: another process changes the store, or it cannot be written.
+        """
+        with self._locked(create=False):
+            self._write_note("rotten", rotten.sha256, b"".join(map(_FRAME_NUMBER.pack, rotten.frames)))
+
+    def _rot(self, name: str, digest: str, size_bytes: int) -> Rotten | None:
+        data = self._note("rotten", digest)
+        if data is None or len(data) % _FRAME_NUMBER.size:
+            return None
+        return Rotten(digest, name, size_bytes, tuple(frame for (frame,) in _FRAME_NUMBER.iter_unpack(data)))
+
+    def _note(self, kind: str, digest: str) -> bytes | None:
+        """Return what was noted of a blob; a note that rotted itself is none."""
+        path = self.path / kind / digest
+        if not path.is_file():
+            return None
+        data = path.read_bytes()
+        return data[:-32] if hashlib.sha256(data[:-32]).digest() == data[-32:] else None
+
+    def _write_note(self, kind: str, digest: str, data: bytes) -> None:
+        folder = self.path / kind
+        if not folder.is_dir():
+            self._fs.make_folder(folder)
+            self._fs.sync_folder(self.path)
+        partial = folder / f".partial-{digest}"
+        with contextlib.suppress(FileNotFoundError):
+            self._fs.unlink(partial)
+        with self._fs.create(partial) as file:
+            file.write(data + hashlib.sha256(data).digest())
+            file.sync()
+        self._fs.rename(partial, folder / digest)
+        self._fs.sync_folder(folder)
+
+    def _forget(self, kind: str, digest: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._fs.unlink(self.path / kind / digest)
+
     # The steps of an installation, in their order.
 
     def _settle(self, probe: Probe) -> None:
@@ -245,6 +417,7 @@ class Store:
             self._fs.unlink(partial)
             raise DigestError(f"{bundle.path / name}: expected sha256 {digest}, found {found.hexdigest()}")
         self._fs.rename(partial, self.path / "blobs" / digest)
+        self._forget("rotten", digest)
 
     def _has_blob(self, digest: str) -> bool:
         """Return whether a blob is here and whole; a good copy will take the name of a rotten one."""
@@ -296,6 +469,10 @@ class Store:
         for blob in sorted((self.path / "blobs").iterdir()):
             if blob.stat().st_nlink == 1:
                 self._fs.unlink(blob)
+        for kind in _NOTES:
+            for note in sorted((self.path / kind).iterdir()) if (self.path / kind).is_dir() else ():
+                if not (self.path / "blobs" / note.name).exists():
+                    self._fs.unlink(note)
 
     def _check_space(self, bundle: Bundle) -> None:
         blobs = {blob.sha256: blob.size_bytes for blob in bundle.manifest.blobs.values()}
@@ -345,7 +522,13 @@ class Store:
 
     def _create_folder(self) -> None:
         if self.path.is_dir():
-            strangers = {path.name for path in self.path.iterdir()} - {*SLOT_NAMES, "blobs", "generations", "lock"}
+            strangers = {path.name for path in self.path.iterdir()} - {
+                *SLOT_NAMES,
+                *_NOTES,
+                "blobs",
+                "generations",
+                "lock",
+            }
             if strangers and not is_store(self.path):
                 raise StoreError(
                     f"{self.path}: expected a store or an empty folder, found {sorted(strangers)[0]!r} in it"

@@ -95,13 +95,49 @@ class Engine(NamedTuple):
         return {**self.extra, "name": self.name, "version": self.version}
 
 
+class Revision(NamedTuple):
+    """Why other weights are in the space of a parent: how like its vectors those of the same keys were."""
+
+    parent: str
+    mean_cosine: float
+    shared_keys: int
+    aligned: bool
+    #: No more than this can be said of the bundle whose weights gave the space its id: angles add up.
+    mean_cosine_to_first: float
+    extra: Mapping[str, Any] = NOTHING
+
+    @classmethod
+    def read(cls, fields: Fields) -> Revision:
+        """Read ``space.revision``."""
+        return cls(
+            fields.text("parent", pattern=HEX_DIGEST),
+            fields.number("mean_cosine"),
+            fields.count("shared_keys"),
+            fields.flag("aligned"),
+            fields.number("mean_cosine_to_first"),
+            fields.rest(),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object."""
+        return {
+            **self.extra,
+            "parent": self.parent,
+            "mean_cosine": self.mean_cosine,
+            "shared_keys": self.shared_keys,
+            "aligned": self.aligned,
+            "mean_cosine_to_first": self.mean_cosine_to_first,
+        }
+
+
 class Space(NamedTuple):
-    """What makes two vectors comparable; codecs of one source share it."""
+    """What makes two vectors comparable; codecs of one source share it, and revisions that stayed alike."""
 
     id: str
     dimensions: int
     similarity: str
     source: str
+    revision: Revision | None = None
     extra: Mapping[str, Any] = NOTHING
 
     @classmethod
@@ -112,13 +148,16 @@ class Space(NamedTuple):
             fields.count("dimensions", ceiling=DIMENSIONS_CEILING),
             fields.text("similarity", among=("cosine",)),
             fields.text("source"),
+            fields.nested("revision", Revision.read) if fields.has("revision") else None,
             fields.rest(),
         )
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object."""
+        revision = {} if self.revision is None else {"revision": self.revision.to_json()}
         return {
             **self.extra,
+            **revision,
             "id": self.id,
             "dimensions": self.dimensions,
             "similarity": self.similarity,

@@ -68,12 +68,13 @@ class BundleWriter:
         self._fs: FsOps = OsFs() if fs is None else fs
         self._blobs: dict[str, Blob] = {}
 
-    def blob(self, name: str, write: Callable[[BlobWriter], None]) -> None:
-        """Create the blob ``name`` and let ``write`` fill it."""
+    def blob(self, name: str, write: Callable[[BlobWriter], None]) -> Blob:
+        """Create the blob ``name``, let ``write`` fill it, and return what it became."""
         with self._fs.create(self.partial / name) as file:
             blob = BlobWriter(name, file)
             write(blob)
             self._blobs[name] = blob._finish()
+        return self._blobs[name]
 
     def preview(self, manifest_of: Callable[[dict[str, Blob]], Manifest]) -> Path:
         """Let the partial folder be opened as a bundle: what is written already can be asked for its answers.
@@ -86,6 +87,15 @@ class BundleWriter:
     def finish(self, manifest_of: Callable[[dict[str, Blob]], Manifest]) -> Manifest:
         """Write the manifest that ``manifest_of`` makes of the blobs, and give the bundle its name."""
         manifest = self._write_manifest(manifest_of)
+        self._give_name()
+        return manifest
+
+    def finish_as(self, manifest_bytes: bytes) -> None:
+        """Write a manifest that was read already, byte for byte, and give the bundle its name."""
+        self._write_manifest_bytes(manifest_bytes)
+        self._give_name()
+
+    def _give_name(self) -> None:
         self._fs.sync_folder(self.partial)
         self._check_target()
         if self.target.exists():
@@ -96,20 +106,22 @@ class BundleWriter:
         else:
             self._fs.rename(self.partial, self.target)
         self._fs.sync_folder(self.target.parent)
-        return manifest
 
     def _write_manifest(self, manifest_of: Callable[[dict[str, Blob]], Manifest]) -> Manifest:
         manifest = manifest_of(dict(sorted(self._blobs.items())))
         data = manifest.to_bytes()
         # The reader's gate judges what we write, too: an exporter's mistake must not travel to a board.
         Manifest.parse(data, source=str(self.target / MANIFEST_NAME))
+        self._write_manifest_bytes(data)
+        return manifest
+
+    def _write_manifest_bytes(self, data: bytes) -> None:
         path = self.partial / MANIFEST_NAME
         if path.exists():
             self._fs.unlink(path)
         with self._fs.create(path) as file:
             file.write(data)
             file.sync()
-        return manifest
 
     def _check_target(self) -> None:
         if self.target.is_symlink():

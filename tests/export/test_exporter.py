@@ -94,7 +94,6 @@ IMPOSSIBLE: Mapping[str, tuple[Mapping[str, Any], str]] = {
     ),
     "name": ({"name": "../up"}, r"name: expected .*'\.\./up'"),
     "version": ({"version": "newest"}, r"version: expected .*'newest'"),
-    "parent": ({"parent": "1.0.0"}, r"parent: expected .*'1\.0\.0'"),
     "collection without a tokenizer": ({"collection": LINES}, "expected a source with a tokenizer"),
 }
 

@@ -119,3 +119,10 @@ def test_every_change_is_one_step_of_the_sequence_and_leaves_the_old_record(
 def test_what_serves_served_and_is_tried_is_kept_and_what_was_refused_is_not() -> None:
     assert TRYING.kept == {A, B, C}
     assert TRYING.refuse().kept == {A, B}
+
+
+def test_a_previous_generation_that_rotted_is_refused_where_it_stands() -> None:
+    after = SERVING.refuse_previous()
+    assert (after.active, after.previous, after.refused, after.sequence) == (A, B, (B,), 6)
+    with pytest.raises(StateError, match="expected a previous generation, found none"):
+        NEW.refuse_previous()

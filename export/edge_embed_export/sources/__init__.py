@@ -20,6 +20,7 @@ from edge_embed.errors import RequestError
 from edge_embed.progress import SILENT, Progress
 from edge_embed_bundle import strict_json
 from edge_embed_bundle.manifest import ClassifyRecipe, SubwordRecipe
+from edge_embed_bundle.values import Space
 from edge_embed_export.clusters import Clusters
 from edge_embed_export.matrix import Matrix
 
@@ -69,6 +70,8 @@ class SourceTable:
     longer: Matrix | None = None
     #: The lists that a search goes through, where the rows stand in their order.
     clusters: Clusters | None = None
+    #: The parent's space, where it was measured that the vectors stayed in it.
+    space: Space | None = None
 
     @property
     def whole(self) -> Matrix:
@@ -83,6 +86,8 @@ class SourceTable:
     @property
     def space_id(self) -> str:
         """The digest of everything that makes two vectors comparable; the codec is no part of it."""
+        if self.space is not None:
+            return self.space.id
         text = self.text
         described = {
             "dimensions": int(self.vectors.shape[1]),
