@@ -6,12 +6,11 @@ is for boards that the first has no wheel for, and answers some files wrongly: n
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import importlib.metadata
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -25,12 +24,6 @@ _PACKAGES = {
     "litert": ("ai_edge_litert.interpreter", "ai-edge-litert"),
     "tflite-runtime": ("tflite_runtime.interpreter", "tflite-runtime"),
 }
-
-_STDERR = 2
-#: What the library writes there, once in a process, when it makes its default delegate.
-_NOTE = b"INFO: Created TensorFlow Lite XNNPACK delegate for CPU.\n"
-_noting = threading.Lock()
-_NOTHING: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
 
 
 class LiteRt:
@@ -110,7 +103,6 @@ class LiteRtEncoder:
         self._runners: dict[int, Any] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._running = threading.Lock()
-        self._has_run = False
         try:
             self._interpreter: Any = interpreter.Interpreter(model_path=path, num_threads=threads)
             known = self._interpreter.get_signature_list()
@@ -129,9 +121,8 @@ class LiteRtEncoder:
 
     def encode(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
         """See :meth:`edge_embed.engines.EncoderEngine.encode`."""
-        with self._running, _NOTHING if self._has_run else _without_note():
+        with self._running:
             try:
-                self._has_run = True
                 return self._by_signature(inputs) if self._signatures else self._resized(inputs)
             except (ValueError, RuntimeError, KeyError) as error:
                 self._shapes = {}
@@ -164,31 +155,6 @@ class LiteRtEncoder:
             raise BundleError(
                 f"{self._path}: expected a graph from {expected} to {self._output}{where}, found {inputs} to {outputs}"
             )
-
-
-@contextlib.contextmanager
-def _without_note() -> Iterator[None]:
-    """Keep the library's note of its delegate off stderr; all else that is written meanwhile is there behind it.
-
-    The note goes to the descriptor itself, and no option, variable or exported symbol switches it off.
-    """
-    with _noting, contextlib.ExitStack() as closing:
-        kept = os.memfd_create("stderr")
-        closing.callback(os.close, kept)
-        try:
-            before = os.dup(_STDERR)
-        except OSError:  # Without stderr there is nothing to keep clean.
-            yield
-            return
-        closing.callback(os.close, before)
-        os.dup2(kept, _STDERR)
-        try:
-            yield
-        finally:
-            os.dup2(before, _STDERR)
-            said = os.pread(kept, os.fstat(kept).st_size, 0).replace(_NOTE, b"")
-            if said:
-                os.write(_STDERR, said)
 
 
 def _interpreter(name: str) -> tuple[Any, str]:
