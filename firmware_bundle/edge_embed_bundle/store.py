@@ -5,6 +5,7 @@
       blobs/SHA256              every blob once, whoever shares it
       generations/ID/           a bundle like any other: hard links to its blobs under their own names, manifest.json
       lock                      held by the process that changes the store
+      update/                   what the updater remembers and fetches (updating/)
 
 The rules that hold at every moment, whatever cuts the power:
 
@@ -43,6 +44,8 @@ from edge_embed_bundle.state import State
 
 #: Room that must stay free on the flash beside the new generation.
 RESERVE_BYTES = 1024 * 1024
+
+FOLDERS = ("blobs", "generations", "update")
 
 
 @dataclass(frozen=True)
@@ -132,8 +135,19 @@ class Store:
         except BundleError as error:
             return Installed(generation, role, problem=str(error))
 
+    def settle(self, probe: Probe) -> None:
+        """Make the store if there is none yet, finish a trial that was cut off, clear what nobody names any more."""
+        with self._locked():
+            self._settle(probe)
+
     def install(
-        self, source: Path | str, probe: Probe, *, retry: bool = False, progress: Progress | None = None
+        self,
+        source: Path | str,
+        probe: Probe,
+        *,
+        retry: bool = False,
+        adopt: bool = False,
+        progress: Progress | None = None,
     ) -> Verdict:
         """Bring a bundle into the store, try it on this board, and let it serve if it passes.
 
@@ -141,6 +155,8 @@ class Store:
             source: the bundle's folder; it is read, never changed.
             probe: judges the trial, in a process of its own where it may crash.
             retry: try a bundle that this board refused before.
+            adopt: the source lies in the store's own folder and is nobody else's: its files, which are sealed and
+                durable, become the store's by a second name, and are not copied.
             progress: told the bytes copied and verified.
 
         Returns:
@@ -160,12 +176,13 @@ class Store:
                     f"{source}: this board refused {bundle.manifest.name} {bundle.manifest.version} "
                     f"({bundle.id[:12]}) before; pass --retry to try it again"
                 )
-            self._check_space(bundle)
+            if not adopt:
+                self._check_space(bundle)
             # All of it, also what the store has already: a damaged source is refused, never mended in silence.
             bundle.verify(progress)
             whole = self._is_whole(bundle.id)
             if not whole:
-                self._stage(bundle, progress)
+                self._stage(bundle, progress, adopt=adopt)
                 self._verify(bundle.id, progress)
             if bundle.id == state.active:
                 return Verdict(True, "serves already" if whole else "served already, damaged; repaired")
@@ -202,12 +219,16 @@ class Store:
         # From here on, what stands in the store is what a slot names: an interrupted copy is gone.
         self._collect_garbage()
 
-    def _stage(self, bundle: Bundle, progress: Progress | None) -> None:
+    def _stage(self, bundle: Bundle, progress: Progress | None, *, adopt: bool) -> None:
         """Copy the missing blobs, build the generation's folder, make it durable under its name."""
         blobs = self.path / "blobs"
-        missing = {blob.sha256: name for name, blob in bundle.manifest.blobs.items() if not self._has_blob(blob.sha256)}
+        missing = {blob.sha256: name for name, blob in bundle.manifest.blobs.items() if not self.has_blob(blob.sha256)}
         for digest, name in missing.items():
-            self._copy_blob(bundle, name, digest, progress)
+            if adopt:
+                self._fs.link(bundle.path / name, blobs / f".partial-{digest}")
+                self._fs.rename(blobs / f".partial-{digest}", blobs / digest)
+            else:
+                self._copy_blob(bundle, name, digest, progress)
         self._fs.sync_folder(blobs)
 
         partial = self.path / "generations" / f".partial-{bundle.id}"
@@ -246,7 +267,7 @@ class Store:
             raise DigestError(f"{bundle.path / name}: expected sha256 {digest}, found {found.hexdigest()}")
         self._fs.rename(partial, self.path / "blobs" / digest)
 
-    def _has_blob(self, digest: str) -> bool:
+    def has_blob(self, digest: str) -> bool:
         """Return whether a blob is here and whole; a good copy will take the name of a rotten one."""
         path = self.path / "blobs" / digest
         # A pipe that somebody put there would make a reader wait.
@@ -294,7 +315,8 @@ class Store:
             if folder.name not in kept:
                 remove_tree(self._fs, folder)
         for blob in sorted((self.path / "blobs").iterdir()):
-            if blob.stat().st_nlink == 1:
+            # What the updater fetched has a second name in its own folder until it serves.
+            if blob.stat().st_nlink == 1 or blob.name.startswith(".partial-"):
                 self._fs.unlink(blob)
 
     def _check_space(self, bundle: Bundle) -> None:
@@ -345,7 +367,7 @@ class Store:
 
     def _create_folder(self) -> None:
         if self.path.is_dir():
-            strangers = {path.name for path in self.path.iterdir()} - {*SLOT_NAMES, "blobs", "generations", "lock"}
+            strangers = {path.name for path in self.path.iterdir()} - {*SLOT_NAMES, *FOLDERS, "lock"}
             if strangers and not is_store(self.path):
                 raise StoreError(
                     f"{self.path}: expected a store or an empty folder, found {sorted(strangers)[0]!r} in it"
@@ -356,9 +378,10 @@ class Store:
 
     def _create_contents(self) -> None:
         """Make a new store: the slots come last before any generation can, so their absence means an empty store."""
-        for name in ("blobs", "generations"):
+        for name in FOLDERS:
             if not (self.path / name).is_dir():
                 self._fs.make_folder(self.path / name)
+                self._fs.sync_folder(self.path)
         if self._is_new():
             self._slots.create(self._fs)
             self._fs.sync_folder(self.path)
