@@ -43,6 +43,11 @@ WRAPPED = {
     "torch": ["export/edge_embed_export/sources/tensors.py"],
     "pyarrow": ["export/edge_embed_export/sources/parquet.py"],
     "gensim": ["export/edge_embed_export/sources/gensim_files.py"],
+    "tuf": [
+        "export/edge_embed_export/publishing/signing.py",
+    ],
+    "securesystemslib": ["export/edge_embed_export/publishing/signing.py"],
+    "cryptography": ["export/edge_embed_export/publishing/signing.py"],
 }
 
 
