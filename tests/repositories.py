@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -38,10 +39,16 @@ class Publisher:
         return (self.keys / "1.root.json").read_bytes()
 
     def publish(
-        self, bundle: Path, roll_out: RollOut | None = None, *, at: datetime | None = None, days: int = 7
+        self,
+        bundle: Path,
+        roll_out: RollOut | None = None,
+        *,
+        at: datetime | None = None,
+        days: int = 7,
+        check: Callable[[Path], None] = lambda bundle: None,
     ) -> Release:
-        """Publish a bundle, its space being another one than that of the one before."""
-        repository = Repository(self.site, Keys([self.keys]))
+        """Publish a bundle, its space being another one than that of the one before; nobody runs it before."""
+        repository = Repository(self.site, Keys([self.keys]), check=check)
         roll_out = RollOut(new_space="random vectors of another seed") if roll_out is None else roll_out
         return repository.publish(bundle, roll_out, at or now(), snapshot_days=days, timestamp_days=days)
 

@@ -44,6 +44,7 @@ WRAPPED = {
     "pyarrow": ["export/edge_embed_export/sources/parquet.py"],
     "gensim": ["export/edge_embed_export/sources/gensim_files.py"],
     "tuf": [
+        "firmware_bundle/edge_embed_bundle/updating/trust.py",
         "export/edge_embed_export/publishing/signing.py",
     ],
     "securesystemslib": ["export/edge_embed_export/publishing/signing.py"],

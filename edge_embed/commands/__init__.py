@@ -35,6 +35,7 @@ BOARD_COMMANDS = {
     "install": "edge_embed.commands.stores:INSTALL",
     "status": "edge_embed.commands.stores:STATUS",
     "rollback": "edge_embed.commands.stores:ROLLBACK",
+    "update": "edge_embed.commands.updates:UPDATE",
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import stat
@@ -20,7 +21,7 @@ from edge_embed.commands import main
 from edge_embed_bundle.bundle import Bundle
 from edge_embed_bundle.manifest import Manifest
 from edge_embed_bundle.updating.releases import FRAME_BYTES, Channel, channel_path
-from edge_embed_export.publishing.gates import GateError, check_budgets
+from edge_embed_export.publishing.gates import GateError, check_budgets, check_bundle
 from edge_embed_export.publishing.repository import Repository, RollOut, kept
 from edge_embed_export.publishing.signing import Keys, SigningError, newest_root
 from tests.repositories import A_DAY, Publisher, now
@@ -234,7 +235,7 @@ def test_a_damaged_bundle_is_not_published(publisher: Publisher, damageable: Pat
     data[0] ^= 1
     (damageable / "golden.bin").write_bytes(data)
     with pytest.raises(Exception, match=r"golden\.bin: expected sha256"):
-        publisher.publish(damageable)
+        publisher.publish(damageable, check=check_bundle)
     assert not publisher.site.exists()
 
 
@@ -247,7 +248,7 @@ def test_a_bundle_that_asks_no_golden_questions_is_not_published(publisher: Publ
     with Bundle.open(damageable) as opened:
         manifest = opened.manifest._replace(golden=())
     with pytest.raises(Exception, match="golden"):
-        publisher.publish(_rewritten(damageable, manifest))
+        publisher.publish(_rewritten(damageable, manifest), check=check_bundle)
 
 
 def test_a_bundle_without_budgets_is_not_published(bundle: Path) -> None:
@@ -326,3 +327,17 @@ def test_the_commands_publish_what_a_board_takes(
     assert main([*publish, "--percent", "101", "--json"]) == 2
     assert "from 0 to 100" in json.loads(capsys.readouterr().out)["error"]
     assert channel_path("stable") == "channels/stable.json"
+
+
+def test_a_bundle_whose_golden_answers_are_wrong_is_not_published(publisher: Publisher, damageable: Path) -> None:
+    data = bytearray((damageable / "golden.bin").read_bytes())
+    data[3] ^= 0x40
+    (damageable / "golden.bin").write_bytes(data)
+    with Bundle.open(damageable) as opened:
+        manifest = opened.manifest
+    blob = manifest.blobs["golden.bin"]._replace(sha256=hashlib.sha256(data).hexdigest())
+    with pytest.raises(GateError, match=r"expected right golden answers, found: .*NOT within"):
+        publisher.publish(
+            _rewritten(damageable, manifest._replace(blobs={**manifest.blobs, "golden.bin": blob})), check=check_bundle
+        )
+    assert not publisher.site.exists()

@@ -1,0 +1,192 @@
+"""Where static files come from: a web server, or a folder such as a stick's. One interface, and nothing trusted.
+
+* A file is read from any byte on. A server that knows no ranges is read from its start, and what was not asked for is
+  dropped, so the caller never notices but by the time it takes.
+* Nothing is kept: whoever reads stops when it has enough, and so an endless answer ends.
+* A redirection is not followed: a repository has one address, and its owner's word for it.
+* In a folder, a file is a plain file: links, pipes and devices of a stranger's stick are refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import re
+import stat
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Generator, Iterator
+from email.message import Message
+from pathlib import Path
+from typing import IO, Protocol
+
+from edge_embed_bundle.errors import AbsentError, FetchError
+
+#: How long a server may be silent.
+SILENCE_SECONDS = 30.0
+
+_CHUNK_BYTES = 64 * 1024
+_RANGE = re.compile(r"bytes ([0-9]{1,15})-[0-9]{1,15}/([0-9]{1,15}|\*)")
+
+
+class Site(Protocol):
+    """A repository of static files."""
+
+    @property
+    def name(self) -> str:
+        """What to call it in a message."""
+
+    def exists(self, path: str) -> bool:
+        """Return whether a file may be there: no is certain, yes is not."""
+
+    def read(self, path: str, start: int = 0) -> Generator[bytes, None, None]:
+        """Yield the bytes of a file from ``start`` on.
+
+        Raises:
+            AbsentError: there is no such file.
+            FetchError: the file could not be read on.
+        """
+
+
+def open_site(address: str) -> Site:
+    """Return the repository at an ``http://``, ``https://`` or ``file://`` address, or in a folder."""
+    parts = urllib.parse.urlsplit(address)
+    if parts.scheme in ("http", "https") and parts.hostname:
+        return WebSite(address)
+    if parts.scheme == "file" and parts.netloc in ("", "localhost"):
+        return FolderSite(Path(urllib.request.url2pathname(parts.path)))
+    if "://" in address:
+        raise FetchError(f"{address}: expected a repository at http://, https:// or file://, or a folder")
+    return FolderSite(Path(address))
+
+
+class WebSite:
+    """Static files of a web server; a proxy of the environment (``https_proxy``) is used."""
+
+    def __init__(self, address: str, *, silence_seconds: float = SILENCE_SECONDS) -> None:
+        self._address = address.rstrip("/")
+        self._silence_seconds = silence_seconds
+        self._opener = urllib.request.build_opener(_NoRedirection)
+
+    @property
+    def name(self) -> str:
+        """See :meth:`Site.name`; without what stands before an ``@``."""
+        return re.sub(r"//[^/@]*@", "//", self._address)
+
+    def exists(self, path: str) -> bool:
+        """See :meth:`Site.exists`; costs no body, whatever page the server has for what is absent."""
+        try:
+            with self._opened("HEAD", path, 0):
+                return True
+        except AbsentError:
+            return False
+        except _UnsupportedError:
+            return True
+
+    def read(self, path: str, start: int = 0) -> Generator[bytes, None, None]:
+        """See :meth:`Site.read`."""
+        with self._opened("GET", path, start) as answer, self._named(path):
+            skipped = start - self._first_byte(path, answer, start)
+            expected = answer.length
+            while chunk := answer.read1(_CHUNK_BYTES):
+                expected = None if expected is None else expected - len(chunk)
+                wanted = chunk[skipped:]
+                skipped = max(0, skipped - len(chunk))
+                if wanted:
+                    yield wanted
+            if expected:
+                raise FetchError(f"{self.name}/{path}: expected {expected} bytes more, found the answer at its end")
+
+    def _first_byte(self, path: str, answer: http.client.HTTPResponse, start: int) -> int:
+        if answer.status == http.client.OK:
+            return 0
+        found = _RANGE.fullmatch(answer.headers.get("Content-Range", ""))
+        if answer.status != http.client.PARTIAL_CONTENT or found is None or int(found[1]) > start:
+            raise FetchError(
+                f"{self.name}/{path}: expected status 200, or 206 with a range from byte {start}, "
+                f"found {answer.status} {answer.headers.get('Content-Range', 'without a range')[:60]!r}"
+            )
+        return int(found[1])
+
+    @contextlib.contextmanager
+    def _opened(self, method: str, path: str, start: int) -> Iterator[http.client.HTTPResponse]:
+        headers = {"User-Agent": "edge-embed", "Accept-Encoding": "identity"}
+        if start:
+            headers["Range"] = f"bytes={start}-"
+        request = urllib.request.Request(  # noqa: S310 (open_site lets http and https through alone)
+            f"{self._address}/{urllib.parse.quote(path)}", headers=headers, method=method
+        )
+        with self._named(path):
+            answer = self._opener.open(request, timeout=self._silence_seconds)
+        with contextlib.closing(answer):
+            yield answer
+
+    @contextlib.contextmanager
+    def _named(self, path: str) -> Iterator[None]:
+        place = f"{self.name}/{path}"
+        try:
+            yield
+        except urllib.error.HTTPError as error:
+            error.close()
+            # 403 is how some object stores say that there is nothing.
+            if error.code in (403, 404, 410):
+                raise AbsentError(f"{place}: expected a file, found status {error.code}") from error
+            if error.code in (405, 501):
+                raise _UnsupportedError(f"{place}: found status {error.code}") from error
+            where = f" to {error.headers.get('Location', 'nowhere')[:100]!r}" if 300 <= error.code < 400 else ""
+            raise FetchError(f"{place}: expected a file, found status {error.code}{where}") from error
+        except urllib.error.URLError as error:
+            raise FetchError(f"{place}: expected an answer, found: {error.reason}") from error
+        except TimeoutError as error:
+            raise FetchError(f"{place}: expected bytes within {self._silence_seconds:g} s, found none") from error
+        except (http.client.HTTPException, OSError, ValueError) as error:
+            raise FetchError(f"{place}: expected an answer, found: {type(error).__name__} {error}"[:300]) from error
+
+
+class _UnsupportedError(FetchError):
+    """The server does not know the method."""
+
+
+class _NoRedirection(urllib.request.HTTPRedirectHandler):
+    def redirect_request(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Message, newurl: str
+    ) -> None:
+        """Make no other request of it: the answer becomes an error that says where it pointed."""
+
+
+class FolderSite:
+    """Static files in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    @property
+    def name(self) -> str:
+        """See :meth:`Site.name`."""
+        return str(self._folder)
+
+    def exists(self, path: str) -> bool:
+        """See :meth:`Site.exists`."""
+        return (self._folder / path).is_file()
+
+    def read(self, path: str, start: int = 0) -> Generator[bytes, None, None]:
+        """See :meth:`Site.read`."""
+        place = self._folder / path
+        try:
+            # O_NONBLOCK: opening a pipe must not wait for a writer.
+            descriptor = os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            kind = AbsentError if isinstance(error, FileNotFoundError) and self._folder.is_dir() else FetchError
+            raise kind(f"{place}: expected a plain file, found: {error.strerror}") from error
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise FetchError(f"{place}: expected a plain file, found something else")
+            while chunk := os.pread(descriptor, _CHUNK_BYTES, start):
+                start += len(chunk)
+                yield chunk
+        except OSError as error:
+            raise FetchError(f"{place}: expected bytes from {start} on, found: {error.strerror}") from error
+        finally:
+            os.close(descriptor)
