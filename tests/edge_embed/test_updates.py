@@ -145,7 +145,10 @@ def test_killed_at_any_moment_an_update_leaves_a_bundle_that_serves_and_the_next
     old, new, killed = _id(bundle), _id(newer_bundle), 0
     for _ in range(12):
         child = subprocess.Popen(
-            [*COMMAND, *map(str, update), "--retry"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+            [*COMMAND, *map(str, update), "--retry"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
         )
         time.sleep(dice.uniform(0.2, whole_seconds))
         os.killpg(child.pid, signal.SIGKILL)

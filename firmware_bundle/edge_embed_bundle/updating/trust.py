@@ -85,7 +85,7 @@ def check(site: Site, known: Trusted, channel: str, clock: datetime) -> Checked:
         except DownloadError as error:
             if isinstance(error.__cause__, FetchError):
                 raise error.__cause__ from error
-            raise FetchError(f"{site.name}: {_said(error)}") from error
+            raise FetchError(f"{site.name}: expected metadata, found: {_said(error)}") from error
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             # Metadata that is JSON and yet no metadata.
             raise TrustError(f"{site.name}: expected metadata, found: {type(error).__name__} {_said(error)}") from error
