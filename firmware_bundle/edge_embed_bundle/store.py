@@ -222,7 +222,11 @@ class Store:
     def _stage(self, bundle: Bundle, progress: Progress | None, *, adopt: bool) -> None:
         """Copy the missing blobs, build the generation's folder, make it durable under its name."""
         blobs = self.path / "blobs"
-        missing = {blob.sha256: name for name, blob in bundle.manifest.blobs.items() if not self.has_blob(blob.sha256)}
+        missing = {
+            blob.sha256: name
+            for name, blob in bundle.manifest.blobs.items()
+            if not is_whole(blobs / blob.sha256, blob.sha256)
+        }
         for digest, name in missing.items():
             if adopt:
                 self._fs.link(bundle.path / name, blobs / f".partial-{digest}")
@@ -266,15 +270,6 @@ class Store:
             self._fs.unlink(partial)
             raise DigestError(f"{bundle.path / name}: expected sha256 {digest}, found {found.hexdigest()}")
         self._fs.rename(partial, self.path / "blobs" / digest)
-
-    def has_blob(self, digest: str) -> bool:
-        """Return whether a blob is here and whole; a good copy will take the name of a rotten one."""
-        path = self.path / "blobs" / digest
-        # A pipe that somebody put there would make a reader wait.
-        if not path.is_file():
-            return False
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() == digest
 
     def _is_whole(self, generation: str) -> bool:
         try:
@@ -395,3 +390,12 @@ class Store:
             # A power cut while the store was made: the slots may be torn, but nothing was ever installed.
             return True
         return not all((self.path / name).exists() for name in SLOT_NAMES)
+
+
+def is_whole(path: Path, sha256: str) -> bool:
+    """Return whether a file is there with just those bytes; a good copy will take the name of a rotten one."""
+    # A pipe that somebody put there would make a reader wait.
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == sha256

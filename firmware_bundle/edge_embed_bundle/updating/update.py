@@ -39,7 +39,7 @@ from edge_embed_bundle.errors import (
 )
 from edge_embed_bundle.fsops import FsOps, OsFs, remove_tree
 from edge_embed_bundle.manifest import MANIFEST_NAME, Manifest
-from edge_embed_bundle.store import RESERVE_BYTES, Probe, Store, Verdict
+from edge_embed_bundle.store import RESERVE_BYTES, Probe, Store, Verdict, is_whole
 from edge_embed_bundle.updating import trust
 from edge_embed_bundle.updating.fetching import fetch, partial_path, reserve
 from edge_embed_bundle.updating.planning import NOTHING_NEW, REFUSE, Device, Plan, plan
@@ -198,7 +198,7 @@ class Updater:
 
     def _fetch_all(self, release: Release, files: tuple[File, ...], folder: Path, progress: Progress) -> int:
         for file in files:
-            self._link_known(file, folder)
+            self._link_known(release, file, folder)
         missing = [file for file in files if not (folder / file.name).is_file()]
         try:
             self._check_space(missing, folder)
@@ -219,12 +219,14 @@ class Updater:
         self._fs.sync_folder(folder)
         return fetched
 
-    def _link_known(self, file: File, folder: Path) -> None:
+    def _link_known(self, release: Release, file: File, folder: Path) -> None:
         """Take a file that the store has already, if it is whole."""
-        blob = self._store.path / "blobs" / file.sha256
+        known = self._store.path / "blobs" / file.sha256
+        if file.name == MANIFEST_NAME:
+            known = self._store.generation(release.id) / MANIFEST_NAME
         with contextlib.suppress(FileNotFoundError, FileExistsError):
-            if not (folder / file.name).exists() and self._store.has_blob(file.sha256):
-                self._fs.link(blob, folder / file.name)
+            if not (folder / file.name).exists() and is_whole(known, file.sha256):
+                self._fs.link(known, folder / file.name)
 
     def _check_space(self, missing: list[File], folder: Path) -> None:
         """Say early, and in one sentence, what the reservation would find out by failing."""
