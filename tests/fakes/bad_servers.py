@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import http.server
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -91,6 +92,8 @@ class Request(http.server.BaseHTTPRequestHandler):
     def reset(self) -> None:
         """End the connection as a router does that lost its power."""
         self.wfile.flush()
+        # What the other side has not read yet dies with the connection.
+        time.sleep(0.2)
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.connection.close()
 
@@ -108,6 +111,13 @@ class RepositoryServer:
     def address(self) -> str:
         """Where it is."""
         return f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def secured(self, certificate: Path, key: Path) -> str:
+        """Speak TLS from now on; return the address."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate, key)
+        self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
+        return f"https://localhost:{self._server.server_address[1]}"
 
     def __enter__(self) -> Self:
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Request)
@@ -151,6 +161,19 @@ def dripping(prefix: str, pause: float) -> Fault:
         request.send(200, b"", length=len(data))
         for i in range(len(data)):
             request.write(data[i : i + 1])
+            time.sleep(pause)
+
+    return _for(prefix, act)
+
+
+def dripping_headers(prefix: str, pause: float) -> Fault:
+    """Sends its headers a letter at a time, and there is always one more."""
+
+    def act(request: Request, data: bytes) -> None:
+        request.wfile.write(b"HTTP/1.0 200 OK\r\nX: ")
+        while True:
+            request.wfile.write(b"x")
+            request.wfile.flush()
             time.sleep(pause)
 
     return _for(prefix, act)

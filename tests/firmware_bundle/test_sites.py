@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -215,6 +218,38 @@ def test_a_server_that_drips_is_left_after_the_time_of_a_frame(site: Path, targe
     ):
         _fetch(server, target, frame_seconds=0.2)
     assert time.monotonic() - started < 10
+
+
+def test_a_server_that_drips_its_headers_is_left_after_their_time(site: Path) -> None:
+    started = time.monotonic()
+    with RepositoryServer(site, bad_servers.dripping_headers("blobs", 0.02)) as server:
+        slow = WebSite(server.address, silence_seconds=5.0, headers_seconds=0.4)
+        with pytest.raises(FetchError, match=r"headers without end in 0\.4 s"):
+            next(slow.read(blob_path(SHA256)))
+    assert time.monotonic() - started < 4
+
+
+def test_a_server_whose_certificate_nobody_vouches_for_is_refused(site: Path, tmp_path: Path) -> None:
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("openssl is not installed, and Python makes no certificates")
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-days", "2", "-nodes"]
+    made = [openssl, "req", "-x509", "-newkey", "rsa:2048", *subject, "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(made, check=True, capture_output=True)
+    with RepositoryServer(site) as server:
+        address = server.secured(certificate, key)
+        with pytest.raises(FetchError, match="CERTIFICATE_VERIFY_FAILED"):
+            next(WebSite(address).read(blob_path(SHA256)))
+        body = """
+import sys
+from edge_embed_bundle.updating.sites import open_site
+print(sum(map(len, open_site(sys.argv[1]).read(sys.argv[2]))))
+"""
+        trusting = {**os.environ, "SSL_CERT_FILE": str(certificate)}
+        words = [sys.executable, "-c", body, address, blob_path(SHA256)]
+        done = subprocess.run(words, env=trusting, capture_output=True, text=True, check=False)
+        assert done.stdout == f"{len(DATA)}\n", done.stderr
 
 
 def test_a_file_of_no_bytes_is_made_without_asking(site: Path, target: Path) -> None:

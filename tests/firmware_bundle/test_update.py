@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
+import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -21,11 +24,12 @@ from edge_embed_bundle.errors import (
     ExpiredError,
     FetchError,
     RefusedError,
+    SpaceError,
     StateError,
     StoreError,
     TrustError,
 )
-from edge_embed_bundle.fsops import OsFs
+from edge_embed_bundle.fsops import OsFs, WritableFile
 from edge_embed_bundle.store import Store
 from edge_embed_bundle.updating.planning import REFUSE
 from edge_embed_bundle.updating.records import Records
@@ -357,11 +361,52 @@ def test_an_operator_rolls_back_while_bytes_arrive(publisher: Publisher, board: 
     assert board.serving == _id(bundles[0])
 
 
+@dataclass
+class _FailingFs(OsFs):
+    """A flash that fails from some operation on, each in turn."""
+
+    code: int
+    left: int
+
+    def _count(self, path: Path) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise OSError(self.code, os.strerror(self.code), str(path))
+
+    def create(self, path: Path, *, mode: int = 0o444) -> WritableFile:
+        self._count(path)
+        return super().create(path, mode=mode)
+
+    def overwrite(self, path: Path, *, offset: int = 0) -> WritableFile:
+        self._count(path)
+        return super().overwrite(path, offset=offset)
+
+    def reserve(self, path: Path, size_bytes: int) -> None:
+        self._count(path)
+        super().reserve(path, size_bytes)
+
+    def rename(self, source: Path, target: Path) -> None:
+        self._count(target)
+        super().rename(source, target)
+
+    def link(self, source: Path, target: Path) -> None:
+        self._count(target)
+        super().link(source, target)
+
+    def make_folder(self, path: Path) -> None:
+        self._count(path)
+        super().make_folder(path)
+
+    def sync_folder(self, path: Path) -> None:
+        self._count(path)
+        super().sync_folder(path)
+
+
 class _FullFs(OsFs):
     """A flash without room: it refuses to reserve."""
 
     def reserve(self, path: Path, size_bytes: int) -> None:
-        raise OSError(28, "No space left on device", str(path))
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
 
 def test_a_full_flash_is_found_out_before_a_byte_is_fetched(
@@ -369,11 +414,31 @@ def test_a_full_flash_is_found_out_before_a_byte_is_fetched(
 ) -> None:
     publisher.publish(bundles[1])
     with RepositoryServer(publisher.site) as server:
-        with pytest.raises(StoreError, match=r"expected room for small 1\.1\.0"):
+        with pytest.raises(SpaceError, match=r"expected room on the flash, found: .*No space left"):
             board.update(WebSite(server.address), fs=_FullFs())
         assert not [asked for asked in server.asked if asked.path.startswith("blobs")]
     assert board.serving == _id(bundles[0])
     assert board.update(publisher.site).kind == INSTALLED
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.EROFS, errno.ENOSPC])
+def test_a_flash_that_fails_at_any_operation_costs_a_sentence_and_nothing_that_serves(
+    publisher: Publisher, board: Board, bundles: Sequence[Path], tmp_path: Path, code: int
+) -> None:
+    publisher.publish(bundles[1])
+    for left in range(100):
+        copy = Board(shutil.copytree(board.store, tmp_path / f"copy-{left}"), board.root)
+        try:
+            copy.update(publisher.site, fs=_FailingFs(code, left))
+        except StoreError as error:
+            assert os.strerror(code) in str(error)
+            with Bundle.open(Store(copy.store).active()) as bundle:
+                bundle.verify()
+        else:
+            break
+        assert copy.update(publisher.site).kind in (INSTALLED, UP_TO_DATE)
+        assert copy.serving == _id(bundles[1])
+    assert 20 < left < 99
 
 
 def test_what_rotted_after_it_was_fetched_is_found_dropped_and_fetched_again(

@@ -10,22 +10,29 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import http.client
 import os
 import re
+import socket
+import ssl
 import stat
+import threading
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Generator, Iterator
 from email.message import Message
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, Any, Protocol
 
 from edge_embed_bundle.errors import AbsentError, FetchError
 
 #: How long a server may be silent.
 SILENCE_SECONDS = 30.0
+
+#: How long it may take from the first connection to the end of the headers.
+HEADERS_SECONDS = 60.0
 
 _CHUNK_BYTES = 64 * 1024
 _RANGE = re.compile(r"bytes ([0-9]{1,15})-[0-9]{1,15}/([0-9]{1,15}|\*)")
@@ -65,10 +72,14 @@ def open_site(address: str) -> Site:
 class WebSite:
     """Static files of a web server; a proxy of the environment (``https_proxy``) is used."""
 
-    def __init__(self, address: str, *, silence_seconds: float = SILENCE_SECONDS) -> None:
+    def __init__(
+        self, address: str, *, silence_seconds: float = SILENCE_SECONDS, headers_seconds: float = HEADERS_SECONDS
+    ) -> None:
         self._address = address.rstrip("/")
         self._silence_seconds = silence_seconds
-        self._opener = urllib.request.build_opener(_NoRedirection)
+        self._opener = urllib.request.build_opener(
+            _NoRedirection, _PlainHandler(headers_seconds), _SecureHandler(headers_seconds)
+        )
 
     @property
     def name(self) -> str:
@@ -147,6 +158,62 @@ class WebSite:
 
 class _UnsupportedError(FetchError):
     """The server does not know the method."""
+
+
+class _TimedConnection(http.client.HTTPConnection):
+    """Ends itself where the headers are not there in time: a socket's own limit begins anew with every byte."""
+
+    def __init__(self, *arguments: Any, headers_seconds: float, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._headers_seconds = headers_seconds
+        self._over = False
+
+    def connect(self) -> None:
+        """Connect, while the clock runs."""
+        self._timer = threading.Timer(self._headers_seconds, self._give_up)
+        self._timer.daemon = True
+        self._timer.start()
+        super().connect()
+
+    def getresponse(self) -> http.client.HTTPResponse:
+        """Return the answer, whose headers are there; the clock stops."""
+        try:
+            answer = super().getresponse()
+        finally:
+            self._timer.cancel()
+        if self._over:
+            answer.close()
+            raise http.client.HTTPException(f"headers without end in {self._headers_seconds:g} s")
+        return answer
+
+    def _give_up(self) -> None:
+        self._over = True
+        with contextlib.suppress(OSError, AttributeError):
+            self.sock.shutdown(socket.SHUT_RDWR)
+
+
+class _TimedSecureConnection(_TimedConnection, http.client.HTTPSConnection):
+    """The same over TLS."""
+
+
+class _PlainHandler(urllib.request.HTTPHandler):
+    def __init__(self, headers_seconds: float) -> None:
+        super().__init__()
+        self._connect = functools.partial(_TimedConnection, headers_seconds=headers_seconds)
+
+    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(self._connect, req)
+
+
+class _SecureHandler(urllib.request.HTTPSHandler):
+    def __init__(self, headers_seconds: float) -> None:
+        super().__init__()
+        self._connect = functools.partial(
+            _TimedSecureConnection, headers_seconds=headers_seconds, context=ssl.create_default_context()
+        )
+
+    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(self._connect, req)
 
 
 class _NoRedirection(urllib.request.HTTPRedirectHandler):

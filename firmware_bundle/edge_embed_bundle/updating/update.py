@@ -35,6 +35,7 @@ from edge_embed_bundle.errors import (
     EmptyStoreError,
     RefusedError,
     SpaceError,
+    StoreError,
     TrustError,
 )
 from edge_embed_bundle.fsops import FsOps, OsFs, remove_tree
@@ -126,13 +127,21 @@ class Updater:
         self._store.settle(self._probe)
         with self._alone():
             try:
-                outcome = self._update(request, progress)
+                outcome = self._on_flash(request, progress)
             except EdgeEmbedError as error:
                 kind = REFUSED if isinstance(error, RefusedError) else FAILED
                 self._remember(request, kind, str(error), None)
                 raise
             self._remember(request, outcome.kind, outcome.said, outcome.plan)
             return outcome
+
+    def _on_flash(self, request: Request, progress: Callable[[Plan], Progress]) -> Outcome:
+        try:
+            return self._update(request, progress)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise SpaceError(f"{self._store.path}: expected room on the flash, found: {error}") from error
+            raise StoreError(f"{self._store.path}: expected a store that can be written, found: {error}") from error
 
     # The steps, in their order.
 
@@ -200,22 +209,17 @@ class Updater:
         for file in files:
             self._link_known(release, file, folder)
         missing = [file for file in files if not (folder / file.name).is_file()]
-        try:
-            self._check_space(missing, folder)
-            for file in missing:
-                reserve(file, folder / file.name, self._fs)
-            progress(sum(file.size_bytes for file in files if file not in missing))
-            fetched = 0
-            for file in files:
-                target = folder / file.name
-                if file in missing:
-                    fetched += fetch(self._site, file, target, self._fs, progress=progress, pause=self._pause)
-                if file.name == MANIFEST_NAME:
-                    _check_manifest(target, release)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise SpaceError(f"{self._store.path}: expected room for {release}, found: {error}") from error
-            raise
+        self._check_space(missing, folder)
+        for file in missing:
+            reserve(file, folder / file.name, self._fs)
+        progress(sum(file.size_bytes for file in files if file not in missing))
+        fetched = 0
+        for file in files:
+            target = folder / file.name
+            if file in missing:
+                fetched += fetch(self._site, file, target, self._fs, progress=progress, pause=self._pause)
+            if file.name == MANIFEST_NAME:
+                _check_manifest(target, release)
         self._fs.sync_folder(folder)
         return fetched
 
