@@ -127,7 +127,7 @@ class WebSite:
         if start:
             headers["Range"] = f"bytes={start}-"
         request = urllib.request.Request(  # noqa: S310 (open_site lets http and https through alone)
-            f"{self._address}/{urllib.parse.quote(path)}", headers=headers, method=method
+            f"{self._address}/{urllib.parse.quote(path, safe='/%')}", headers=headers, method=method
         )
         with self._named(path):
             answer = self._opener.open(request, timeout=self._silence_seconds)

@@ -4,7 +4,9 @@ The one module of the board that imports ``tuf`` and, through it, ``cryptography
 the order of the checks are python-tuf's. What is added here:
 
  * The client works on a copy of the metadata, in a temporary folder, and never on what the store remembers: whoever
-   cuts the power, or a check that fails in the middle, leaves that as it was.
+   cuts the power leaves that as it was.
+ * Each file that was verified is trusted from then on, also where a later one is not there or not right, as the
+   specification has it: a new root revokes keys at once, and nobody shows an older timestamp afterwards.
  * A root that may be newer is asked for by HEAD, which costs no body: a check that finds nothing new costs the bytes
    of ``timestamp.json``.
  * Time never runs backwards: metadata is signed with the moment at which it was (``signed_at``), the latest one seen is
@@ -15,13 +17,13 @@ the order of the checks are python-tuf's. What is added here:
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from tuf.api.exceptions import DownloadError, DownloadHTTPError, ExpiredMetadataError, RepositoryError
 from tuf.api.metadata import Metadata, Root, Signed
@@ -29,7 +31,7 @@ from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 
 from edge_embed_bundle.errors import AbsentError, ExpiredError, FetchError, TrustError
 from edge_embed_bundle.updating.records import Trusted, format_time, parse_time
-from edge_embed_bundle.updating.releases import CHANNEL_CEILING_BYTES, channel_path
+from edge_embed_bundle.updating.releases import CHANNEL_CEILING_BYTES
 from edge_embed_bundle.updating.sites import Site
 
 ROLES = ("root", "timestamp", "snapshot", "targets")
@@ -37,10 +39,10 @@ ROLES = ("root", "timestamp", "snapshot", "targets")
 #: How long all bytes of one metadata file may take.
 METADATA_SECONDS = 120.0
 
-_METADATA, _TARGETS = "metadata/", "targets/"
+#: No target is larger: channels are small, and blobs are no targets.
+TARGET_CEILING_BYTES = CHANNEL_CEILING_BYTES
+
 _CONFIG = UpdaterConfig(
-    max_root_rotations=64,
-    max_delegations=4,
     root_max_length=64 * 1024,
     timestamp_max_length=4 * 1024,
     snapshot_max_length=64 * 1024,
@@ -48,81 +50,110 @@ _CONFIG = UpdaterConfig(
 )
 
 
-@dataclass(frozen=True)
-class Checked:
-    """What a repository says, all of it verified: to be remembered, and the file of the channel."""
-
-    trusted: Trusted
-    channel: bytes
-
-
-def check(site: Site, known: Trusted, channel: str, clock: datetime) -> Checked:
-    """Ask a repository for its newest metadata and a channel's file, and verify them against what is known.
+class Client:
+    """One check of a repository against what is trusted. Use as a context manager.
 
     Args:
         site: the repository.
         known: what is trusted already: at least a root.
-        channel: the channel's name.
         clock: what this board holds for the time.
-
-    Raises:
-        FetchError: a file did not come.
-        TrustError: a rule of the specification is broken, or the metadata has expired.
+        metadata, targets: where on the site the metadata and the target files stand.
     """
-    with tempfile.TemporaryDirectory(prefix="edge-embed-") as name:
-        folder = Path(name)
-        for role, data in known.metadata.items():
-            (folder / f"{role}.json").write_bytes(data)
+
+    def __init__(
+        self, site: Site, known: Trusted, clock: datetime, *, metadata: str = "metadata/", targets: str = "targets/"
+    ) -> None:
+        self._site, self._known, self._clock = site, known, clock
+        self._metadata, self._targets = metadata, targets
+        self._floor = known.floor
+        self._files = dict(known.targets)
+
+    def __enter__(self) -> Self:
+        """Make the copy that python-tuf works on."""
+        self._copy = tempfile.TemporaryDirectory(prefix="edge-embed-")
+        self._folder = Path(self._copy.name)
+        for role, data in self._known.metadata.items():
+            (self._folder / f"{role}.json").write_bytes(data)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Drop the copy."""
+        self._copy.cleanup()
+
+    @property
+    def trusted(self) -> Trusted:
+        """What is trusted by now: everything that was verified, also where a later check failed."""
+        files = {role: self._folder / f"{role}.json" for role in ROLES}
+        metadata = {role: path.read_bytes() for role, path in files.items() if path.is_file()}
+        return Trusted(metadata, self._files, self._floor)
+
+    def refresh(self) -> None:
+        """Bring root, timestamp, snapshot and targets up to date.
+
+        Raises:
+            FetchError: a file did not come.
+            TrustError: a rule of the specification is broken, or the metadata has expired.
+        """
+        with self._sentences():
+            self._updater = Updater(
+                metadata_dir=str(self._folder),
+                metadata_base_url=self._metadata,
+                target_base_url=self._targets,
+                fetcher=_SiteFetcher(self._site),
+                config=_CONFIG,
+                bootstrap=self._known.metadata["root"],
+            )
+            self._updater.refresh()
+            # Of what stands in the folder now, and of no private field, the rest is found out.
+            signed = {role: Metadata[Any].from_bytes(data).signed for role, data in self.trusted.metadata.items()}
+            self._floor = _floor(self._known, signed)
+            for role, document in signed.items():
+                if document.is_expired(max(self._clock, self._floor)):
+                    raise ExpiredMetadataError(f"{role}.json expired at {format_time(document.expires)}")
+
+    def target(self, path: str) -> bytes:
+        """Return a target file, after ``refresh``; one that is known already is not fetched.
+
+        Raises:
+            FetchError: the file did not come.
+            TrustError: it is not the one that was signed, or none of that name was.
+        """
+        with self._sentences():
+            info = self._updater.get_targetinfo(path)
+            if info is None:
+                raise RepositoryError(f"no target {path}")
+            if info.length > TARGET_CEILING_BYTES:
+                raise RepositoryError(f"{path} of {info.length} bytes, more than {TARGET_CEILING_BYTES}")
+            local = self._folder / "target"
+            local.write_bytes(self._known.targets.get(path, b""))
+            if self._updater.find_cached_target(info, str(local)) is None:
+                self._updater.download_target(info, str(local))
+            self._files = {path: local.read_bytes()}
+            return self._files[path]
+
+    @contextlib.contextmanager
+    def _sentences(self) -> Iterator[None]:
+        """Let nothing out but this project's errors, each one sentence."""
+        name = self._site.name
         try:
-            return _checked(site, known, channel, clock, folder)
+            yield
         except ExpiredMetadataError as error:
             raise ExpiredError(
-                f"{site.name}: expected metadata that is valid at {format_time(clock)}, found: {error}; "
-                "nothing is installed until it is signed anew, what serves serves on"
+                f"{name}: expected metadata that is valid at {format_time(max(self._clock, self._floor))}, found: "
+                f"{error}; nothing is installed until it is signed anew, what serves serves on"
             ) from error
         except RepositoryError as error:
-            raise TrustError(f"{site.name}: expected metadata as it was signed, found: {_said(error)}") from error
+            raise TrustError(f"{name}: expected metadata as it was signed, found: {_said(error)}") from error
         except DownloadError as error:
             if isinstance(error.__cause__, FetchError):
                 raise error.__cause__ from error
-            raise FetchError(f"{site.name}: expected metadata, found: {_said(error)}") from error
+            raise FetchError(f"{name}: expected metadata, found: {_said(error)}") from error
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             # Metadata that is JSON and yet no metadata.
-            raise TrustError(f"{site.name}: expected metadata, found: {type(error).__name__} {_said(error)}") from error
+            raise TrustError(f"{name}: expected metadata, found: {type(error).__name__} {_said(error)}") from error
 
 
-def _checked(site: Site, known: Trusted, channel: str, clock: datetime, folder: Path) -> Checked:
-    updater = Updater(
-        metadata_dir=str(folder),
-        metadata_base_url=_METADATA,
-        target_base_url=_TARGETS,
-        fetcher=_SiteFetcher(site),
-        config=_CONFIG,
-        bootstrap=known.metadata["root"],
-    )
-    updater.refresh()
-    # What was verified stands in the folder now: of that alone, and of no private field, the rest is made.
-    metadata = {role: (folder / f"{role}.json").read_bytes() for role in ROLES}
-    signed: dict[str, Signed] = {role: Metadata[Any].from_bytes(data).signed for role, data in metadata.items()}
-    floor = _floor(known, signed)
-    for role, document in signed.items():
-        if document.is_expired(max(clock, floor)):
-            raise ExpiredMetadataError(f"{role}.json expired at {format_time(document.expires)}")
-    path = channel_path(channel)
-    target = updater.get_targetinfo(path)
-    if target is None:
-        raise TrustError(f"{site.name}: expected the channel {channel!r}, found no such one in the signed metadata")
-    if target.length > CHANNEL_CEILING_BYTES:
-        raise TrustError(f"{site.name}: {path}: expected {CHANNEL_CEILING_BYTES} bytes at most, found {target.length}")
-    local = folder / "channel"
-    local.write_bytes(known.targets.get(path, b""))
-    if updater.find_cached_target(target, str(local)) is None:
-        updater.download_target(target, str(local))
-    data = local.read_bytes()
-    return Checked(Trusted(metadata, {path: data}, floor), data)
-
-
-def _floor(known: Trusted, signed: dict[str, Signed]) -> datetime:
+def _floor(known: Trusted, signed: Mapping[str, Signed]) -> datetime:
     """Return the latest moment that has passed for certain."""
     moments = [known.floor] if _same_timestamp_keys(known.metadata["root"], signed["root"]) else []
     for document in signed.values():

@@ -37,6 +37,7 @@ from edge_embed_bundle.errors import (
     SpaceError,
     StoreError,
     TrustError,
+    UpdateError,
 )
 from edge_embed_bundle.fsops import FsOps, OsFs, remove_tree
 from edge_embed_bundle.manifest import MANIFEST_NAME, Manifest
@@ -175,10 +176,20 @@ class Updater:
                     "give --root with the root.json of the repository's owner"
                 )
             known = Trusted({"root": request.root})
-        checked = trust.check(self._site, known, request.channel, request.clock)
-        if checked.trusted != known:
-            self._records.save_trusted(checked.trusted, self._fs)
-        return Channel.parse(checked.channel, source=f"{self._site.name}/{channel_path(request.channel)}")
+        path = channel_path(request.channel)
+        with trust.Client(self._site, known, request.clock) as client:
+            try:
+                client.refresh()
+                data = client.target(path)
+            except UpdateError:
+                self._save(known, client.trusted)
+                raise
+            self._save(known, client.trusted)
+        return Channel.parse(data, source=f"{self._site.name}/{path}")
+
+    def _save(self, known: Trusted, trusted: Trusted) -> None:
+        if trusted != known:
+            self._records.save_trusted(trusted, self._fs)
 
     def _device(self, request: Request) -> Device:
         state = self._store.state()
