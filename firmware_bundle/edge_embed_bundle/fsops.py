@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -84,6 +85,11 @@ class OsFs:
         try:
             if size_bytes:
                 os.posix_fallocate(descriptor, 0, size_bytes)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                raise OSError(error.errno, error.strerror, str(path)) from error
+            # A file system that cannot promise room says so when it is written.
+            os.ftruncate(descriptor, size_bytes)
         finally:
             os.close(descriptor)
 

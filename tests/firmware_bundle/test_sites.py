@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import os
 import shutil
@@ -89,6 +90,25 @@ def test_addresses_name_their_sites(site: Path, tmp_path: Path) -> None:
     for address in ("ftp://updates.example", "http://", "file://elsewhere/site"):
         with pytest.raises(FetchError, match="expected a repository at"):
             open_site(address)
+
+
+def test_a_login_is_given_to_the_server_and_to_nobody_else(site: Path) -> None:
+    seen = []
+
+    def gate(request: bad_servers.Request, path: str, data: bytes) -> bool:
+        seen.append(request.headers.get("Authorization"))
+        if seen[-1] != f"Basic {base64.b64encode(b'board:s@cret').decode()}":
+            request.send(401, b"")
+            return True
+        return False
+
+    with RepositoryServer(site, gate) as server:
+        address = server.address.replace("//", "//board:s%40cret@")
+        assert b"".join(open_site(address).read(blob_path(SHA256))) == DATA
+        with pytest.raises(FetchError, match="status 401") as caught:
+            next(open_site(address.replace("s%40cret", "wrong")).read(blob_path(SHA256)))
+        assert "wrong" not in str(caught.value)
+    assert len(seen) == 2
 
 
 def test_what_is_no_plain_file_of_a_stick_is_refused_and_nobody_waits(site: Path) -> None:

@@ -44,7 +44,13 @@ def reserve(file: File, target: Path, fs: FsOps) -> None:
         return
     with contextlib.suppress(FileNotFoundError):
         fs.unlink(partial)
-    fs.reserve(partial, file.size_bytes)
+    try:
+        fs.reserve(partial, file.size_bytes)
+    except OSError:
+        # Some of the room may be taken, and whoever serves may need it.
+        with contextlib.suppress(OSError):
+            fs.unlink(partial)
+        raise
 
 
 def fetch(

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import functools
 import http.client
@@ -70,21 +71,23 @@ def open_site(address: str) -> Site:
 
 
 class WebSite:
-    """Static files of a web server; a proxy of the environment (``https_proxy``) is used."""
+    """Static files of a web server. Proxies (``https_proxy``) are used, and so is a login in the address."""
 
     def __init__(
         self, address: str, *, silence_seconds: float = SILENCE_SECONDS, headers_seconds: float = HEADERS_SECONDS
     ) -> None:
-        self._address = address.rstrip("/")
+        parts = urllib.parse.urlsplit(address.rstrip("/"))
+        login, _, host = parts.netloc.rpartition("@")
+        #: Without the login, which is nobody's business in a message.
+        self.name = parts._replace(netloc=host).geturl()
+        self._headers = {"User-Agent": "edge-embed", "Accept-Encoding": "identity"}
+        if login:
+            known = base64.b64encode(urllib.parse.unquote(login).encode()).decode()
+            self._headers["Authorization"] = f"Basic {known}"
         self._silence_seconds = silence_seconds
         self._opener = urllib.request.build_opener(
             _NoRedirection, _PlainHandler(headers_seconds), _SecureHandler(headers_seconds)
         )
-
-    @property
-    def name(self) -> str:
-        """See :meth:`Site.name`; without what stands before an ``@``."""
-        return re.sub(r"//[^/@]*@", "//", self._address)
 
     def exists(self, path: str) -> bool:
         """See :meth:`Site.exists`; costs no body, whatever page the server has for what is absent."""
@@ -123,11 +126,9 @@ class WebSite:
 
     @contextlib.contextmanager
     def _opened(self, method: str, path: str, start: int) -> Iterator[http.client.HTTPResponse]:
-        headers = {"User-Agent": "edge-embed", "Accept-Encoding": "identity"}
-        if start:
-            headers["Range"] = f"bytes={start}-"
+        headers = {**self._headers, "Range": f"bytes={start}-"} if start else self._headers
         request = urllib.request.Request(  # noqa: S310 (open_site lets http and https through alone)
-            f"{self._address}/{urllib.parse.quote(path, safe='/%')}", headers=headers, method=method
+            f"{self.name}/{urllib.parse.quote(path, safe='/%')}", headers=headers, method=method
         )
         with self._named(path):
             answer = self._opener.open(request, timeout=self._silence_seconds)
