@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeAlias
+from urllib.parse import unquote
 
 Fault: TypeAlias = "Callable[[Request, str, bytes], bool]"
 
@@ -51,7 +52,8 @@ class Request(http.server.BaseHTTPRequestHandler):
         keeper: RepositoryServer = self.server.keeper
         path = self.path.lstrip("/")
         keeper.asked.append(Asked(self.command, path, self.headers.get("Range", "")))
-        file = keeper.folder / path
+        # As it was asked for, or without the spelling of what an address may not hold.
+        file = next((f for f in (keeper.folder / path, keeper.folder / unquote(path)) if f.is_file()), keeper.folder)
         data = file.read_bytes() if file.is_file() else None
         with contextlib.suppress(ConnectionError):
             if keeper.fault is not None and keeper.fault(self, path, b"" if data is None else data):

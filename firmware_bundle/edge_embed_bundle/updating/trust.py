@@ -83,8 +83,8 @@ class Client:
     @property
     def trusted(self) -> Trusted:
         """What is trusted by now: everything that was verified, also where a later check failed."""
-        files = {role: self._folder / f"{role}.json" for role in ROLES}
-        metadata = {role: path.read_bytes() for role, path in files.items() if path.is_file()}
+        # Roles that targets delegates to are among them; python-tuf has quoted their names.
+        metadata = {path.stem: path.read_bytes() for path in sorted(self._folder.glob("*.json"))}
         return Trusted(metadata, self._files, self._floor)
 
     def refresh(self) -> None:
@@ -105,7 +105,8 @@ class Client:
             )
             self._updater.refresh()
             # Of what stands in the folder now, and of no private field, the rest is found out.
-            signed = {role: Metadata[Any].from_bytes(data).signed for role, data in self.trusted.metadata.items()}
+            metadata = self.trusted.metadata
+            signed = {role: Metadata[Any].from_bytes(metadata[role]).signed for role in ROLES}
             self._floor = _floor(self._known, signed)
             for role, document in signed.items():
                 if document.is_expired(max(self._clock, self._floor)):
