@@ -23,14 +23,15 @@ pytest.importorskip("cryptography")
 from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, Timestamp
 
 from edge_embed_bundle.bundle import Bundle
-from edge_embed_bundle.errors import EdgeEmbedError, ExpiredError, FetchError, TrustError, UpdateError
+from edge_embed_bundle.errors import EdgeEmbedError, ExpiredError, FetchError, ManifestError, TrustError, UpdateError
 from edge_embed_bundle.store import Store
 from edge_embed_bundle.updating import trust
 from edge_embed_bundle.updating.records import Records
+from edge_embed_bundle.updating.releases import Channel, channel_path
 from edge_embed_bundle.updating.sites import WebSite
 from edge_embed_bundle.updating.update import INSTALLED, UP_TO_DATE
 from edge_embed_export.publishing.repository import Repository, RollOut
-from edge_embed_export.publishing.signing import Keys, newest_root
+from edge_embed_export.publishing.signing import Keys, SignedRepository, newest_root
 from tests.boards import Board
 from tests.fakes import bad_servers
 from tests.fakes.bad_servers import Fault, RepositoryServer
@@ -305,6 +306,19 @@ def test_a_manifest_that_says_other_than_its_channel_is_refused_before_the_large
     other = newest._replace(spaces={"table": "0" * 64})
     repository.sign(channel._replace(releases=(other,)), now())
     _refused(board, site, "expected the files and spaces that the channel names")
+
+
+@pytest.mark.parametrize("data", [b"\xff\xfe", b"[]", b'{"format": 2}', b'{"name": "a", "name": "b"}', b"{" * 4000])
+def test_a_channel_that_is_rightly_signed_and_no_channel_is_refused(
+    world: World, board: Board, site: Path, data: bytes
+) -> None:
+    repository = SignedRepository(site)
+    repository.sign(Keys([world.keys]), {channel_path("stable"): data}, now())
+    with pytest.raises(ManifestError, match=r"channels/stable\.json: .*expected"):
+        board.update(site)
+    assert board.serving == _id(world.bundles[1])
+    repository.sign(Keys([world.keys]), {channel_path("stable"): Channel("stable").to_bytes()}, now())
+    assert board.update(site).kind == UP_TO_DATE
 
 
 def test_every_byte_of_a_repository_counts(world: World, board: Board, site: Path) -> None:

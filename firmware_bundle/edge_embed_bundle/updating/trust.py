@@ -66,7 +66,6 @@ class Client:
         self._site, self._known, self._clock = site, known, clock
         self._metadata, self._targets = metadata, targets
         self._floor = known.floor
-        self._files = dict(known.targets)
 
     def __enter__(self) -> Self:
         """Make the copy that python-tuf works on."""
@@ -85,7 +84,7 @@ class Client:
         """What is trusted by now: everything that was verified, also where a later check failed."""
         # Roles that targets delegates to are among them; python-tuf has quoted their names.
         metadata = {path.stem: path.read_bytes() for path in sorted(self._folder.glob("*.json"))}
-        return Trusted(metadata, self._files, self._floor)
+        return Trusted(metadata, dict(self._known.targets), self._floor)
 
     def refresh(self) -> None:
         """Bring root, timestamp, snapshot and targets up to date.
@@ -129,8 +128,7 @@ class Client:
             local.write_bytes(self._known.targets.get(path, b""))
             if self._updater.find_cached_target(info, str(local)) is None:
                 self._updater.download_target(info, str(local))
-            self._files = {path: local.read_bytes()}
-            return self._files[path]
+            return local.read_bytes()
 
     @contextlib.contextmanager
     def _sentences(self) -> Iterator[None]:

@@ -23,7 +23,7 @@ import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -181,11 +181,12 @@ class Updater:
             try:
                 client.refresh()
                 data = client.target(path)
-            except UpdateError:
+                channel = Channel.parse(data, source=f"{self._site.name}/{path}")
+            except (UpdateError, BundleError):
                 self._save(known, client.trusted)
                 raise
-            self._save(known, client.trusted)
-        return Channel.parse(data, source=f"{self._site.name}/{path}")
+            self._save(known, replace(client.trusted, targets={path: data}))
+            return channel
 
     def _save(self, known: Trusted, trusted: Trusted) -> None:
         if trusted != known:
