@@ -111,9 +111,7 @@ class Updater:
         self._pause = pause
         self._records = Records(self._store.path)
 
-    def update(
-        self, request: Request, progress: Callable[[Plan], Progress] = lambda plan: lambda count: None
-    ) -> Outcome:
+    def update(self, request: Request, progress: Callable[[Plan], Progress] = _no_progress) -> Outcome:
         """Bring the store to the release that its channel has for this device.
 
         Args:
