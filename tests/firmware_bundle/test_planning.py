@@ -64,6 +64,11 @@ def test_what_serves_already_is_not_fetched() -> None:
         ({"minimum_runtime": "0.10.0"}, replace(DEVICE, runtime="0.9.1"), "needs edge-embed 0.10.0"),
         ({"features": ("codec-int8", "telepathy")}, DEVICE, "knows telepathy"),
         ({"percent": 0}, DEVICE, "rolled out to 0 percent"),
+        (
+            {"memory_private_bytes": 5000},
+            replace(DEVICE, free_memory_bytes=4999),
+            "needs 5000 bytes of memory for its trial, and fewer are free",
+        ),
         ({"halted": True}, DEVICE, "halted"),
         ({}, replace(DEVICE, refused=(NEW.id,)), "refused by this board before"),
         (
@@ -81,6 +86,12 @@ def test_a_release_that_is_not_meant_for_a_device_is_passed_over_and_the_older_o
     (said,) = found.passed_over
     assert said.startswith("words 1.1.0")
     assert reason in said
+
+
+@pytest.mark.parametrize("free", [5000, None])
+def test_a_release_that_fits_or_of_which_nobody_knows_is_taken(free: int | None) -> None:
+    large = NEW._replace(memory_private_bytes=5000)
+    assert plan(Channel("stable", (large, OLD)), replace(DEVICE, free_memory_bytes=free)).release == large
 
 
 def test_a_board_that_has_a_release_keeps_it_when_its_share_shrinks_to_nothing() -> None:
@@ -138,7 +149,9 @@ def test_the_next_release_begins_with_other_boards() -> None:
 
 
 def test_a_channel_survives_its_file() -> None:
-    channel = Channel("stable", (NEW._replace(new_space="why"), OLD._replace(halted=True, boards=("pi-4",))))
+    channel = Channel(
+        "stable", (NEW._replace(new_space="why", memory_private_bytes=7), OLD._replace(halted=True, boards=("pi-4",)))
+    )
     assert Channel.parse(channel.to_bytes(), source="channel") == channel
 
 

@@ -35,7 +35,7 @@ from edge_embed_bundle.updating.planning import REFUSE
 from edge_embed_bundle.updating.records import Records
 from edge_embed_bundle.updating.sites import WebSite
 from edge_embed_bundle.updating.update import INSTALLED, UP_TO_DATE
-from edge_embed_export.publishing.repository import RollOut
+from edge_embed_export.publishing.repository import Repository, RollOut
 from edge_embed_export.publishing.signing import Keys, newest_root
 from tests.boards import Board
 from tests.fakes.bad_servers import RepositoryServer
@@ -251,6 +251,21 @@ def test_another_space_is_refused_unless_its_owner_allows_it(
     assert outcome.kind == UP_TO_DATE
     assert "another space for table (another corpus)" in outcome.plan.passed_over[0]
     assert board.serving == _id(bundles[0])
+
+
+def test_a_release_that_this_board_has_no_memory_for_waits(
+    publisher: Publisher, board: Board, bundles: Sequence[Path]
+) -> None:
+    publisher.publish(bundles[1])
+    repository = Repository(publisher.site, Keys([publisher.keys]))
+    channel = repository.channel("stable")
+    with Bundle.open(bundles[1]) as opened:
+        assert channel.releases[0].memory_private_bytes == opened.manifest.requirements.memory_private_bytes > 0
+    larger = channel.releases[0]._replace(memory_private_bytes=2**45)
+    repository.sign(channel._replace(releases=(larger, *channel.releases[1:])), now())
+    outcome = board.update(publisher.site)
+    assert outcome.kind == UP_TO_DATE
+    assert "bytes of memory for its trial" in outcome.plan.passed_over[0]
 
 
 def test_a_channel_that_is_not_there_is_named(publisher: Publisher, tmp_path: Path, bundles: Sequence[Path]) -> None:

@@ -169,6 +169,7 @@ def described(bundle: Path, roll_out: RollOut, before: Release | None) -> Releas
             salt,
             False,
             files,
+            memory_private_bytes=manifest.requirements.memory_private_bytes,
         )
     return before._replace(
         percent=before.percent if roll_out.percent is None else roll_out.percent,

@@ -35,6 +35,8 @@ class Device:
     refused: tuple[str, ...] = ()
     new_space: str = REFUSE
     features: frozenset[str] = FEATURES
+    #: Memory that is free now; None where the system does not tell.
+    free_memory_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,9 @@ def why_not(release: Release, device: Device) -> str:
         return f"needs edge-embed {release.minimum_runtime}, and this is {device.runtime}"
     if unknown:
         return f"needs a reader that knows {', '.join(unknown)}"
+    if device.free_memory_bytes is not None and release.memory_private_bytes > device.free_memory_bytes:
+        # Not how many: a reason that changes from poll to poll would be written to the flash each time.
+        return f"needs {release.memory_private_bytes} bytes of memory for its trial, and fewer are free"
     if not release.takes(device.id):
         return f"rolled out to {release.percent} percent, and this device is not among them"
     if release.id in device.refused:

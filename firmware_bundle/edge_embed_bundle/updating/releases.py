@@ -78,6 +78,8 @@ class Release(NamedTuple):
     files: tuple[File, ...]
     #: Why the space is another one than that of the release before; empty where it is not.
     new_space: str = ""
+    #: What a runtime takes for it, as the manifest's requirements have it.
+    memory_private_bytes: int = 0
     extra: Mapping[str, Any] = NOTHING
 
     @classmethod
@@ -96,6 +98,7 @@ class Release(NamedTuple):
             fields.flag("halted"),
             fields.listed("files", File.read),
             fields.text("new_space")[:_REASON_CEILING] if fields.has("new_space") else "",
+            fields.count("memory_private_bytes") if fields.has("memory_private_bytes") else 0,
             fields.rest(),
         )
         manifests = [(file.name, file.sha256) for file in release.files[:1]]
@@ -118,6 +121,7 @@ class Release(NamedTuple):
             "spaces": dict(self.spaces),
             "features": list(self.features),
             "minimum_runtime": self.minimum_runtime,
+            "memory_private_bytes": self.memory_private_bytes,
             "boards": list(self.boards),
             "percent": self.percent,
             "salt": self.salt,

@@ -203,6 +203,7 @@ class Updater:
             spaces,
             () if request.retry else state.refused,
             request.new_space,
+            free_memory_bytes=_free_memory_bytes(),
         )
 
     def _incoming(self, release: Release) -> Path:
@@ -294,3 +295,12 @@ def _check_manifest(path: Path, release: Release) -> None:
 
 def _reason(error: RefusedError, folder: Path) -> str:
     return str(error).removeprefix(f"{folder}: ")
+
+
+def _free_memory_bytes() -> int | None:
+    """Return the memory that a new process can have without anybody's loss, as Linux estimates it."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return None
