@@ -36,6 +36,7 @@ BOARD_COMMANDS = {
     "status": "edge_embed.commands.stores:STATUS",
     "rollback": "edge_embed.commands.stores:ROLLBACK",
     "scrub": "edge_embed.commands.stores:SCRUB",
+    "update": "edge_embed.commands.updates:UPDATE",
 }
 
 

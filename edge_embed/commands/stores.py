@@ -6,15 +6,17 @@ import argparse
 import json
 from pathlib import Path
 
-from edge_embed.commands import Command
+from edge_embed.commands import Command, printable
 from edge_embed.errors import RequestError
 from edge_embed.memory import format_size, parse_size
 from edge_embed.probing import probe
 from edge_embed.progress import Progress
 from edge_embed_bundle.bundle import Bundle
+from edge_embed_bundle.errors import StateError
 from edge_embed_bundle.scrub import DEFAULT_RATE_BYTES, Scrub
 from edge_embed_bundle.state import State
 from edge_embed_bundle.store import Rotten, Store
+from edge_embed_bundle.updating.records import Records, format_time
 
 _SHOWN_FRAMES = 8
 
@@ -61,6 +63,12 @@ def _configure_store(parser: argparse.ArgumentParser) -> None:
 def _status(arguments: argparse.Namespace) -> int:
     status = Store(arguments.store).status()
     damaged = any(generation.problem or generation.rotten for generation in status.generations)
+    records, trusted, distrust = Records(arguments.store), None, ""
+    last = records.last()
+    try:
+        trusted = records.trusted()
+    except StateError as error:
+        distrust, damaged = str(error), True
     if arguments.json:
         generations = [
             {
@@ -73,7 +81,12 @@ def _status(arguments: argparse.Namespace) -> int:
             }
             for g in status.generations
         ]
-        print(json.dumps({**_state_json(status.state), "generations": generations}))
+        updates = {
+            "floor": None if trusted is None else format_time(trusted.floor),
+            "problem": distrust,
+            "last": None if last is None else last.to_json(),
+        }
+        print(json.dumps({**_state_json(status.state), "generations": generations, "updates": updates}))
         return 1 if damaged else 0
     if not status.generations:
         print("nothing is installed")
@@ -86,6 +99,15 @@ def _status(arguments: argparse.Namespace) -> int:
         print(f"the trial has {status.state.tries_left} tries left; the next install settles it")
     for refused in status.state.refused:
         print(f"refused   {refused[:12]}")
+    if last is not None:
+        print(f"update    {last.outcome} at {last.at}: {printable(last.said)}")
+        print(f"          channel {last.channel} of {last.repository}")
+        for reason in last.passed_over:
+            print(f"          passed over: {printable(reason)}")
+    if distrust:
+        print(f"trust     {printable(distrust)}")
+    if trusted is not None:
+        print(f"trust     its repository was signed at {format_time(trusted.floor)} or later")
     return 1 if damaged else 0
 
 

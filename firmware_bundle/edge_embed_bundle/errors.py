@@ -8,6 +8,11 @@
     │   ├── TruncatedError             a file has another size than the manifest says
     │   ├── DigestError                a file has other bytes than the manifest says
     │   └── DeltaError                 a delta is malformed, or made for another bundle than the one at hand
+    ├── UpdateError                  whoever runs the repository, or the way to it
+    │   ├── FetchError                 the server or the network gave something else than was asked for
+    │   │   └── AbsentError              the repository has no such file
+    │   └── TrustError                 what is there is not signed as this board's trust demands
+    │       └── ExpiredError             it was, and its time is over
     └── StoreError                   whoever runs the board
         ├── EmptyStoreError            nothing is installed here yet
         ├── StateError                 neither state slot can be read
@@ -54,6 +59,26 @@ class DigestError(BundleError):
 
 class DeltaError(BundleError):
     """A delta is malformed, or made for another bundle than the one at hand; the full bundle is the way on."""
+
+
+class UpdateError(EdgeEmbedError):
+    """The repository, or the way to it, needs whoever runs it; nothing was changed on the board."""
+
+
+class FetchError(UpdateError):
+    """A file did not arrive, or not as it was signed."""
+
+
+class AbsentError(FetchError):
+    """The repository has no file of that name."""
+
+
+class TrustError(UpdateError):
+    """The repository's metadata breaks a rule of trust."""
+
+
+class ExpiredError(TrustError):
+    """The metadata was signed for a time that is over."""
 
 
 class StoreError(EdgeEmbedError):

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,9 @@ class WritableFile(Protocol):
     def sync(self) -> None:
         """Return once the bytes are on the flash."""
 
+    def seal(self) -> None:
+        """Let nobody write the file any more (mode 0444)."""
+
     def __enter__(self) -> Self: ...
 
     def __exit__(
@@ -39,8 +43,11 @@ class FsOps(Protocol):
     def create(self, path: Path, *, mode: int = 0o444) -> WritableFile:
         """Create a new file; an existing one is an error."""
 
-    def overwrite(self, path: Path) -> WritableFile:
-        """Open an existing file to change its bytes in place, from the start."""
+    def overwrite(self, path: Path, *, offset: int = 0) -> WritableFile:
+        """Open an existing file to change its bytes in place, from ``offset`` on."""
+
+    def reserve(self, path: Path, size_bytes: int) -> None:
+        """Create a file of zeros whose room on the flash is taken from now on; an existing one is an error."""
 
     def make_folder(self, path: Path) -> None:
         """Create a folder; an existing one is an error."""
@@ -68,9 +75,23 @@ class OsFs:
         """See :meth:`FsOps.create`."""
         return _OsFile(path, os.O_CREAT | os.O_EXCL, mode)
 
-    def overwrite(self, path: Path) -> WritableFile:
+    def overwrite(self, path: Path, *, offset: int = 0) -> WritableFile:
         """See :meth:`FsOps.overwrite`."""
-        return _OsFile(path, 0, 0)
+        return _OsFile(path, 0, 0, offset)
+
+    def reserve(self, path: Path, size_bytes: int) -> None:
+        """See :meth:`FsOps.reserve`."""
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        try:
+            if size_bytes:
+                os.posix_fallocate(descriptor, 0, size_bytes)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                raise OSError(error.errno, error.strerror, str(path)) from error
+            # A file system that cannot promise room says so when it is written.
+            os.ftruncate(descriptor, size_bytes)
+        finally:
+            os.close(descriptor)
 
     def make_folder(self, path: Path) -> None:
         """See :meth:`FsOps.make_folder`."""
@@ -102,9 +123,11 @@ class OsFs:
 
 
 class _OsFile:
-    def __init__(self, path: Path, flags: int, mode: int) -> None:
+    def __init__(self, path: Path, flags: int, mode: int, offset: int = 0) -> None:
         self._path = path
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW | flags, mode)
+        if offset:
+            os.lseek(self._descriptor, offset, os.SEEK_SET)
 
     def write(self, data: bytes | memoryview) -> None:
         left = memoryview(data).cast("B")
@@ -115,6 +138,10 @@ class _OsFile:
     def sync(self) -> None:
         with self._named():
             os.fsync(self._descriptor)
+
+    def seal(self) -> None:
+        with self._named():
+            os.fchmod(self._descriptor, 0o444)
 
     @contextlib.contextmanager
     def _named(self) -> Iterator[None]:
@@ -131,6 +158,18 @@ class _OsFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         os.close(self._descriptor)
+
+
+def replace_file(fs: FsOps, path: Path, data: bytes) -> None:
+    """Give a small file other bytes, all of them or none, durable on return."""
+    partial = path.with_name(f".partial-{path.name}")
+    with contextlib.suppress(FileNotFoundError):
+        fs.unlink(partial)
+    with fs.create(partial, mode=0o644) as file:
+        file.write(data)
+        file.sync()
+    fs.rename(partial, path)
+    fs.sync_folder(path.parent)
 
 
 def remove_tree(fs: FsOps, folder: Path) -> None:

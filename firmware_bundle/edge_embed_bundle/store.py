@@ -7,6 +7,7 @@
       sums/SHA256               digests of a blob's frames (scrub.py)
       rotten/SHA256             which frames of a blob rotted
       lock                      held by the process that changes the store
+      update/                   what the updater remembers and fetches (updating/)
 
 The rules that hold at every moment, whatever cuts the power:
 
@@ -46,6 +47,8 @@ from edge_embed_bundle.state import State
 
 #: Room that must stay free on the flash beside the new generation.
 RESERVE_BYTES = 1024 * 1024
+
+FOLDERS = ("blobs", "generations", "update")
 
 #: What is fetched again where a blob rotted.
 FRAME_BYTES = 1024 * 1024
@@ -161,8 +164,19 @@ class Store:
         except BundleError as error:
             return Installed(generation, role, problem=str(error))
 
+    def settle(self, probe: Probe) -> None:
+        """Make the store if there is none yet, finish a trial that was cut off, clear what nobody names any more."""
+        with self._locked():
+            self._settle(probe)
+
     def install(
-        self, source: Path | str, probe: Probe, *, retry: bool = False, progress: Progress | None = None
+        self,
+        source: Path | str,
+        probe: Probe,
+        *,
+        retry: bool = False,
+        adopt: bool = False,
+        progress: Progress | None = None,
     ) -> Verdict:
         """Bring a bundle into the store, try it on this board, and let it serve if it passes.
 
@@ -170,6 +184,8 @@ class Store:
             source: the bundle's folder; it is read, never changed.
             probe: judges the trial, in a process of its own where it may crash.
             retry: try a bundle that this board refused before.
+            adopt: the source lies in the store's own folder and is nobody else's: its files, which are sealed and
+                durable, become the store's by a second name, and are not copied.
             progress: told the bytes copied and verified.
 
         Returns:
@@ -189,12 +205,13 @@ class Store:
                     f"{source}: this board refused {bundle.manifest.name} {bundle.manifest.version} "
                     f"({bundle.id[:12]}) before; pass --retry to try it again"
                 )
-            self._check_space(bundle)
+            if not adopt:
+                self._check_space(bundle)
             # All of it, also what the store has already: a damaged source is refused, never mended in silence.
             bundle.verify(progress)
             whole = self._is_whole(bundle.id)
             if not whole:
-                self._stage(bundle, progress)
+                self._stage(bundle, progress, adopt=adopt)
                 self._verify(bundle.id, progress)
             if bundle.id == state.active:
                 return Verdict(True, "serves already" if whole else "served already, damaged; repaired")
@@ -374,12 +391,20 @@ class Store:
         # From here on, what stands in the store is what a slot names: an interrupted copy is gone.
         self._collect_garbage()
 
-    def _stage(self, bundle: Bundle, progress: Progress | None) -> None:
+    def _stage(self, bundle: Bundle, progress: Progress | None, *, adopt: bool) -> None:
         """Copy the missing blobs, build the generation's folder, make it durable under its name."""
         blobs = self.path / "blobs"
-        missing = {blob.sha256: name for name, blob in bundle.manifest.blobs.items() if not self._has_blob(blob.sha256)}
+        missing = {
+            blob.sha256: name
+            for name, blob in bundle.manifest.blobs.items()
+            if not is_whole(blobs / blob.sha256, blob.sha256)
+        }
         for digest, name in missing.items():
-            self._copy_blob(bundle, name, digest, progress)
+            if adopt:
+                self._fs.link(bundle.path / name, blobs / f".partial-{digest}")
+                self._fs.rename(blobs / f".partial-{digest}", blobs / digest)
+            else:
+                self._copy_blob(bundle, name, digest, progress)
         self._fs.sync_folder(blobs)
 
         partial = self.path / "generations" / f".partial-{bundle.id}"
@@ -418,15 +443,6 @@ class Store:
             raise DigestError(f"{bundle.path / name}: expected sha256 {digest}, found {found.hexdigest()}")
         self._fs.rename(partial, self.path / "blobs" / digest)
         self._forget("rotten", digest)
-
-    def _has_blob(self, digest: str) -> bool:
-        """Return whether a blob is here and whole; a good copy will take the name of a rotten one."""
-        path = self.path / "blobs" / digest
-        # A pipe that somebody put there would make a reader wait.
-        if not path.is_file():
-            return False
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() == digest
 
     def _is_whole(self, generation: str) -> bool:
         try:
@@ -467,7 +483,8 @@ class Store:
             if folder.name not in kept:
                 remove_tree(self._fs, folder)
         for blob in sorted((self.path / "blobs").iterdir()):
-            if blob.stat().st_nlink == 1:
+            # What the updater fetched has a second name in its own folder until it serves.
+            if blob.stat().st_nlink == 1 or blob.name.startswith(".partial-"):
                 self._fs.unlink(blob)
         for kind in _NOTES:
             for note in sorted((self.path / kind).iterdir()) if (self.path / kind).is_dir() else ():
@@ -522,13 +539,8 @@ class Store:
 
     def _create_folder(self) -> None:
         if self.path.is_dir():
-            strangers = {path.name for path in self.path.iterdir()} - {
-                *SLOT_NAMES,
-                *_NOTES,
-                "blobs",
-                "generations",
-                "lock",
-            }
+            known = {*SLOT_NAMES, *FOLDERS, *_NOTES, "lock"}
+            strangers = {path.name for path in self.path.iterdir()} - known
             if strangers and not is_store(self.path):
                 raise StoreError(
                     f"{self.path}: expected a store or an empty folder, found {sorted(strangers)[0]!r} in it"
@@ -539,9 +551,10 @@ class Store:
 
     def _create_contents(self) -> None:
         """Make a new store: the slots come last before any generation can, so their absence means an empty store."""
-        for name in ("blobs", "generations"):
+        for name in FOLDERS:
             if not (self.path / name).is_dir():
                 self._fs.make_folder(self.path / name)
+                self._fs.sync_folder(self.path)
         if self._is_new():
             self._slots.create(self._fs)
             self._fs.sync_folder(self.path)
@@ -555,3 +568,12 @@ class Store:
             # A power cut while the store was made: the slots may be torn, but nothing was ever installed.
             return True
         return not all((self.path / name).exists() for name in SLOT_NAMES)
+
+
+def is_whole(path: Path, sha256: str) -> bool:
+    """Return whether a file is there with just those bytes; a good copy will take the name of a rotten one."""
+    # A pipe that somebody put there would make a reader wait.
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == sha256

@@ -31,6 +31,9 @@ class _LyingFile:
     def sync(self) -> None:
         self._real.sync()
 
+    def seal(self) -> None:
+        self._real.seal()
+
     def __enter__(self) -> Self:
         self._real.__enter__()
         return self

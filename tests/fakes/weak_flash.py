@@ -47,8 +47,14 @@ class RecordingFs:
         file = self._real.create(path, mode=mode)
         return self._opened("create", path, file)
 
-    def overwrite(self, path: Path) -> WritableFile:
-        return self._opened("overwrite", path, self._real.overwrite(path))
+    def overwrite(self, path: Path, *, offset: int = 0) -> WritableFile:
+        return self._opened("overwrite", path, self._real.overwrite(path, offset=offset), offset)
+
+    def reserve(self, path: Path, size_bytes: int) -> None:
+        self._real.reserve(path, size_bytes)
+        self._note("create", path)
+        # Room that was taken reads as zeros; like every byte that nobody synced, some of it may be lost.
+        self.log.append(Op("write", path.relative_to(self._root), data=bytes(size_bytes)))
 
     def make_folder(self, path: Path) -> None:
         self._real.make_folder(path)
@@ -78,17 +84,17 @@ class RecordingFs:
         relative = None if target is None else target.relative_to(self._root)
         self.log.append(Op(kind, path.relative_to(self._root), relative))
 
-    def _opened(self, kind: str, path: Path, file: WritableFile) -> WritableFile:
+    def _opened(self, kind: str, path: Path, file: WritableFile, offset: int = 0) -> WritableFile:
         self._files += 1
         place = path.relative_to(self._root)
         self.log.append(Op(kind, place, file=self._files))
-        return _RecordingFile(file, self.log, place, self._files)
+        return _RecordingFile(file, self.log, place, self._files, offset)
 
 
 class _RecordingFile:
-    def __init__(self, real: WritableFile, log: list[Op], path: Path, file: int) -> None:
+    def __init__(self, real: WritableFile, log: list[Op], path: Path, file: int, offset: int) -> None:
         self._real, self._log, self._path, self._file = real, log, path, file
-        self._offset = 0
+        self._offset = offset
 
     def write(self, data: bytes | memoryview) -> None:
         self._real.write(data)
@@ -98,6 +104,9 @@ class _RecordingFile:
     def sync(self) -> None:
         self._real.sync()
         self._log.append(Op("sync", self._path, file=self._file))
+
+    def seal(self) -> None:
+        self._real.seal()
 
     def __enter__(self) -> Self:
         self._real.__enter__()
@@ -140,7 +149,7 @@ def replayed(before: Path, log: Sequence[Op], cut: int, fate: Fate, target: Path
 
 def _linked(source: str, target: str) -> None:
     # Files that are written in place are copied; all others never change and share their bytes.
-    if Path(source).name.startswith("slot."):
+    if Path(source).name.startswith(("slot.", ".partial-")):
         shutil.copy2(source, target)
     else:
         Path(target).hardlink_to(source)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_embed_bundle.fsops import OsFs
+from edge_embed_bundle.fsops import OsFs, replace_file
 
 
 def test_syncing_a_file_asks_the_system(tmp_path: Path) -> None:
@@ -62,3 +62,31 @@ def test_a_file_that_takes_only_part_of_what_is_written_is_an_error(tmp_path: Pa
                 file.write(bytes(8192))
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_reserved_room_is_taken_reads_as_zeros_and_is_written_from_any_place_on(tmp_path: Path) -> None:
+    fs, path = OsFs(), tmp_path / "reserved"
+    fs.reserve(path, 300_000)
+    assert path.stat().st_blocks * 512 >= 300_000
+    with pytest.raises(FileExistsError):
+        fs.reserve(path, 1)
+    with fs.overwrite(path, offset=200_000) as file:
+        file.write(b"here")
+        file.seal()
+        file.sync()
+    assert path.read_bytes() == bytes(200_000) + b"here" + bytes(99_996)
+    assert path.stat().st_mode & 0o777 == 0o444
+
+
+def test_room_that_is_not_there_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="reserved"):
+        OsFs().reserve(tmp_path / "reserved", 2**60)
+
+
+def test_a_small_file_is_replaced_as_a_whole_whatever_was_left_behind(tmp_path: Path) -> None:
+    path = tmp_path / "last.json"
+    (tmp_path / ".partial-last.json").write_bytes(b"cut off")
+    replace_file(OsFs(), path, b"one")
+    replace_file(OsFs(), path, b"two")
+    assert path.read_bytes() == b"two"
+    assert list(tmp_path.iterdir()) == [path]

@@ -37,8 +37,11 @@ class RecordingFs:
         self.steps.append(("create", path.name))
         return _RecordingFile(self._real.create(path, mode=mode), path.name, self.steps)
 
-    def overwrite(self, path: Path) -> WritableFile:
+    def overwrite(self, path: Path, *, offset: int = 0) -> WritableFile:
         raise AssertionError("a bundle is never changed in place")
+
+    def reserve(self, path: Path, size_bytes: int) -> None:
+        raise AssertionError("an exporter takes no room ahead")
 
     def link(self, source: Path, target: Path) -> None:
         raise AssertionError("an exporter links nothing")
@@ -74,6 +77,9 @@ class _RecordingFile:
     def sync(self) -> None:
         self._steps.append(("sync", self._name))
         self._real.sync()
+
+    def seal(self) -> None:
+        self._real.seal()
 
     def __enter__(self) -> Self:
         self._real.__enter__()
