@@ -10,7 +10,7 @@ from pathlib import Path
 from edge_embed.commands import Command
 from edge_embed.memory import format_size
 from edge_embed_devices.checking import Line, check
-from edge_embed_devices.profiles import THIS_MACHINE, Board, board_named, board_names
+from edge_embed_devices.profiles import FIGURES, THIS_MACHINE, Board, board_named, board_names
 
 
 def _configure_boards(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +20,7 @@ def _configure_boards(parser: argparse.ArgumentParser) -> None:
         # Accepted after the action, too; SUPPRESS keeps this default from undoing the one before it.
         action.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON object")
         if name == "show":
-            action.add_argument("name", metavar="NAME")
+            action.add_argument("name", metavar="NAME", help="of a known board, or a profile's path")
 
 
 def _boards(arguments: argparse.Namespace) -> int:
@@ -36,17 +36,19 @@ def _boards(arguments: argparse.Namespace) -> int:
         print(json.dumps({"boards": [asdict(board) for board in boards]}))
     else:
         for board in boards:
-            print(f"{board.name:12} {board.title}, {format_size(board.ram_bytes)}")
-        print(f"{THIS_MACHINE:12} measured when it is asked for")
+            print(f"{board.name:17} {board.title}, {format_size(board.ram_bytes)}")
+        print(f"{THIS_MACHINE:17} measured when it is asked for")
     return 0
 
 
 def _show(board: Board) -> None:
     print(f"{board.name}: {board.title}")
     print(f"  {board.architecture}, {board.cores} cores, {' '.join(board.isa) or 'ISA not asked'}")
-    print(f"  {format_size(board.ram_bytes)} of RAM, pages of {format_size(board.page_size_bytes)}")
-    print(f"  memory copy {board.memory_copy_bytes_per_s / 1e9:.1f} GB/s")
-    print(f"  {board.source.strip()}")
+    print(f"  {board.os or 'OS not known'}, Python {board.python or 'not known'}")
+    for key, figure in FIGURES.items():
+        value = getattr(board, figure.attribute)
+        shown = "not known; boards calibrate measures it" if value is None else f"{value / figure.unit:.5g}"
+        print(f"  {key:32}{shown:>12}  {board.sources.get(key, '')}".rstrip())
 
 
 def _configure_check(parser: argparse.ArgumentParser) -> None:
