@@ -8,24 +8,38 @@ from dataclasses import asdict
 from pathlib import Path
 
 from edge_embed.commands import Command
+from edge_embed.errors import RequestError
 from edge_embed.memory import format_size
+from edge_embed_bundle.values import NAME
+from edge_embed_devices.calibrating import Extent, calibrate
 from edge_embed_devices.checking import Line, check
 from edge_embed_devices.profiles import FIGURES, THIS_MACHINE, Board, board_named, board_names
 
 
 def _configure_boards(parser: argparse.ArgumentParser) -> None:
-    actions = parser.add_subparsers(dest="action", required=True, metavar="list|show")
-    for name, summary in (("list", "all boards, a line each"), ("show", "one board, with its sources")):
+    actions = parser.add_subparsers(dest="action", required=True, metavar="list|show|calibrate")
+    summaries = {
+        "list": "all boards, a line each",
+        "show": "one board, with its sources",
+        "calibrate": "measure this machine, in less than two minutes, and write its profile",
+    }
+    for name, summary in summaries.items():
         action = actions.add_parser(name, help=summary)
         # Accepted after the action, too; SUPPRESS keeps this default from undoing the one before it.
         action.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON object")
         if name == "show":
             action.add_argument("name", metavar="NAME", help="of a known board, or a profile's path")
+        if name == "calibrate":
+            target = Path(f"{THIS_MACHINE}.toml")
+            action.add_argument("-o", "--output", type=Path, default=target, metavar="FILE", help=f"default: {target}")
+            action.add_argument(
+                "--folder", type=Path, metavar="DIR", help="on the flash that is measured; default: where FILE is"
+            )
 
 
 def _boards(arguments: argparse.Namespace) -> int:
-    if arguments.action == "show":
-        board = board_named(arguments.name)
+    if arguments.action in ("show", "calibrate"):
+        board = board_named(arguments.name) if arguments.action == "show" else _calibrated(arguments)
         if arguments.json:
             print(json.dumps(asdict(board)))
         else:
@@ -39,6 +53,14 @@ def _boards(arguments: argparse.Namespace) -> int:
             print(f"{board.name:17} {board.title}, {format_size(board.ram_bytes)}")
         print(f"{THIS_MACHINE:17} measured when it is asked for")
     return 0
+
+
+def _calibrated(arguments: argparse.Namespace) -> Board:
+    target: Path = arguments.output
+    folder = target.parent if arguments.folder is None else arguments.folder
+    if target.suffix != ".toml" or not NAME.fullmatch(target.stem) or not folder.is_dir():
+        raise RequestError(f"expected a file like my-board.toml in a folder that exists, found {target} and {folder}")
+    return calibrate(target, folder, Extent.of_this_machine())
 
 
 def _show(board: Board) -> None:
