@@ -13,6 +13,7 @@ from edge_embed.memory import format_size
 from edge_embed_bundle.values import NAME
 from edge_embed_devices.calibrating import Extent, calibrate
 from edge_embed_devices.checking import Line, check
+from edge_embed_devices.comparing import THRESHOLD, earlier, regressions, write_junit
 from edge_embed_devices.profiles import FIGURES, THIS_MACHINE, Board, board_named, board_names
 
 
@@ -81,18 +82,36 @@ def _configure_check(parser: argparse.ArgumentParser) -> None:
         default=THIS_MACHINE,
         help=f"judge for this board, by estimate; default: {THIS_MACHINE}, by measurement",
     )
+    parser.add_argument("--against", type=Path, metavar="FILE", help="what an earlier check --json printed")
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        default=THRESHOLD,
+        metavar="RATIO",
+        help=f"how many times the earlier figure is a regression (exit status 1); default: {THRESHOLD}",
+    )
+    parser.add_argument("--junit", type=Path, metavar="FILE", help="write the verdicts as CI servers read them")
 
 
 def _check(arguments: argparse.Namespace) -> int:
     board = board_named(arguments.board)
+    if not 1 <= arguments.threshold < float("inf"):
+        raise RequestError(f"expected a threshold of 1 or more, found {arguments.threshold}")
+    before = {} if arguments.against is None else earlier(arguments.against, board.name)
     lines = check(arguments.path, board)
     within = all(line.within for line in lines)
+    worse = regressions(lines, before, arguments.threshold)
+    if arguments.junit is not None:
+        write_junit(arguments.junit, board.name, lines, worse)
     if arguments.json:
         shown = [{**asdict(line), "within": line.within} for line in lines]
-        print(json.dumps({"board": board.name, "within": within, "lines": shown}))
+        grown = [{**asdict(regression), "ratio": regression.ratio} for regression in worse]
+        print(json.dumps({"board": board.name, "within": within, "lines": shown, "regressions": grown}))
     else:
         print_lines(lines, board)
-    return 0 if within else 1
+        for regression in worse:
+            print(f"REGRESSION {regression}")
+    return 0 if within and not worse else 1
 
 
 def print_lines(lines: list[Line], board: Board) -> None:
@@ -104,17 +123,23 @@ def print_lines(lines: list[Line], board: Board) -> None:
         cells = f"{line.name:36}{_shown(line, line.budget):>12}{_shown(line, line.measured):>12}"
         if estimated:
             cells += f"{_shown(line, line.on_board):>16}"
-        print(f"{cells}  {'skipped' if line.skipped else 'within' if line.within else 'OVER'}")
+        print(f"{cells}  {_verdict(line)}".rstrip())
     for reason in dict.fromkeys(line.skipped for line in lines if line.skipped):
         print(f"not measured: {reason}")
     if estimated:
         print(f"latency on {board.name} is estimated from this machine's; check on the board itself measures it")
 
 
+def _verdict(line: Line) -> str:
+    if line.budget is None:
+        return ""
+    return "skipped" if line.skipped else "within" if line.within else "OVER"
+
+
 def _shown(line: Line, value: float | None) -> str:
     if value is None:
         return "-"
-    if line.unit == "answers":
+    if line.unit in ("answers", "faults"):
         return f"{value:.0f}"
     if line.unit == "bytes":
         return format_size(value)
