@@ -15,6 +15,7 @@ import mmap
 import os
 import platform
 import resource
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -33,7 +34,7 @@ _BLOCK_BYTES = 2**20
 # What the kernel maps around a fault (fault_around_bytes), so that each touch is a fault of its own.
 _FAULT_BYTES = 64 * 2**10
 _DIMENSIONS = 256
-_ROUNDS = 5
+_ROUNDS, _MORE_ROUNDS = 5, 15
 _CALLS = 200_000
 
 #: What Linux calls a feature of the processor (``/proc/cpuinfo``), and what profiles call it.
@@ -72,7 +73,7 @@ def calibrate(path: Path, folder: Path, extent: Extent) -> Board:
         **_flash(folder, extent),
         "python_call_ns": (
             _python_call_ns(),
-            f"an empty function, called {_CALLS:,} times; the fastest of {_ROUNDS} rounds",
+            f"an empty function, called {_CALLS:,} times; the median of {_MORE_ROUNDS} rounds",
         ),
     }
     path.write_text(_profile(figures), encoding="utf-8")
@@ -109,52 +110,79 @@ def isa_of(cpuinfo: str) -> tuple[str, ...]:
 
 def _memory(extent: Extent) -> dict[str, tuple[float, str]]:
     shown = f"{extent.memory_bytes // 2**20} MiB"
-    rows = np.ones((extent.memory_bytes // 2 // _DIMENSIONS, _DIMENSIONS), np.int8)
-    words = np.ones(extent.memory_bytes // 8, np.uint64)
-    return {
+    found = {
         "memory_copy_gb_per_s": (
             copy_bytes_per_s(extent.memory_bytes // 2) / 1e9,
             f"numpy copies half of {shown}; the fastest of {_ROUNDS}",
         ),
         "memory_read_gb_per_s": (
-            words.nbytes / _fastest(lambda: np.bitwise_or.reduce(words)) / 1e9,
+            _read_bytes_per_s(extent.memory_bytes) / 1e9,
             f"numpy's or over {shown}; the fastest of {_ROUNDS}",
         ),
-        "memory_random_read_ns": (
-            _random_read_ns(extent),
-            f"{extent.steps:,} dependent reads over {shown}, less those of 16 KiB; the fastest of {_ROUNDS}",
-        ),
-        "scan_gb_per_s": (
-            rows.nbytes / _scan_seconds(rows) / 1e9,
-            f"int8 rows of {_DIMENSIONS}, half of {shown}, kernels {kernels.VARIANT}; the fastest of {_ROUNDS}",
-        ),
+        "scan_row_ns": (_scan_row_ns(), "int8 rows of 16, 1 MiB of them; the median of 15"),
     }
+    near_ns = _chase_ns(_chain(16 * 2**10, extent.steps), extent.steps)
+    for name, size_bytes in (("", extent.memory_bytes), ("_of_64_mib", 64 * 2**20), ("_of_4_mib", 4 * 2**20)):
+        if name and size_bytes > extent.memory_bytes // 2:
+            continue
+        size = f"{size_bytes // 2**20} MiB"
+        random_ns = max(0.01, _random_read_ns(size_bytes, extent.steps) - near_ns)
+        chase = f"{extent.steps:,} dependent reads over {size}, less those of 16 KiB; the median of 5"
+        found[f"memory_random_read{name}_ns"] = (max(1.0, random_ns) if not name else random_ns, chase)
+        scan = f"int8 rows of {_DIMENSIONS}, {size}, kernels {kernels.VARIANT}; the median of 15"
+        found[f"scan{name}_gb_per_s"] = (_DIMENSIONS / _scan_ns_per_row(size_bytes, _DIMENSIONS), scan)
+    return found
 
 
 def _fastest(work: Callable[[], object]) -> float:
     """Return the seconds of the fastest of some rounds, after one that makes ready."""
+    return min(_seconds(work, _ROUNDS))
+
+
+def _typical(work: Callable[[], object]) -> float:
+    """Return the seconds of the middle one of more rounds: what a call is predicted by is its p50."""
+    return statistics.median(_seconds(work, _MORE_ROUNDS))
+
+
+def _seconds(work: Callable[[], object], rounds: int) -> list[float]:
     work()
-    found = float("inf")
-    for _ in range(_ROUNDS):
+    found = []
+    for _ in range(rounds):
         start = time.perf_counter()
         work()
-        found = min(found, time.perf_counter() - start)
+        found.append(time.perf_counter() - start)
     return found
 
 
-def _scan_seconds(rows: np.ndarray[tuple[int, int], np.dtype[np.int8]]) -> float:
-    scales = np.ones(len(rows), np.float32)
-    norms = np.full(len(rows), _DIMENSIONS**0.5, np.float32)
-    opened = kernels.open_rows("int8", {"rows": rows, "scales": scales}, rows.shape[1])
-    query = np.ones((1, rows.shape[1]), np.float32)
-    everything = np.array([[0, len(rows)]], np.int64)
+def _read_bytes_per_s(size_bytes: int) -> float:
+    words = np.ones(size_bytes // 8, np.uint64)
+    return words.nbytes / _fastest(lambda: np.bitwise_or.reduce(words))
+
+
+def _scan_row_ns() -> float:
+    return _scan_ns_per_row(2**20, 16)
+
+
+def _scan_ns_per_row(size_bytes: int, dimensions: int) -> float:
+    """Return what a row costs in a search for ten, the call itself left out."""
+    count = size_bytes // dimensions
+    rows = np.random.default_rng(0).integers(-127, 128, (count, dimensions), np.int8)
+    norms = np.full(count, dimensions**0.5 * 73, np.float32)
+    opened = kernels.open_rows("int8", {"rows": rows, "scales": np.ones(count, np.float32)}, dimensions)
+    query = np.random.default_rng(1).standard_normal((1, dimensions), np.float32)
     none = np.full(1, -1, np.int64)
-    return _fastest(lambda: opened.nearest(query, norms, 10, everything, None, none, 0, None, 0))
+
+    def seconds(rows: int) -> float:
+        runs = np.array([[0, rows]], np.int64)
+        return _typical(lambda: opened.nearest(query, norms, 10, runs, None, none, 0, None, 0))
+
+    few = min(16, count // 2)
+    return (seconds(count) - seconds(few)) / (count - few) * 1e9
 
 
-def _random_read_ns(extent: Extent) -> float:
-    near, far = _chain(16 * 2**10, extent.steps), _chain(extent.memory_bytes, extent.steps)
-    return max(1.0, min(_chase_ns(far, extent.steps) for _ in range(3)) - _chase_ns(near, extent.steps))
+def _random_read_ns(size_bytes: int, steps: int) -> float:
+    words = _chain(size_bytes, steps)
+    return statistics.median(_chase_ns(words, steps) for _ in range(_ROUNDS))
 
 
 def _chain(size_bytes: int, steps: int) -> memoryview:
@@ -185,7 +213,7 @@ def _python_call_ns() -> float:
         for _ in range(_CALLS):
             empty()
 
-    return _fastest(calls) / _CALLS * 1e9
+    return _typical(calls) / _CALLS * 1e9
 
 
 def _flash(folder: Path, extent: Extent) -> dict[str, tuple[float, str]]:

@@ -55,7 +55,16 @@ FIGURES = {
     "flash_sequential_read_mb_per_s": Figure("flash_read_bytes_per_s", 0.1, 1e6, 1e6),
     "page_fault_us": Figure("page_fault_us", 0.001, 10_000),
     "python_call_ns": Figure("python_call_ns", 1, 1e6),
+    "scan_row_ns": Figure("scan_row_ns", 0.01, 1e6),
     "scan_gb_per_s": Figure("scan_bytes_per_s", 0.001, 10_000, 1e9),
+    **{
+        f"{key}_of_{mib}_mib_{unit}": figure
+        for mib in (4, 64)
+        for key, unit, figure in (
+            ("scan", "gb_per_s", Figure(f"scan_{mib}_mib_bytes_per_s", 0.001, 10_000, 1e9)),
+            ("memory_random_read", "ns", Figure(f"memory_random_read_{mib}_mib_ns", 0.01, 100_000)),
+        )
+    },
 }
 _TEXTS = ("title", "architecture", "os", "python", "date")
 _KNOWN = {"like", "isa", "sources", *_TEXTS, *FIGURES}
@@ -87,7 +96,14 @@ class Board:
     page_fault_us: float | None = None
     #: A call of an empty function of Python.
     python_call_ns: float | None = None
+    #: A row of 16 numbers in a scan that the caches hold: what a row costs, whatever its length.
+    scan_row_ns: float | None = None
     scan_bytes_per_s: float | None = None
+    #: In less memory, which caches hold more or less of.
+    scan_4_mib_bytes_per_s: float | None = None
+    scan_64_mib_bytes_per_s: float | None = None
+    memory_random_read_4_mib_ns: float | None = None
+    memory_random_read_64_mib_ns: float | None = None
     os: str | None = None
     python: str | None = None
     #: When it was measured, if it was.
