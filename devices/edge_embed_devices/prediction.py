@@ -20,7 +20,7 @@ from edge_embed_bundle.manifest import Manifest, TableModel
 from edge_embed_devices.profiles import Board
 
 # Empty calls that an operation is worth: a lookup; a batch, and each key of one; a search; a text, and each word.
-_LOOKUP, _BATCH, _BATCH_KEY, _SEARCH, _TEXT, _WORD = 6.5, 8, 0.7, 700, 125, 9.3
+_LOOKUP, _BATCH, _BATCH_KEY, _SEARCH, _TEXT, _WORD = 5.8, 8, 0.7, 700, 125, 9.3
 _WORDS = 8
 # Random reads beyond the caches that wait for one another: of a lookup; of a key in a batch, which asks ahead.
 _READS, _BATCH_READS = 4.0, 0.6
