@@ -1,12 +1,14 @@
-"""``check``: what a bundle promised beside what it costs, line by line.
+"""``check``: what a bundle promised beside what it costs, line by line, and beside what it cost before.
 
-Memory and latency are measured on the machine at hand, in a process of its own. For another board the latency is
+Memory and latency are measured on the machine at hand, in processes of their own: see ``measuring``. Lines without a
+budget are told, not judged: the far tail, the first asking, page faults, mapped pages. For another board the latency is
 *estimated*: the measured figure times the ratio of the two machines' memory copy speed, never less than measured.
 That is a first guess, and is called so; ``check`` on the board itself measures.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,20 +19,22 @@ from edge_embed_bundle.bundle import Bundle
 from edge_embed_bundle.manifest import Budgets
 from edge_embed_bundle.slots import is_store
 from edge_embed_bundle.store import Store
+from edge_embed_devices import measuring
 from edge_embed_devices.profiles import THIS_MACHINE, Board, this_machine
 
 
 @dataclass(frozen=True)
 class Line:
-    """One promise: its unit, its bound, what was measured here, what that means on the board, and the verdict.
+    """One figure: its unit, its bound, what was measured here, what that means on the board, and the verdict.
 
-    What could not be measured is None, and is not within; nobody promised what ``skipped`` gives the reason for: this
-    machine lacks a package, and its store let the bundle serve without.
+    Where nothing was promised, ``budget`` is None. What could not be measured is None, and is not within; nobody
+    promised what ``skipped`` gives the reason for: this machine lacks a package, and its store let the bundle serve
+    without.
     """
 
     name: str
     unit: str
-    budget: float
+    budget: float | None
     measured: float | None
     on_board: float | None
     skipped: str = ""
@@ -38,6 +42,8 @@ class Line:
     @property
     def within(self) -> bool:
         """Whether the promise holds on the board."""
+        if self.budget is None:
+            return True
         return bool(self.skipped) or (self.on_board is not None and self.on_board <= self.budget)
 
 
@@ -60,7 +66,13 @@ def check(path: Path, board: Board) -> list[Line]:
         # A wrong answer has no price: neither memory nor latency was measured.
         return [Line("wrong golden answers", "answers", 0, wrong, wrong)]
     slower = 1.0 if board.name == THIS_MACHINE else _times_slower(board)
-    return [*_memory_lines(found["memory"], budgets, flash_bytes, board), *_latency_lines(found, budgets, slower)]
+    operations = {name: measuring.report(folder, name) for name in found["operations"]}
+    found["operations"] = {name: each["warm"] for name, each in operations.items()}
+    return [
+        *_memory_lines(found["memory"], budgets, flash_bytes, board),
+        *_latency_lines(found, budgets, slower),
+        *_told_lines(operations, slower),
+    ]
 
 
 def _times_slower(board: Board) -> float:
@@ -80,6 +92,22 @@ def _memory_lines(memory: dict[str, int], budgets: Budgets, flash_bytes: int, bo
             private + flash_bytes,
         ),
     ]
+
+
+def _told_lines(operations: Mapping[str, Mapping[str, Any]], slower: float) -> list[Line]:
+    lines = []
+    for operation, found in operations.items():
+        times = {"p99.9": found["warm"]["p99.9_us"]}
+        times |= {f"cold {name}": found["cold"][f"{name}_us"] for name in ("p50", "p99", "p99.9")}
+        lines += [
+            Line(f"{operation} {name}", "us", None, value, round(value * slower, 2)) for name, value in times.items()
+        ]
+        for state in ("cold", "warm"):
+            for kind in ("major", "minor"):
+                faults = found[state][f"{kind}_faults"]
+                lines.append(Line(f"{operation} {state}: {kind} page faults", "faults", None, faults, faults))
+    mapped = max((found["mapped_bytes"] for found in operations.values()), default=0)
+    return [*lines, Line("mapped pages in memory", "bytes", None, mapped, mapped)]
 
 
 def _latency_lines(found: dict[str, Any], budgets: Budgets, slower: float) -> list[Line]:

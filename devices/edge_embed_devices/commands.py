@@ -8,24 +8,39 @@ from dataclasses import asdict
 from pathlib import Path
 
 from edge_embed.commands import Command
+from edge_embed.errors import RequestError
 from edge_embed.memory import format_size
+from edge_embed_bundle.values import NAME
+from edge_embed_devices.calibrating import Extent, calibrate
 from edge_embed_devices.checking import Line, check
-from edge_embed_devices.profiles import THIS_MACHINE, Board, board_named, board_names
+from edge_embed_devices.comparing import THRESHOLD, earlier, regressions, write_junit
+from edge_embed_devices.profiles import FIGURES, THIS_MACHINE, Board, board_named, board_names
 
 
 def _configure_boards(parser: argparse.ArgumentParser) -> None:
-    actions = parser.add_subparsers(dest="action", required=True, metavar="list|show")
-    for name, summary in (("list", "all boards, a line each"), ("show", "one board, with its sources")):
+    actions = parser.add_subparsers(dest="action", required=True, metavar="list|show|calibrate")
+    summaries = {
+        "list": "all boards, a line each",
+        "show": "one board, with its sources",
+        "calibrate": "measure this machine, in less than two minutes, and write its profile",
+    }
+    for name, summary in summaries.items():
         action = actions.add_parser(name, help=summary)
         # Accepted after the action, too; SUPPRESS keeps this default from undoing the one before it.
         action.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON object")
         if name == "show":
-            action.add_argument("name", metavar="NAME")
+            action.add_argument("name", metavar="NAME", help="of a known board, or a profile's path")
+        if name == "calibrate":
+            target = Path(f"{THIS_MACHINE}.toml")
+            action.add_argument("-o", "--output", type=Path, default=target, metavar="FILE", help=f"default: {target}")
+            action.add_argument(
+                "--folder", type=Path, metavar="DIR", help="on the flash that is measured; default: where FILE is"
+            )
 
 
 def _boards(arguments: argparse.Namespace) -> int:
-    if arguments.action == "show":
-        board = board_named(arguments.name)
+    if arguments.action in ("show", "calibrate"):
+        board = board_named(arguments.name) if arguments.action == "show" else _calibrated(arguments)
         if arguments.json:
             print(json.dumps(asdict(board)))
         else:
@@ -36,17 +51,27 @@ def _boards(arguments: argparse.Namespace) -> int:
         print(json.dumps({"boards": [asdict(board) for board in boards]}))
     else:
         for board in boards:
-            print(f"{board.name:12} {board.title}, {format_size(board.ram_bytes)}")
-        print(f"{THIS_MACHINE:12} measured when it is asked for")
+            print(f"{board.name:17} {board.title}, {format_size(board.ram_bytes)}")
+        print(f"{THIS_MACHINE:17} measured when it is asked for")
     return 0
+
+
+def _calibrated(arguments: argparse.Namespace) -> Board:
+    target: Path = arguments.output
+    folder = target.parent if arguments.folder is None else arguments.folder
+    if target.suffix != ".toml" or not NAME.fullmatch(target.stem) or not folder.is_dir():
+        raise RequestError(f"expected a file like my-board.toml in a folder that exists, found {target} and {folder}")
+    return calibrate(target, folder, Extent.of_this_machine())
 
 
 def _show(board: Board) -> None:
     print(f"{board.name}: {board.title}")
     print(f"  {board.architecture}, {board.cores} cores, {' '.join(board.isa) or 'ISA not asked'}")
-    print(f"  {format_size(board.ram_bytes)} of RAM, pages of {format_size(board.page_size_bytes)}")
-    print(f"  memory copy {board.memory_copy_bytes_per_s / 1e9:.1f} GB/s")
-    print(f"  {board.source.strip()}")
+    print(f"  {board.os or 'OS not known'}, Python {board.python or 'not known'}")
+    for key, figure in FIGURES.items():
+        value = getattr(board, figure.attribute)
+        shown = "not known; boards calibrate measures it" if value is None else f"{value / figure.unit:.5g}"
+        print(f"  {key:32}{shown:>12}  {board.sources.get(key, '')}".rstrip())
 
 
 def _configure_check(parser: argparse.ArgumentParser) -> None:
@@ -57,18 +82,36 @@ def _configure_check(parser: argparse.ArgumentParser) -> None:
         default=THIS_MACHINE,
         help=f"judge for this board, by estimate; default: {THIS_MACHINE}, by measurement",
     )
+    parser.add_argument("--against", type=Path, metavar="FILE", help="what an earlier check --json printed")
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        default=THRESHOLD,
+        metavar="RATIO",
+        help=f"how many times the earlier figure is a regression (exit status 1); default: {THRESHOLD}",
+    )
+    parser.add_argument("--junit", type=Path, metavar="FILE", help="write the verdicts as CI servers read them")
 
 
 def _check(arguments: argparse.Namespace) -> int:
     board = board_named(arguments.board)
+    if not 1 <= arguments.threshold < float("inf"):
+        raise RequestError(f"expected a threshold of 1 or more, found {arguments.threshold}")
+    before = {} if arguments.against is None else earlier(arguments.against, board.name)
     lines = check(arguments.path, board)
     within = all(line.within for line in lines)
+    worse = regressions(lines, before, arguments.threshold)
+    if arguments.junit is not None:
+        write_junit(arguments.junit, board.name, lines, worse)
     if arguments.json:
         shown = [{**asdict(line), "within": line.within} for line in lines]
-        print(json.dumps({"board": board.name, "within": within, "lines": shown}))
+        grown = [{**asdict(regression), "ratio": regression.ratio} for regression in worse]
+        print(json.dumps({"board": board.name, "within": within, "lines": shown, "regressions": grown}))
     else:
         print_lines(lines, board)
-    return 0 if within else 1
+        for regression in worse:
+            print(f"REGRESSION {regression}")
+    return 0 if within and not worse else 1
 
 
 def print_lines(lines: list[Line], board: Board) -> None:
@@ -80,17 +123,23 @@ def print_lines(lines: list[Line], board: Board) -> None:
         cells = f"{line.name:36}{_shown(line, line.budget):>12}{_shown(line, line.measured):>12}"
         if estimated:
             cells += f"{_shown(line, line.on_board):>16}"
-        print(f"{cells}  {'skipped' if line.skipped else 'within' if line.within else 'OVER'}")
+        print(f"{cells}  {_verdict(line)}".rstrip())
     for reason in dict.fromkeys(line.skipped for line in lines if line.skipped):
         print(f"not measured: {reason}")
     if estimated:
         print(f"latency on {board.name} is estimated from this machine's; check on the board itself measures it")
 
 
+def _verdict(line: Line) -> str:
+    if line.budget is None:
+        return ""
+    return "skipped" if line.skipped else "within" if line.within else "OVER"
+
+
 def _shown(line: Line, value: float | None) -> str:
     if value is None:
         return "-"
-    if line.unit == "answers":
+    if line.unit in ("answers", "faults"):
         return f"{value:.0f}"
     if line.unit == "bytes":
         return format_size(value)

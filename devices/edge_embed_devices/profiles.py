@@ -1,4 +1,12 @@
-"""Board profiles: one TOML file a board, units in the key names, each figure with its source beside it."""
+"""Board profiles: one TOML file a board, units in the key names, each figure with its source.
+
+* One gate reads them, whoever wrote them: ``FIGURES`` says what a figure is called, in which unit, between which
+  bounds. What passed it is trusted.
+* A figure without a source is refused; one that nobody published is left out, and is None here.
+* ``like`` names a known board whose fields hold unless the file has its own.
+* A user's profiles: a path to a ``.toml`` file stands wherever a name does; those in the folder that the environment
+  variable ``EDGE_EMBED_BOARDS`` names are known by their names, before ours.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +14,69 @@ import os
 import platform
 import time
 import tomllib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from edge_embed.errors import RequestError
+from edge_embed_bundle.values import NAME
 
 THIS_MACHINE = "this-machine"
+USER_FOLDER = "EDGE_EMBED_BOARDS"
+
+ISA = ("neon", "dotprod", "fp16", "i8mm", "sve")
+_CEILING_BYTES = 64 * 1024
+
+
+class Figure(NamedTuple):
+    """A number of a profile: the attribute that holds it in base units, its bounds in the file's, what one is worth."""
+
+    attribute: str
+    least: float
+    most: float
+    unit: float = 1
+    whole: bool = False
+    required: bool = False
+
+
+FIGURES = {
+    "cores": Figure("cores", 1, 1024, whole=True, required=True),
+    "ram_mib": Figure("ram_bytes", 16, 2**26, 2**20, whole=True, required=True),
+    "page_size_bytes": Figure("page_size_bytes", 4096, 65_536, whole=True, required=True),
+    "memory_copy_gb_per_s": Figure("memory_copy_bytes_per_s", 0.01, 10_000, 1e9, required=True),
+    "memory_read_gb_per_s": Figure("memory_read_bytes_per_s", 0.01, 10_000, 1e9),
+    "memory_random_read_ns": Figure("memory_random_read_ns", 1, 100_000),
+    "flash_random_reads_per_s": Figure("flash_random_reads_per_s", 1, 1e8),
+    "flash_sequential_read_mb_per_s": Figure("flash_read_bytes_per_s", 0.1, 1e6, 1e6),
+    "page_fault_us": Figure("page_fault_us", 0.001, 10_000),
+    "python_call_ns": Figure("python_call_ns", 1, 1e6),
+    "scan_row_ns": Figure("scan_row_ns", 0.01, 1e6),
+    "scan_gb_per_s": Figure("scan_bytes_per_s", 0.001, 10_000, 1e9),
+    **{
+        f"{key}_of_{mib}_mib_{unit}": figure
+        for mib in (4, 64)
+        for key, unit, figure in (
+            ("scan", "gb_per_s", Figure(f"scan_{mib}_mib_bytes_per_s", 0.001, 10_000, 1e9)),
+            ("memory_random_read", "ns", Figure(f"memory_random_read_{mib}_mib_ns", 0.01, 100_000)),
+        )
+    },
+}
+_TEXTS = ("title", "architecture", "os", "python", "date")
+_KNOWN = {"like", "isa", "sources", *_TEXTS, *FIGURES}
 
 
 @dataclass(frozen=True)
 class Board:
-    """A device profile. Bandwidth is that of copying memory with one core, bytes read plus none counted twice."""
+    """A device profile, in base units; None where nobody published a figure, or measured it.
+
+    Bandwidths are one core's: of copying, the bytes that are copied; of reading, those that are read; of scanning, the
+    codes that the kernels on hand compare with a query.
+    """
 
     name: str
     title: str
@@ -30,32 +86,139 @@ class Board:
     ram_bytes: int
     page_size_bytes: int
     memory_copy_bytes_per_s: float
-    source: str
+    memory_read_bytes_per_s: float | None = None
+    #: A read that depends on the one before it, in memory far larger than the caches.
+    memory_random_read_ns: float | None = None
+    #: Of 4 KiB, one after the other.
+    flash_random_reads_per_s: float | None = None
+    flash_read_bytes_per_s: float | None = None
+    #: First touch of a mapped page that is in memory already.
+    page_fault_us: float | None = None
+    #: A call of an empty function of Python.
+    python_call_ns: float | None = None
+    #: A row of 16 numbers in a scan that the caches hold: what a row costs, whatever its length.
+    scan_row_ns: float | None = None
+    scan_bytes_per_s: float | None = None
+    #: In less memory, which caches hold more or less of.
+    scan_4_mib_bytes_per_s: float | None = None
+    scan_64_mib_bytes_per_s: float | None = None
+    memory_random_read_4_mib_ns: float | None = None
+    memory_random_read_64_mib_ns: float | None = None
+    os: str | None = None
+    python: str | None = None
+    #: When it was measured, if it was.
+    date: str | None = None
+    #: Where each figure comes from, by its name in the file.
+    sources: Mapping[str, str] = field(default_factory=dict)
 
 
 def board_names() -> tuple[str, ...]:
     """Return the names of all boards that are known, and of the machine that this runs on."""
-    folder = resources.files("edge_embed_devices") / "boards"
-    return (*sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".toml")), THIS_MACHINE)
+    return (*sorted(_files().keys() - {THIS_MACHINE}), THIS_MACHINE)
 
 
 def board_named(name: str) -> Board:
-    """Return a board's profile.
+    """Return a board's profile, by its name or by the path of a file.
 
     Raises:
-        RequestError: no board has that name.
+        RequestError: no board has that name, or its profile breaks a rule.
     """
+    files = _files()
+    if name in files:
+        return read_profile(files[name])
     if name == THIS_MACHINE:
         return this_machine()
-    if name not in board_names():
-        raise RequestError(f"expected a board of {', '.join(board_names())}, found {name!r}")
-    text = (resources.files("edge_embed_devices") / "boards" / f"{name}.toml").read_text(encoding="utf-8")
-    return _parsed(name, text)
+    if name.endswith(".toml") and Path(name).is_file():
+        return read_profile(Path(name))
+    raise RequestError(f"expected a board of {', '.join(board_names())}, found {name!r}")
+
+
+def read_profile(path: Path) -> Board:
+    """Return the board that a file describes.
+
+    Raises:
+        RequestError: the file breaks a rule; the message names it, the key, what was expected and what was found.
+    """
+    fields = _fields(path)
+    if "like" in fields:
+        like, known = fields["like"], _known_files()
+        if not isinstance(like, str) or like not in known:
+            raise RequestError(f"{path}: like: expected a board of {', '.join(sorted(known))}, found {like!r}")
+        below = _fields(known[like])
+        if "like" in below:
+            raise RequestError(f"{path}: like: expected a board that is like no other, found {like!r}")
+        fields = {**below, **fields, "sources": {**below["sources"], **fields["sources"]}}
+    return _checked(path, fields)
+
+
+def _known_files() -> dict[str, Path]:
+    folder = Path(str(resources.files("edge_embed_devices"))) / "boards"
+    return {path.stem: path for path in folder.glob("*.toml")}
+
+
+def _files() -> dict[str, Path]:
+    folder = os.environ.get(USER_FOLDER)
+    own = {path.stem: path for path in Path(folder).glob("*.toml")} if folder else {}
+    return {**_known_files(), **own}
+
+
+def _fields(path: Path) -> dict[str, Any]:
+    """Return what stands in a file: its keys are known, its sources are texts."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(_CEILING_BYTES + 1)
+    except OSError as error:
+        raise RequestError(f"{path}: expected a board's profile, found: {error.strerror}") from error
+    if len(data) > _CEILING_BYTES:
+        raise RequestError(f"{path}: expected a board's profile of at most {_CEILING_BYTES} bytes, found more")
+    try:
+        fields = tomllib.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"{path}: expected a board's profile in TOML, found: {error}") from error
+    for key in fields.keys() - _KNOWN:
+        raise RequestError(f"{path}: expected keys of {', '.join(sorted(_KNOWN))}, found {key!r}")
+    fields.setdefault("sources", {})
+    sources = fields["sources"]
+    if not isinstance(sources, dict) or not all(isinstance(text, str) and text.strip() for text in sources.values()):
+        raise RequestError(f"{path}: sources: expected a table of texts, found {sources!r:.60}")
+    return fields
+
+
+def _checked(path: Path, fields: Mapping[str, Any]) -> Board:
+    if not NAME.fullmatch(path.stem):
+        raise RequestError(f"{path}: expected a file called after its board, like pi-4.toml, found {path.name!r}")
+    for key in ("title", "architecture", "isa", *(key for key, figure in FIGURES.items() if figure.required)):
+        if key not in fields:
+            raise RequestError(f"{path}: {key}: expected it in every profile, found none")
+    isa = fields["isa"]
+    if not isinstance(isa, list) or not all(flag in ISA for flag in isa):
+        raise RequestError(f"{path}: isa: expected a list of {', '.join(ISA)}, found {isa!r:.60}")
+    values: dict[str, Any] = {}
+    for key in _TEXTS:
+        if key in fields:
+            if not isinstance(fields[key], str) or not fields[key].isprintable():
+                raise RequestError(f"{path}: {key}: expected a line of text, found {fields[key]!r:.60}")
+            values[key] = fields[key]
+    for key, figure in FIGURES.items():
+        if key in fields:
+            values[figure.attribute] = _number(path, key, figure, fields[key])
+            if key not in fields["sources"]:
+                raise RequestError(f"{path}: {key}: expected its source in [sources], found none")
+    return Board(name=path.stem, isa=tuple(isa), sources=fields["sources"], **values)
+
+
+def _number(path: Path, key: str, figure: Figure, value: Any) -> float:
+    kinds = (int,) if figure.whole else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds) or not figure.least <= value <= figure.most:
+        kind = "a whole number" if figure.whole else "a number"
+        bounds = f"{kind} from {figure.least:g} to {figure.most:g}"
+        raise RequestError(f"{path}: {key}: expected {bounds}, found {value!r:.60}")
+    return value * figure.unit
 
 
 @cache
 def this_machine() -> Board:
-    """Return what a second of measuring tells about the machine that this runs on."""
+    """Return what the system says of the machine that this runs on, and what a second of measuring tells."""
     page_size_bytes = os.sysconf("SC_PAGE_SIZE")
     return Board(
         name=THIS_MACHINE,
@@ -65,31 +228,18 @@ def this_machine() -> Board:
         isa=(),
         ram_bytes=os.sysconf("SC_PHYS_PAGES") * page_size_bytes,
         page_size_bytes=page_size_bytes,
-        memory_copy_bytes_per_s=_copy_bytes_per_s(),
-        source="asked of the system; memory copy measured: best of 5 copies of 64 MiB by numpy",
+        memory_copy_bytes_per_s=copy_bytes_per_s(),
+        python=platform.python_version(),
+        sources={"memory_copy_gb_per_s": "measured: the best of 5 copies of 64 MiB by numpy"},
     )
 
 
-def _parsed(name: str, text: str) -> Board:
-    fields = tomllib.loads(text)
-    return Board(
-        name=name,
-        title=fields["title"],
-        architecture=fields["architecture"],
-        cores=fields["cores"],
-        isa=tuple(fields["isa"]),
-        ram_bytes=fields["ram_mib"] * 2**20,
-        page_size_bytes=fields["page_size_bytes"],
-        memory_copy_bytes_per_s=fields["memory_copy_gb_per_s"] * 1e9,
-        source=fields["source"],
-    )
-
-
-def _copy_bytes_per_s() -> float:
-    source = np.ones(64 * 2**20, np.uint8)
+def copy_bytes_per_s(size_bytes: int = 64 * 2**20, rounds: int = 5) -> float:
+    """Return how fast one core copies memory by numpy: the best of some rounds."""
+    source = np.ones(size_bytes, np.uint8)
     target = np.empty_like(source)
     best = float("inf")
-    for _ in range(5):
+    for _ in range(rounds):
         start = time.perf_counter()
         np.copyto(target, source)
         best = min(best, time.perf_counter() - start)

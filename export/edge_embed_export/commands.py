@@ -19,6 +19,8 @@ from edge_embed_bundle.bundle import Bundle
 from edge_embed_bundle.manifest import BAG_MODES, BagRecipe, LatencyBudget
 from edge_embed_bundle.slots import is_store
 from edge_embed_bundle.store import Store
+from edge_embed_devices.advising import misses
+from edge_embed_devices.profiles import board_named
 from edge_embed_export.choosing import AUTO, Trial, export_smallest, smallest
 from edge_embed_export.codecs import ENCODERS
 from edge_embed_export.continuing import continued
@@ -302,6 +304,7 @@ def _export(arguments: argparse.Namespace) -> int:
     notes = source.notes
     if arguments.plane and not any("plane" in model.tensors for model in report.manifest.tables):
         notes = (*notes, _NO_PLANE)
+    notes = (*notes, *map(str, misses(report.manifest, board_named(options.board))))
     if arguments.json:
         print(json.dumps(_report_json(report, trials, notes)))
     else:

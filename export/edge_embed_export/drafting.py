@@ -11,7 +11,9 @@ from edge_embed.text import BATCH_TOKENS
 from edge_embed_bundle.encoders import EncoderModel
 from edge_embed_bundle.manifest import Budgets, Manifest, Model, Requirements, TableModel
 from edge_embed_bundle.values import Blob
+from edge_embed_devices.advising import misses
 from edge_embed_devices.budgets import default_budgets
+from edge_embed_devices.prediction import scanned_rows
 from edge_embed_devices.profiles import board_named
 from edge_embed_export.options import Options
 from edge_embed_export.parts import space_of, tokenizer_of
@@ -101,12 +103,15 @@ def scan_bytes(model: TableModel) -> int:
     return per_number * model.dimensions * block + 32 * scored
 
 
-def scanned_rows(model: TableModel) -> int:
-    """Return how many rows a search for ten neighbours goes through, its centroids among them."""
-    if model.search is None:
-        return model.rows
-    lists = model.tensors["list_ends"].shape[0]
-    return lists + -(-model.rows * model.search.probes // lists)
+def check_prediction(manifest: Manifest, options: Options) -> None:
+    """Refuse budgets that the user named and that the board's memory cannot keep.
+
+    Raises:
+        RequestError: a budget is certain to be missed; the message has the figures and what would fit.
+    """
+    for miss in misses(manifest, board_named(options.board)):
+        if miss.is_certain and miss.operation in options.latency_budgets:
+            raise RequestError(f"{miss}; or pass --budget {miss.operation}=...")
 
 
 def _budgets(source: Source, options: Options, models: tuple[TableModel, ...]) -> Budgets:

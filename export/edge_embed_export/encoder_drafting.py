@@ -11,13 +11,13 @@ from edge_embed_bundle.encoders import EncoderModel
 from edge_embed_bundle.manifest import Budgets, Manifest, Model, Requirements, TableModel
 from edge_embed_bundle.values import Blob
 from edge_embed_devices.budgets import default_budgets
+from edge_embed_devices.prediction import scanned_rows
 from edge_embed_devices.profiles import Board, board_named
 from edge_embed_export.drafting import (
     RUNTIME_BYTES,
     TABLE_BYTES,
     features_of,
     scan_bytes,
-    scanned_rows,
     tokenizer_bytes,
 )
 from edge_embed_export.options import Options

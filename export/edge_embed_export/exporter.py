@@ -26,7 +26,7 @@ from edge_embed.runtime import Runtime
 from edge_embed_bundle.manifest import Golden, Manifest
 from edge_embed_bundle.values import Blob
 from edge_embed_bundle.writer import BundleWriter
-from edge_embed_export.drafting import draft_manifest
+from edge_embed_export.drafting import check_prediction, draft_manifest
 from edge_embed_export.evaluation import Evaluation
 from edge_embed_export.options import Options, check_options, codec_said
 from edge_embed_export.parts import TOKENIZER_BLOB, check_tables, parts_of, tokenizer_of
@@ -86,6 +86,7 @@ def export(source: Source, options: Options, progress: Progress = SILENT) -> Rep
 
         def sign(blobs: Mapping[str, Blob]) -> Manifest:
             signed = _signed_off(draft_manifest(source, options, made, blobs), golden, quality, evaluations, teacher)
+            check_prediction(signed, options)
             prices.append(Price(codec, signed.size_bytes, quality, evaluations, teacher))
             check_loss(prices[0], options.max_loss)
             return signed

@@ -11,7 +11,7 @@ import pytest
 from edge_embed.errors import BundleError, StoreError
 from edge_embed_bundle.manifest import Budgets, LatencyBudget
 from edge_embed_bundle.store import Store
-from edge_embed_devices.checking import Line, _latency_lines, _memory_lines, check
+from edge_embed_devices.checking import Line, _latency_lines, _memory_lines, _told_lines, check
 from edge_embed_devices.profiles import board_named
 from tests.fakes.probes import FakeProbe
 
@@ -64,10 +64,28 @@ def test_a_bundle_and_the_store_that_serves_it_are_checked_alike(bundle: Path, t
     for path in (bundle, store.path):
         lines = check(path, board_named("pi-zero-2w"))
         names.append([line.name for line in lines])
-        assert all(line.on_board and line.measured and line.on_board >= line.measured for line in lines)
+        judged = [line for line in lines if line.budget is not None]
+        assert all(line.on_board and line.measured and line.on_board >= line.measured for line in judged)
     assert names[0] == names[1]
     operations = ("lookup", "encode", "search")
-    assert names[0][2:] == [f"{name} {percentile}" for name in sorted(operations) for percentile in ("p50", "p99")]
+    assert names[0][2:8] == [f"{name} {percentile}" for name in sorted(operations) for percentile in ("p50", "p99")]
+    for name in operations:
+        assert {f"{name} p99.9", f"{name} cold p50", f"{name} cold: major page faults"} <= set(names[0][8:])
+    assert names[0][-1] == "mapped pages in memory"
+
+
+def test_what_nobody_promised_is_told_and_not_judged() -> None:
+    found = {
+        state: {"p50_us": 1, "p99_us": 2, "p99.9_us": 3, "major_faults": 4, "minor_faults": 5}
+        for state in ("cold", "warm")
+    }
+    lines = _told_lines({"lookup": {**found, "mapped_bytes": 4096}}, 2.0)
+    assert all(line.budget is None and line.within for line in lines)
+    values = {line.name: (line.measured, line.on_board) for line in lines}
+    assert values["lookup p99.9"] == (3, 6)
+    assert values["lookup cold p50"] == (1, 2)
+    assert values["lookup cold: major page faults"] == (4, 4)
+    assert values["mapped pages in memory"] == (4096, 4096)
 
 
 def test_a_bundle_that_is_damaged_is_not_measured(damageable: Path) -> None:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import os
 import platform
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from edge_embed.errors import RequestError
 from edge_embed_devices.budgets import MEMORY_PRIVATE_BYTES, default_budgets
-from edge_embed_devices.profiles import THIS_MACHINE, board_named, board_names, this_machine
+from edge_embed_devices.profiles import FIGURES, THIS_MACHINE, board_named, board_names, read_profile, this_machine
 
 BOARDS = [name for name in board_names() if name != THIS_MACHINE]
 OPERATIONS = ("lookup", "encode", "search")
 
 
 def test_the_boards_that_this_project_speaks_of_are_there_and_this_machine_is_one() -> None:
-    assert {"pi-zero-2w", "pi-3b-plus", "pi-4", "pi-5"} <= set(BOARDS)
+    pis = {"pi-zero-2w", "pi-3b-plus", "pi-4", "pi-4-1gb", "pi-4-4gb", "pi-4-8gb", "pi-5", "cm4", "cm5"}
+    others = {"beaglebone-black", "beagleplay", "orange-pi-zero-3", "orange-pi-5", "rock-5b", "jetson-orin-nano"}
+    assert {*pis, *others, "imx8m-plus", "coral-dev-board"} == set(BOARDS)
     assert board_names()[-1] == THIS_MACHINE
 
 
@@ -31,9 +34,9 @@ def test_a_profile_has_figures_that_a_board_can_have_and_their_sources(name: str
     assert 1 <= board.cores <= 16
     assert 256 * 2**20 <= board.ram_bytes <= 32 * 2**30
     assert board.page_size_bytes in (4096, 16_384, 65_536)
-    assert 0.3e9 <= board.memory_copy_bytes_per_s <= 30e9
-    for figure in ("Cores, ISA and RAM: ", "Page size: ", "Memory copy: "):
-        assert figure in board.source
+    assert 0.15e9 <= board.memory_copy_bytes_per_s <= 30e9
+    for figure in ("cores", "isa", "ram_mib", "page_size_bytes", "memory_copy_gb_per_s"):
+        assert board.sources[figure]
 
 
 def test_a_pi_5_has_large_pages_and_dot_products_and_a_pi_zero_2w_half_a_gigabyte() -> None:
@@ -45,9 +48,97 @@ def test_a_pi_5_has_large_pages_and_dot_products_and_a_pi_zero_2w_half_a_gigabyt
 
 @pytest.mark.parametrize("name", ["pi-99", "", "PI-4", "../boards/pi-4", "pi-4.toml"])
 def test_an_unknown_board_is_an_error_that_names_the_known_ones(name: str) -> None:
-    with pytest.raises(RequestError, match=r"expected a board of .*pi-zero-2w, this-machine, found") as error:
+    with pytest.raises(RequestError, match=r"expected a board of .*pi-zero-2w.*, this-machine, found") as error:
         board_named(name)
     assert repr(name) in str(error.value)
+
+
+SMALL = """
+title = "A board of mine"
+architecture = "aarch64"
+cores = 2
+isa = ["neon"]
+ram_mib = 256
+page_size_bytes = 4096
+memory_copy_gb_per_s = 0.9
+
+[sources]
+cores = "its box"
+ram_mib = "its box"
+page_size_bytes = "getconf"
+memory_copy_gb_per_s = "measured"
+"""
+
+
+def test_a_profile_is_read_from_a_path_and_what_nobody_measured_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(SMALL)
+    board = board_named(str(path))
+    assert (board.name, board.ram_bytes, board.memory_copy_bytes_per_s) == ("mine", 256 * 2**20, 0.9e9)
+    assert board.flash_random_reads_per_s is None
+    assert default_budgets(board, OPERATIONS, 10**6).board == "mine"
+
+
+def test_profiles_in_the_users_folder_are_known_by_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.toml").write_text(SMALL)
+    (tmp_path / "pi-4.toml").write_text(SMALL)
+    monkeypatch.setenv("EDGE_EMBED_BOARDS", str(tmp_path))
+    assert "mine" in board_names()
+    assert board_named("pi-4").cores == 2
+
+
+def test_a_board_like_another_has_its_figures_and_their_sources_but_for_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('like = "pi-4"\nram_mib = 512\n[sources]\nram_mib = "its box"\n')
+    mine, model = board_named(str(path)), board_named("pi-4")
+    assert mine == replace(model, name="mine", ram_bytes=512 * 2**20, sources={**model.sources, "ram_mib": "its box"})
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("cores = 2", "", r"cores: expected it in every profile"),
+        ("cores = 2", "cores = true", r"cores: expected a whole number from 1 to 1024, found True"),
+        ("cores = 2", "cores = 2.0", r"cores: expected a whole number from 1 to 1024, found 2\.0"),
+        ("= 0.9", "= -1", r"memory_copy_gb_per_s: expected a number from 0\.01 to 10000, found -1"),
+        ("= 0.9", "= nan", r"memory_copy_gb_per_s: expected a number .*found nan"),
+        ("= 0.9", '= "fast"', r"memory_copy_gb_per_s: expected a number .*found 'fast'"),
+        ("cores = 2", "kores = 2", r"expected keys of .*cores.*, found 'kores'"),
+        ("cores = 2", 'cores = 2\nlike = "pi-99"', r"like: expected a board of .*, found 'pi-99'"),
+        ("cores = 2", 'cores = 2\nlike = "cm4"', r"like: expected a board that is like no other, found 'cm4'"),
+        ("cores = 2", "cores = 2\nlike = [1]", r"like: expected a board of .*, found \[1\]"),
+        ('cores = "its box"', "", r"cores: expected its source in \[sources\], found none"),
+        ('cores = "its box"', "cores = 7", r"sources: expected a table of texts"),
+        ('["neon"]', '["mmx"]', r"isa: expected a list of neon"),
+        ('["neon"]', "[[1]]", r"isa: expected a list of neon"),
+        ('"A board of mine"', '"A board\\u001b[2J"', r"title: expected a line of text"),
+        ("cores = 2", "cores = ", r"expected a board's profile in TOML"),
+        ("cores = 2", "cores = " + "[" * 5000, r"expected a board's profile in TOML"),
+        ("cores = 2", "# " + "x" * 70_000, r"expected a board's profile of at most 65536 bytes"),
+    ],
+)
+def test_a_profile_that_breaks_a_rule_is_refused_by_file_key_expected_and_found(
+    tmp_path: Path, before: str, after: str, message: str
+) -> None:
+    path = tmp_path / "mine.toml"
+    assert before in SMALL
+    path.write_text(SMALL.replace(before, after, 1))
+    with pytest.raises(RequestError, match=message) as error:
+        read_profile(path)
+    assert str(error.value).startswith(f"{path}: ")
+
+
+def test_bytes_that_are_no_text_and_a_folder_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_bytes(b"title = '\xff'")
+    (tmp_path / "folder.toml").mkdir()
+    for name in ("mine.toml", "folder.toml", "none.toml"):
+        with pytest.raises(RequestError, match=f"{name}: expected a board's profile"):
+            read_profile(tmp_path / name)
+
+
+def test_every_figure_of_a_profile_has_a_place_in_a_board() -> None:
+    board = board_named("pi-4")
+    assert all(hasattr(board, figure.attribute) for figure in FIGURES.values())
 
 
 def test_this_machine_is_what_the_system_says_and_is_measured_once() -> None:

@@ -1,0 +1,102 @@
+"""Budgets that a board is predicted to miss, with the figures and the nearest choices that hold them.
+
+* A miss is certain where bytes at the speed of the board's memory alone take longer than the budget; what rests on a
+  guess (see ``prediction.guessed``) is only likely.
+* A choice is as near as it can be: the most dimensions, the codec with the most bytes, the most probes that fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from edge_embed_bundle.manifest import Manifest, TableModel
+from edge_embed_devices.prediction import predict, search
+from edge_embed_devices.profiles import Board
+
+# Bytes a number, the most first; product quantization with a code for eight numbers.
+_CODECS = {"float32": 4.0, "float16": 2.0, "int8": 1.0, "int4": 0.5625, "pq": 0.125}
+_STEP = 8
+# Below, a table has no lists.
+_LISTS_FROM = 20_000
+
+
+@dataclass(frozen=True)
+class Miss:
+    """A budget that is predicted to be missed."""
+
+    board: str
+    operation: str
+    percentile: str
+    budget_us: float
+    predicted_us: float
+    is_certain: bool
+    #: What would fit, each as the exporter's option says it.
+    fits: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """Return the sentence that says so."""
+        choices = f"; within it: {' or '.join(self.fits)}" if self.fits else ""
+        return (
+            f"{self.operation} {self.percentile} on {self.board}: expected at most {self.budget_us:g} us, "
+            f"predicted {self.predicted_us:g}{choices}"
+        )
+
+
+def misses(manifest: Manifest, board: Board) -> list[Miss]:
+    """Return the budgets of a manifest that a board is predicted to miss."""
+    likely = predict(manifest, board).operations
+    # Without a figure for the interpreter's own steps, none are counted: what is left cannot be faster.
+    certain = predict(manifest, replace(board, python_call_ns=board.python_call_ns or 0.0)).operations
+    found = []
+    for operation, budget in manifest.budgets.operations.items():
+        for percentile in ("p50", "p99"):
+            bound = getattr(budget, f"{percentile}_us")
+            value = getattr(likely.get(operation), f"{percentile}_us", None)
+            if value is None or value <= bound:
+                continue
+            least = getattr(certain[operation], f"{percentile}_us")
+            fits = tuple(_fitting(manifest, board, percentile, bound)) if operation == "search" else ()
+            found.append(Miss(board.name, operation, percentile, bound, value, least > bound, fits))
+    return found
+
+
+def _fitting(manifest: Manifest, board: Board, percentile: str, bound: float) -> Iterator[str]:
+    """Yield the nearest choices with which a search fits, where each alone is enough."""
+    searched = [model for model in manifest.tables if "norms" in model.tensors]
+    model = max(searched, key=lambda model: model.rows * model.dimensions)
+    spare_bytes = max(1, int(board.ram_bytes * 0.75))
+
+    def fits(changed: TableModel, times: float) -> bool:
+        missing = max(0.0, 1 - spare_bytes / (manifest.size_bytes * times))
+        value = getattr(search(changed, board, missing), f"{percentile}_us")
+        return value is not None and value <= bound
+
+    steps = range((model.dimensions - 1) // _STEP * _STEP, 0, -_STEP)
+    dimensions = next(
+        (d for d in steps if fits(_shaped(model, model.rows, d / model.dimensions), d / model.dimensions)), None
+    )
+    if dimensions is not None:
+        yield f"--dimensions {dimensions}"
+    now = _CODECS.get(model.codec, 0.0)
+    smaller = ((codec, size / now) for codec, size in _CODECS.items() if size < now)
+    codec = next((codec for codec, times in smaller if fits(_shaped(model, model.rows, times), times)), None)
+    if codec is not None:
+        yield f"--codec {codec}"
+    if model.search is None:
+        # How many lists are scanned is measured at export; here a tenth of the rows is supposed.
+        if model.rows >= _LISTS_FROM and fits(_shaped(model, model.rows // 10, 1.0), 1.0):
+            yield "--order cluster"
+        return
+    for probes in range(model.search.probes - 1, 0, -1):
+        if fits(model._replace(search=model.search._replace(probes=probes)), 1.0):
+            yield f"a --recall that {probes} probes reach, instead of {model.search.probes}"
+            return
+
+
+def _shaped(model: TableModel, row_count: int, times: float) -> TableModel:
+    """Return the model as if it had so many rows, and each so many times its bytes."""
+    name = "rows" if "rows" in model.tensors else "codes"
+    rows = model.tensors[name]
+    shaped = rows._replace(shape=(row_count, max(1, round(rows.shape[1] * times))))
+    return model._replace(rows=row_count, tensors={**model.tensors, name: shaped})

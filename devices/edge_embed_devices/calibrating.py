@@ -1,0 +1,285 @@
+"""``boards calibrate``: a profile of the machine at hand, measured in less than two minutes.
+
+* Every figure says how it was measured, and the profile says when; what cannot be measured here is left out.
+* Memory is measured on one core, in buffers far larger than a board's caches, after they were touched.
+* A random read is dependent: each tells where the next one is. Python's own steps cancel out, because the same chase
+  through a buffer that fits the nearest cache is subtracted (as tinymembench does).
+* Flash is read after its pages were dropped from the page cache. Where the system says that no block was read, what
+  was measured is memory, and is left out.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import platform
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from edge_embed import kernels
+from edge_embed_devices.profiles import Board, copy_bytes_per_s, read_profile
+
+_LINE_BYTES = 64
+_READ_BYTES = 4096
+_BLOCK_BYTES = 2**20
+# What the kernel maps around a fault (fault_around_bytes), so that each touch is a fault of its own.
+_FAULT_BYTES = 64 * 2**10
+_DIMENSIONS = 256
+_ROUNDS, _MORE_ROUNDS = 5, 15
+_CALLS = 200_000
+
+#: What Linux calls a feature of the processor (``/proc/cpuinfo``), and what profiles call it.
+_FEATURES = {"asimd": "neon", "neon": "neon", "asimddp": "dotprod", "asimdhp": "fp16", "i8mm": "i8mm", "sve": "sve"}
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much is measured: bytes of memory and of a file, steps of a chase, seconds of reading flash twice."""
+
+    memory_bytes: int
+    file_bytes: int
+    steps: int = 300_000
+    seconds: float = 5.0
+
+    @classmethod
+    def of_this_machine(cls) -> Extent:
+        """Return an eighth of the memory, up to 512 MiB, and a file of 128 MiB: seconds on the slowest card."""
+        ram_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return cls(min(512 * 2**20, ram_bytes // 8), 128 * 2**20)
+
+
+def calibrate(path: Path, folder: Path, extent: Extent) -> Board:
+    """Measure this machine, write its profile to ``path`` and return it as the gate reads it.
+
+    Args:
+        path: a ``.toml`` file, called after the board.
+        folder: on the flash that is to be measured; it is left as it was.
+        extent: how much to measure.
+    """
+    figures = {
+        "cores": (os.cpu_count() or 1, "asked of the system"),
+        "ram_mib": (os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**20, "asked of the system"),
+        "page_size_bytes": (os.sysconf("SC_PAGE_SIZE"), "asked of the system"),
+        **_memory(extent),
+        **_flash(folder, extent),
+        "python_call_ns": (
+            _python_call_ns(),
+            f"an empty function, called {_CALLS:,} times; the median of {_MORE_ROUNDS} rounds",
+        ),
+    }
+    path.write_text(_profile(figures), encoding="utf-8")
+    return read_profile(path)
+
+
+def _profile(figures: dict[str, tuple[float, str]]) -> str:
+    title = platform.node() if platform.node().isalnum() else "this machine"
+    lines = [
+        f'title = "{title}"',
+        f'architecture = "{platform.machine()}"',
+        f'os = "{platform.system()} {platform.release()}"',
+        f'python = "{platform.python_version()}"',
+        f'date = "{datetime.now(UTC).date().isoformat()}"',
+        f"isa = {list(isa_of(Path('/proc/cpuinfo').read_text(errors='replace')))!r}".replace("'", '"'),
+        *(
+            f"{key} = {value:.5g}" if isinstance(value, float) else f"{key} = {value}"
+            for key, (value, _) in figures.items()
+        ),
+        "",
+        "[sources]",
+        *(f'{key} = "{source}"' for key, (_, source) in figures.items()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def isa_of(cpuinfo: str) -> tuple[str, ...]:
+    """Return the instruction sets that a profile names, out of what Linux says of an ARM processor."""
+    words = {
+        word for line in cpuinfo.splitlines() if line.startswith("Features") for word in line.split(":")[1].split()
+    }
+    return tuple(dict.fromkeys(name for feature, name in _FEATURES.items() if feature in words))
+
+
+def _memory(extent: Extent) -> dict[str, tuple[float, str]]:
+    shown = f"{extent.memory_bytes // 2**20} MiB"
+    found = {
+        "memory_copy_gb_per_s": (
+            copy_bytes_per_s(extent.memory_bytes // 2) / 1e9,
+            f"numpy copies half of {shown}; the fastest of {_ROUNDS}",
+        ),
+        "memory_read_gb_per_s": (
+            _read_bytes_per_s(extent.memory_bytes) / 1e9,
+            f"numpy's or over {shown}; the fastest of {_ROUNDS}",
+        ),
+        "scan_row_ns": (_scan_row_ns(), "int8 rows of 16, 1 MiB of them; the median of 15"),
+    }
+    near_ns = _chase_ns(_chain(16 * 2**10, extent.steps), extent.steps)
+    for name, size_bytes in (("", extent.memory_bytes), ("_of_64_mib", 64 * 2**20), ("_of_4_mib", 4 * 2**20)):
+        if name and size_bytes > extent.memory_bytes // 2:
+            continue
+        size = f"{size_bytes // 2**20} MiB"
+        random_ns = max(0.01, _random_read_ns(size_bytes, extent.steps) - near_ns)
+        chase = f"{extent.steps:,} dependent reads over {size}, less those of 16 KiB; the median of 5"
+        found[f"memory_random_read{name}_ns"] = (max(1.0, random_ns) if not name else random_ns, chase)
+        scan = f"int8 rows of {_DIMENSIONS}, {size}, kernels {kernels.VARIANT}; the median of 15"
+        found[f"scan{name}_gb_per_s"] = (_DIMENSIONS / _scan_ns_per_row(size_bytes, _DIMENSIONS), scan)
+    return found
+
+
+def _fastest(work: Callable[[], object]) -> float:
+    """Return the seconds of the fastest of some rounds, after one that makes ready."""
+    return min(_seconds(work, _ROUNDS))
+
+
+def _typical(work: Callable[[], object]) -> float:
+    """Return the seconds of the middle one of more rounds: what a call is predicted by is its p50."""
+    return statistics.median(_seconds(work, _MORE_ROUNDS))
+
+
+def _seconds(work: Callable[[], object], rounds: int) -> list[float]:
+    work()
+    found = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        work()
+        found.append(time.perf_counter() - start)
+    return found
+
+
+def _read_bytes_per_s(size_bytes: int) -> float:
+    words = np.ones(size_bytes // 8, np.uint64)
+    return words.nbytes / _fastest(lambda: np.bitwise_or.reduce(words))
+
+
+def _scan_row_ns() -> float:
+    return _scan_ns_per_row(2**20, 16)
+
+
+def _scan_ns_per_row(size_bytes: int, dimensions: int) -> float:
+    """Return what a row costs in a search for ten, the call itself left out."""
+    count = size_bytes // dimensions
+    rows = np.random.default_rng(0).integers(-127, 128, (count, dimensions), np.int8)
+    norms = np.full(count, dimensions**0.5 * 73, np.float32)
+    opened = kernels.open_rows("int8", {"rows": rows, "scales": np.ones(count, np.float32)}, dimensions)
+    query = np.random.default_rng(1).standard_normal((1, dimensions), np.float32)
+    none = np.full(1, -1, np.int64)
+
+    def seconds(rows: int) -> float:
+        runs = np.array([[0, rows]], np.int64)
+        return _typical(lambda: opened.nearest(query, norms, 10, runs, None, none, 0, None, 0))
+
+    few = min(16, count // 2)
+    return (seconds(count) - seconds(few)) / (count - few) * 1e9
+
+
+def _random_read_ns(size_bytes: int, steps: int) -> float:
+    words = _chain(size_bytes, steps)
+    return statistics.median(_chase_ns(words, steps) for _ in range(_ROUNDS))
+
+
+def _chain(size_bytes: int, steps: int) -> memoryview:
+    """Return 32-bit words, one of each line of which says where the next one is, in a random circle."""
+    step = _LINE_BYTES // 4
+    words = np.ones(size_bytes // 4, np.uint32)
+    order = np.random.default_rng(0).permutation(size_bytes // _LINE_BYTES)[: steps + 1].astype(np.uint32) * step
+    # The circle begins at the first line, wherever it stands in it.
+    order[order == 0] = order[0]
+    order[0] = 0
+    words[order] = np.roll(order, -1)
+    return words.data
+
+
+def _chase_ns(words: memoryview, steps: int) -> float:
+    place = 0
+    start = time.perf_counter_ns()
+    for _ in range(steps):
+        place = words[place]
+    return (time.perf_counter_ns() - start) / steps
+
+
+def _python_call_ns() -> float:
+    def empty() -> None:
+        pass
+
+    def calls() -> None:
+        for _ in range(_CALLS):
+            empty()
+
+    return _typical(calls) / _CALLS * 1e9
+
+
+def _flash(folder: Path, extent: Extent) -> dict[str, tuple[float, str]]:
+    with tempfile.NamedTemporaryFile(prefix="edge-embed-calibrate-", dir=folder) as file:
+        block = np.random.default_rng(0).bytes(_BLOCK_BYTES)
+        try:
+            for _ in range(max(1, extent.file_bytes // _BLOCK_BYTES)):
+                file.write(block)
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            return {}
+        size_bytes = os.fstat(file.fileno()).st_size
+        shown = f"of a file of {size_bytes // 2**20} MiB, dropped from the page cache; on a virtual disk, its host's"
+        found: dict[str, tuple[float, str]] = {}
+        blocks_before = resource.getrusage(resource.RUSAGE_SELF).ru_inblock
+        reads_per_s = _random_reads_per_s(file.fileno(), size_bytes, extent.seconds)
+        read_bytes_per_s = _sequential_bytes_per_s(file.fileno(), extent.seconds)
+        if resource.getrusage(resource.RUSAGE_SELF).ru_inblock > blocks_before:
+            found["flash_random_reads_per_s"] = (reads_per_s, f"4 KiB, one after the other, {shown}")
+            found["flash_sequential_read_mb_per_s"] = (read_bytes_per_s / 1e6, f"1 MiB at a time, {shown}")
+        found["page_fault_us"] = (
+            _page_fault_us(file.fileno(), size_bytes),
+            "first touch of a map of a file that is in memory, 64 KiB apart, less the second touch",
+        )
+        return found
+
+
+def _random_reads_per_s(file: int, size_bytes: int, seconds: float) -> float:
+    os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.posix_fadvise(file, 0, 0, os.POSIX_FADV_RANDOM)
+    # No place twice: the second read would be the page cache's.
+    places = (np.random.default_rng(0).permutation(size_bytes // _READ_BYTES) * _READ_BYTES).tolist()
+    start = time.perf_counter()
+    reads = 0
+    for place in places:
+        os.pread(file, _READ_BYTES, place)
+        reads += 1
+        if time.perf_counter() - start > seconds:
+            break
+    return reads / (time.perf_counter() - start)
+
+
+def _sequential_bytes_per_s(file: int, seconds: float) -> float:
+    os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.posix_fadvise(file, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+    start = time.perf_counter()
+    size_bytes = 0
+    while time.perf_counter() - start < seconds and (block := os.pread(file, _BLOCK_BYTES, size_bytes)):
+        size_bytes += len(block)
+    return size_bytes / (time.perf_counter() - start)
+
+
+def _page_fault_us(file: int, size_bytes: int) -> float:
+    os.lseek(file, 0, os.SEEK_SET)
+    while os.read(file, _BLOCK_BYTES):
+        pass
+    with mmap.mmap(file, size_bytes, prot=mmap.PROT_READ) as mapped:
+        pages = np.frombuffer(mapped, np.uint8)[::_FAULT_BYTES]
+        seconds = []
+        for _ in range(2):
+            start = time.perf_counter()
+            int(pages.sum())
+            seconds.append(time.perf_counter() - start)
+        count = len(pages)
+        del pages
+    return max(0.001, (seconds[0] - seconds[1]) / count * 1e6)

@@ -1,0 +1,77 @@
+"""A budget that a board cannot hold is named with its figures, and with the nearest choices that fit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from edge_embed.errors import RequestError
+from edge_embed_bundle.bundle import Bundle
+from edge_embed_bundle.manifest import Budgets, LatencyBudget, Manifest
+from edge_embed_devices.advising import misses
+from edge_embed_devices.profiles import board_named
+from tests.devices.test_prediction import BOARD, as_if_larger
+from tests.making import make_bundle
+
+
+@pytest.fixture(name="manifest")
+def _manifest(bundle: Path) -> Manifest:
+    """A million rows of 256 numbers, 256 MB of which a search scans."""
+    with Bundle.open(bundle) as opened:
+        return as_if_larger(opened.manifest, 10**6, 256)
+
+
+def _within(manifest: Manifest, **p50_us: float) -> Manifest:
+    operations = {name: LatencyBudget(value, 1e9) for name, value in p50_us.items()}
+    return manifest._replace(budgets=Budgets("mine", 2**27, operations))
+
+
+def test_budgets_that_hold_are_not_spoken_of(manifest: Manifest) -> None:
+    assert misses(_within(manifest, lookup=1e9, search=1e9), BOARD) == []
+
+
+def test_a_search_that_is_too_slow_is_told_with_what_would_fit(manifest: Manifest) -> None:
+    # A row takes 50 ns for itself and 256 bytes at 3 GB/s: 85 ns in all.
+    (miss,) = misses(_within(manifest, search=70_000.0), BOARD)
+    assert (miss.operation, miss.percentile, miss.budget_us) == ("search", "p50", 70_000)
+    assert miss.predicted_us == pytest.approx(85_600, rel=0.01)
+    assert miss.fits == ("--dimensions 144", "--codec int4", "--order cluster")
+    assert "expected at most 70000 us, predicted 85" in str(miss)
+    # What is proposed holds, and the next larger does not.
+    for dimensions, fits in ((144, True), (152, False)):
+        narrower = as_if_larger(manifest, 10**6, dimensions)
+        assert (misses(_within(narrower, search=70_000.0), BOARD) == []) is fits
+
+
+def test_lists_are_proposed_where_a_tenth_of_the_rows_can_be_scanned(manifest: Manifest) -> None:
+    (miss,) = misses(_within(manifest, search=10_000.0), BOARD)
+    assert miss.fits == ("--order cluster",)
+
+
+def test_where_nothing_fits_nothing_is_proposed(manifest: Manifest) -> None:
+    (miss,) = misses(_within(manifest, search=1.0), BOARD)
+    assert miss.fits == ()
+    assert "within it" not in str(miss)
+
+
+def test_a_miss_that_rests_on_a_guess_is_likely_and_one_that_memory_makes_is_certain(manifest: Manifest) -> None:
+    guessing = replace(BOARD, python_call_ns=None)
+    (likely,) = misses(_within(manifest, lookup=1.0), guessing)
+    (certain,) = misses(_within(manifest, search=70_000.0), guessing)
+    assert (likely.is_certain, certain.is_certain) == (False, True)
+    (known,) = misses(_within(manifest, lookup=1.0), BOARD)
+    assert known.is_certain
+
+
+def test_export_refuses_a_named_budget_that_the_boards_memory_cannot_keep(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('like = "pi-zero-2w"\npython_call_ns = 600.0\n[sources]\npython_call_ns = "measured"\n')
+    assert board_named(str(path)).python_call_ns == 600
+    budgets = {"lookup": LatencyBudget(0.5, 1000.0)}
+    with pytest.raises(RequestError, match=r"lookup p50 on mine: expected at most 0\.5 us, predicted \d"):
+        make_bundle(tmp_path / "bundle", board=str(path), latency_budgets=budgets)
+    assert not (tmp_path / "bundle").exists()
+    held = {"lookup": LatencyBudget(500.0, 5000.0)}
+    assert make_bundle(tmp_path / "bundle", board=str(path), latency_budgets=held).manifest.budgets.board == "mine"

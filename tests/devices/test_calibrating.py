@@ -1,0 +1,70 @@
+"""``boards calibrate`` measures what it says, writes a profile that the gate reads, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import UTC, date, datetime
+from pathlib import Path
+
+import pytest
+
+from edge_embed.commands import main
+from edge_embed_devices import calibrating
+from edge_embed_devices.calibrating import Extent, calibrate, isa_of
+from edge_embed_devices.profiles import FIGURES, board_named
+
+SMALL = Extent(memory_bytes=4 * 2**20, file_bytes=4 * 2**20, steps=2000, seconds=0.1)
+
+
+def test_a_profile_says_when_and_how_each_figure_was_measured_and_is_read_by_its_path(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    board = calibrate(path, tmp_path, SMALL)
+    assert board == board_named(str(path))
+    assert board.date is not None
+    assert abs((date.fromisoformat(board.date) - datetime.now(UTC).date()).days) <= 1
+    for key, figure in FIGURES.items():
+        assert (getattr(board, figure.attribute) is None) == (key not in board.sources), key
+    assert board.memory_read_bytes_per_s is not None
+    assert board.memory_read_bytes_per_s > 50e6
+    assert board.scan_bytes_per_s is not None
+    assert board.scan_bytes_per_s > 1e6
+    assert board.python_call_ns is not None
+    assert 5 < board.python_call_ns < 100_000
+    # The file that was read from flash is gone.
+    assert [entry.name for entry in tmp_path.iterdir()] == ["mine.toml"]
+
+
+def test_a_chase_goes_through_every_line_before_it_comes_home() -> None:
+    words = calibrating._chain(2**16, 10_000)
+    seen, place = set(), 0
+    for _ in range(2**10):
+        assert place % 16 == 0
+        seen.add(place)
+        place = words[place]
+    assert (place, len(seen)) == (0, 2**10)
+
+
+def test_the_instruction_sets_are_those_that_linux_names() -> None:
+    a76 = "processor\t: 0\nFeatures\t: fp asimd evtstrm aes fphp asimdhp asimddp\n"
+    assert isa_of(a76) == ("neon", "dotprod", "fp16")
+    assert isa_of("Features\t: half thumb neon vfpv4\n") == ("neon",)
+    assert isa_of("flags\t: sse2 avx2\n") == ()
+
+
+def test_a_folder_that_is_memory_has_no_figures_of_flash(tmp_path: Path) -> None:
+    shared = Path("/dev/shm")  # noqa: S108
+    if not shared.is_dir() or not re.search(r"^\S+ /dev/shm tmpfs ", Path("/proc/mounts").read_text(), re.MULTILINE):
+        pytest.skip("no file system in memory here")
+    board = calibrate(tmp_path / "mine.toml", shared, SMALL)
+    assert board.flash_random_reads_per_s is None
+    assert board.flash_read_bytes_per_s is None
+    assert board.page_fault_us is not None
+
+
+@pytest.mark.parametrize("name", ["mine.txt", "nowhere/mine.toml", "-.toml"])
+def test_a_target_that_is_no_profile_in_a_folder_is_refused_before_anything_is_measured(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["boards", "calibrate", f"--output={tmp_path / name}", "--json"]) == 2
+    assert "expected a file like my-board.toml" in json.loads(capsys.readouterr().out)["error"]

@@ -1,0 +1,87 @@
+"""A check is held against an earlier one by ratio, and told to CI servers in their own words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from edge_embed.commands import main
+from edge_embed.errors import BundleError, RequestError
+from edge_embed_devices.checking import Line
+from edge_embed_devices.comparing import Regression, earlier, regressions, write_junit
+
+LINES = [
+    Line("private memory", "bytes", 100, 80, 80),
+    Line("lookup p50", "us", 10, 4.0, 4.0),
+    Line("lookup p99", "us", 10, 12.0, 12.0),
+    Line("encode p50", "us", 10, None, None, "needs a package"),
+    Line("lookup p99.9", "us", None, 99.0, 99.0),
+]
+
+
+@pytest.mark.parametrize(("before", "names"), [(2.0, ["lookup p50"]), (2.7, []), (4.0, []), (0.0, [])])
+def test_what_grew_by_more_than_the_threshold_is_a_regression(before: float, names: list[str]) -> None:
+    worse = regressions(LINES, {"lookup p50": before, "lookup p99.9": 1.0}, 1.5)
+    assert [regression.name for regression in worse] == names
+
+
+def test_a_regression_says_both_figures_and_their_ratio() -> None:
+    said = str(Regression("lookup p50", "us", 2.0, 4.0))
+    assert said == "lookup p50: found 4 us, 2.00 times the earlier 2"
+
+
+def test_an_earlier_check_is_read_as_it_was_printed_without_what_was_not_judged(tmp_path: Path) -> None:
+    path = tmp_path / "before.json"
+    lines = [{"name": line.name, "budget": line.budget, "measured": line.measured} for line in LINES]
+    path.write_text(json.dumps({"board": "pi-4", "lines": lines}))
+    assert earlier(path, "pi-4") == {"private memory": 80, "lookup p50": 4.0, "lookup p99": 12.0}
+    with pytest.raises(RequestError, match=r"board: expected a check for pi-5, found 'pi-4'"):
+        earlier(path, "pi-5")
+
+
+@pytest.mark.parametrize("text", ['{"board": "pi-4"}', '{"board": "pi-4", "lines": [1]}', "{}", "[]", "{", ""])
+def test_a_file_that_is_no_check_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "before.json"
+    path.write_text(text)
+    with pytest.raises((RequestError, BundleError), match=r"before\.json: "):
+        earlier(path, "pi-4")
+
+
+def test_junit_has_a_case_for_each_judged_figure_and_a_failure_for_each_miss(tmp_path: Path) -> None:
+    path = tmp_path / "check.xml"
+    write_junit(path, "pi-4", LINES, [Regression("lookup p50", "us", 2.0, 4.0)])
+    suite = ElementTree.parse(path).getroot()  # noqa: S314
+    assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == ("4", "2", "1")
+    failures = {case.get("name"): case.findall("failure") for case in suite}
+    assert failures["private memory"] == []
+    assert failures["lookup p99"][0].get("message") == "expected at most 10 us, found 12.0"
+    assert "2.00 times" in str(failures["lookup p50"][0].get("message"))
+
+
+def test_the_command_compares_with_what_it_printed_and_writes_junit(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", str(bundle), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    before, junit = tmp_path / "before.json", tmp_path / "check.xml"
+    words = ["check", str(bundle), "--against", str(before), "--junit", str(junit), "--json"]
+    before.write_text(json.dumps(said))
+    assert main([*words, "--threshold", "1000"]) == 0
+    capsys.readouterr()
+    for line in said["lines"]:
+        if line["name"] == "lookup p50":
+            line["measured"] /= 1000
+    before.write_text(json.dumps(said))
+    assert main([*words, "--threshold", "50"]) == 1
+    (worse,) = json.loads(capsys.readouterr().out)["regressions"]
+    assert worse["name"] == "lookup p50"
+    assert ElementTree.parse(junit).getroot().get("failures") == "1"  # noqa: S314
+
+
+@pytest.mark.parametrize("threshold", ["0.5", "nan", "inf"])
+def test_a_threshold_that_is_none_is_refused(bundle: Path, threshold: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", str(bundle), "--threshold", threshold]) == 2
+    assert "expected a threshold of 1 or more" in capsys.readouterr().err

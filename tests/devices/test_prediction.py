@@ -1,0 +1,115 @@
+"""Predictions follow the profile: what does not fit into memory waits for flash, or is not predicted."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from edge_embed_bundle.bundle import Bundle
+from edge_embed_bundle.manifest import Manifest
+from edge_embed_devices.prediction import guessed, predict, random_read_ns, scanned_rows
+from edge_embed_devices.profiles import Board, board_named
+
+
+@pytest.fixture(name="manifest")
+def _manifest(bundle: Path) -> Manifest:
+    with Bundle.open(bundle) as opened:
+        return opened.manifest
+
+
+BOARD = Board(
+    name="mine",
+    title="measured",
+    architecture="aarch64",
+    cores=4,
+    isa=(),
+    ram_bytes=2**30,
+    page_size_bytes=4096,
+    memory_copy_bytes_per_s=2e9,
+    memory_random_read_ns=150.0,
+    python_call_ns=400.0,
+    scan_bytes_per_s=3e9,
+    scan_row_ns=50.0,
+    flash_random_reads_per_s=2000.0,
+    flash_read_bytes_per_s=40e6,
+)
+
+
+def as_if_larger(manifest: Manifest, rows: int, dimensions: int | None = None) -> Manifest:
+    """Return the manifest as if its table had that many rows, and numbers in each."""
+    model = manifest.tables[0]
+    wide = model.dimensions if dimensions is None else dimensions
+    tensors = {
+        name: tensor._replace(shape=(rows, *tensor.shape[1:])) if tensor.shape[0] == model.rows else tensor
+        for name, tensor in model.tensors.items()
+    }
+    tensors["rows"] = tensors["rows"]._replace(shape=(rows, wide))
+    return manifest._replace(models=(model._replace(rows=rows, dimensions=wide, tensors=tensors),))
+
+
+def test_every_operation_of_a_table_is_predicted_and_its_memory(manifest: Manifest) -> None:
+    found = predict(manifest, BOARD)
+    assert set(found.operations) == {"lookup", "batch", "encode", "search"}
+    assert found.flash_bytes == found.resident_bytes == manifest.size_bytes
+    assert found.memory_private_bytes == manifest.requirements.memory_private_bytes
+    for latency in found.operations.values():
+        assert latency.p50_us is not None
+        assert latency.p99_us is not None
+        assert 0 < latency.p50_us < latency.p99_us
+    assert found.guessed == ()
+
+
+def test_a_scan_takes_what_its_rows_and_their_bytes_take(manifest: Manifest) -> None:
+    one, two = (predict(as_if_larger(manifest, rows), BOARD).operations["search"].p50_us for rows in (10**6, 2 * 10**6))
+    assert one is not None
+    assert two is not None
+    # 16 bytes a row: no more than a row takes for itself.
+    assert two - one == pytest.approx(10**6 * 0.050, rel=0.01)
+
+
+@pytest.mark.parametrize("operation", ["lookup", "batch", "encode", "search"])
+def test_a_slower_interpreter_and_a_slower_memory_make_it_slower(manifest: Manifest, operation: str) -> None:
+    large = as_if_larger(manifest, 10**6)
+    usual = predict(large, BOARD).operations[operation].p50_us
+    slower = predict(large, replace(BOARD, python_call_ns=800.0)).operations[operation].p50_us
+    assert usual is not None
+    assert slower is not None
+    assert slower > usual
+
+
+def test_a_random_read_is_as_slow_as_the_memory_that_holds_the_table() -> None:
+    board = replace(BOARD, memory_random_read_4_mib_ns=10.0, memory_random_read_64_mib_ns=90.0)
+    assert [random_read_ns(board, mib * 2**20) for mib in (1, 4, 16, 64, 512, 4096)] == [10, 10, 50, 90, 150, 150]
+    assert random_read_ns(BOARD, 2**20) == 150
+
+
+def test_what_does_not_fit_waits_for_flash_and_is_not_predicted_where_its_speed_is_not_known(
+    manifest: Manifest,
+) -> None:
+    large = as_if_larger(manifest, 10**6)
+    blobs = {name: blob._replace(size_bytes=2**30) for name, blob in large.blobs.items()}
+    crowded = large._replace(blobs=blobs)
+    warm, cold = predict(large, BOARD), predict(crowded, BOARD)
+    assert cold.resident_bytes < cold.flash_bytes
+    for operation in ("lookup", "search"):
+        before, after = warm.operations[operation].p99_us, cold.operations[operation].p99_us
+        assert before is not None
+        assert after is not None
+        assert after > before + 400
+    unknown = predict(crowded, replace(BOARD, flash_random_reads_per_s=None, flash_read_bytes_per_s=None))
+    assert {latency.p50_us for latency in unknown.operations.values()} == {None}
+    assert unknown.guessed == ("flash_random_reads_per_s", "flash_sequential_read_mb_per_s")
+
+
+def test_a_published_profile_is_helped_out_and_says_with_what(manifest: Manifest) -> None:
+    assert guessed(board_named("pi-zero-2w"), flash=False) == ("python_call_ns", "scan_gb_per_s")
+    zero, five = (predict(manifest, board_named(name)).operations["search"].p50_us for name in ("pi-zero-2w", "pi-5"))
+    assert zero is not None
+    assert five is not None
+    assert zero > 2 * five
+
+
+def test_a_search_scans_all_rows_where_there_are_no_lists(manifest: Manifest) -> None:
+    assert scanned_rows(manifest.tables[0]) == manifest.tables[0].rows
