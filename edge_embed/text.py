@@ -93,7 +93,7 @@ class HuggingFaceTokenizer:
                 raise BundleError(
                     f"{source}: expected a tokenizer that {does} on the right, found one that {does} on the left"
                 )
-        self._words = KnownWords.of(definition, self._cut)
+        self._words = KnownWords.of(definition, self._tokenizer.token_to_id)
         #: The special tokens before and behind those of a text's words.
         self._before, self._behind = self._template() if self._words is not None and special_tokens else ([], [])
         self._room = sys.maxsize if max_tokens is None else max_tokens - len(self._before) - len(self._behind)
@@ -136,12 +136,6 @@ class HuggingFaceTokenizer:
                 return before, behind
         self._words = None
         return [], []
-
-    def _cut(self, word: str) -> list[int]:
-        """Return all tokens of a word, without special ones."""
-        with self._faults_are_the_bundles("a tokenizer that encodes"):
-            ids: list[int] = self._tokenizer.encode(word, add_special_tokens=False).ids
-        return ids
 
     def _encoded(self, texts: Sequence[str]) -> list[list[int]]:
         with self._faults_are_the_bundles("a tokenizer that encodes"):

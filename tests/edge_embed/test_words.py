@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -101,8 +102,8 @@ def test_a_template_that_is_not_plain_is_left_to_the_package() -> None:
     assert tokenizer.ours.ids(["a b"]) == [tokenizer.theirs("a b")]
 
 
-def _cut(word: str) -> list[int]:
-    return [len(word)]
+def _length(token: str) -> int:
+    return len(token)
 
 
 @pytest.mark.parametrize(
@@ -115,31 +116,43 @@ def _cut(word: str) -> list[int]:
         definition(pre_tokenizer={"type": "Whitespace"}),
         definition(model={"type": "Unigram", "vocab": []}),
         definition(added_tokens=[{"content": "board"}]),
+        definition(added_tokens=[{"content": "##s"}]),
         definition(added_tokens=[{"content": "東"}]),
         definition(added_tokens=[{"content": ""}]),
         definition(normalizer={"type": "BertNormalizer"}),
     ],
 )
 def test_a_definition_of_another_kind_is_left_to_the_package(data: bytes) -> None:
-    assert KnownWords.of(data, _cut) is None
+    assert KnownWords.of(data, _length) is None
 
 
 def test_what_is_not_sure_is_left_to_the_package() -> None:
-    words = KnownWords.of(definition(), _cut)
+    words = KnownWords.of(definition(), _length)
     assert words is not None
     for text in ("naïve", "a\tb", "a\0b", "[", "x]y[z"):
         assert words.ids(text) is None
     assert words.ids("x]y") == [1, 1, 1]
 
 
+def test_a_definition_without_its_unknown_token_is_left_to_the_package() -> None:
+    assert KnownWords.of(definition(), {"[CLS]": 2}.get) is None
+
+
+def test_a_new_word_is_cut_as_the_package_cuts_it(tokenizer: Real) -> None:
+    parts = ("board", "s", "ing", "un", "believ", "able", "b" * 98, "zz", "9", "Q")
+    for count in (1, 2, 3):
+        for word in map("".join, product(parts, repeat=count)):
+            assert tokenizer.ours.ids([word]) == [tokenizer.theirs(word)], word
+
+
 def test_what_is_remembered_is_bounded() -> None:
     asked: list[str] = []
 
-    def cut(word: str) -> list[int]:
-        asked.append(word)
-        return [0]
+    def id_of(token: str) -> int:
+        asked.append(token)
+        return 0
 
-    words = KnownWords.of(definition(), cut)
+    words = KnownWords.of(definition(), id_of)
     assert words is not None
     for i in range(40_000):
         words.ids(f"w{i}")
@@ -153,13 +166,13 @@ def test_what_is_remembered_is_bounded() -> None:
 def test_a_piece_is_cut_once_punctuation_and_all() -> None:
     asked: list[str] = []
 
-    def cut(word: str) -> list[int]:
-        asked.append(word)
-        return [len(word)]
+    def id_of(token: str) -> int:
+        asked.append(token)
+        return len(token)
 
-    words = KnownWords.of(definition(), cut)
+    words = KnownWords.of(definition(), id_of)
     assert words is not None
     assert words.ids("Boards, boards!  (boards)") == words.ids("Boards, boards!  (boards)") == [6, 1, 6, 1, 1, 6, 1]
-    assert asked == ["boards", ",", "!", "(", ")"]
+    assert asked == ["[UNK]", "boards", ",", "!", "(", ")"]
     # What was learnt of a sure text says nothing of one that is not.
     assert words.ids("Boards, naïve") is None
