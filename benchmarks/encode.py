@@ -322,7 +322,7 @@ def static(folder: Path, rounds: int = 15) -> dict[str, float]:
     for name in ("new", "theirs_new"):
         found[name] = []
     for seed in range(rounds):
-        some = Random(seed).sample(texts, len(texts))
+        some = Random(seed).sample(texts, len(texts))  # noqa: S311
         with edge_embed.open(folder / "static", verify=False) as runtime:
             theirs = _model2vec(folder, 1)
             for name, encode in (("new", runtime.encode), ("theirs_new", theirs.encode)):
