@@ -237,7 +237,7 @@ class Runtime:
         serving = self._current()
         if prompt is None and normalize is None and batch_size is None and not deadline_ns and not show_progress:
             return self._encode(serving, text)
-        texts, alone = _listed(text, isinstance(text, str))
+        texts, alone = _listed(text, isinstance(text, str), "texts")
         encode = partial(serving.text_encoder().encode, prompt=prompt, normalize=normalize)
         dimensions = serving.text_model().dimensions
         vectors = in_batches(encode, texts, dimensions, Batches("texts", batch_size, deadline_ns, show_progress))
@@ -301,7 +301,7 @@ class Runtime:
         if not isinstance(k, int | np.integer) or k < 1:
             raise RequestError(f"expected k of at least 1, found {k!r}")
         classifier = self._current().classifier()
-        texts, alone = _listed(text, isinstance(text, str))
+        texts, alone = _listed(text, isinstance(text, str), "texts")
         found = classifier.classify(texts, int(k), threshold)
         return found[0] if alone else found
 
@@ -395,12 +395,12 @@ class Runtime:
         serving = self._current()
         without = None
         if key is not None:
-            keys, alone = _listed(key, isinstance(key, str | bytes))
+            keys, alone = _listed(key, isinstance(key, str | bytes), "keys")
             table = serving.table(model)
             queries = table.lookup_all(keys, table.policy_of_questions)
             without = np.array([table.find(each) for each in keys], np.int64)
         elif text is not None:
-            texts, alone = _listed(text, isinstance(text, str))
+            texts, alone = _listed(text, isinstance(text, str), "texts")
             table = _table_for(serving, serving.text_model(), model)
             queries = serving.text_encoder().encode(texts)
         elif image is not None:
@@ -410,7 +410,7 @@ class Runtime:
             table = _table_for(serving, serving.image_model(), model)
             queries = serving.image_encoder().encode(images)
         else:
-            vectors, alone = _listed(vector, _is_one_vector(vector))
+            vectors, alone = _listed(vector, _is_one_vector(vector), "vectors")
             table = serving.collection() if model is None else serving.table(model)
             queries = np.empty((len(vectors), table.model.dimensions), np.float32)
             for place, each in enumerate(vectors):
@@ -507,7 +507,7 @@ class Runtime:
         return policy
 
     def _encode(self, serving: Serving, text: str | Sequence[str]) -> Vector:
-        texts, alone = _listed(text, isinstance(text, str))
+        texts, alone = _listed(text, isinstance(text, str), "texts")
         vectors = serving.text_encoder().encode(texts)
         return vectors.reshape(-1) if alone else vectors
 
@@ -646,11 +646,15 @@ def _table_for(serving: Serving, encoder: Model, model: str | None) -> Table:
     return table
 
 
-def _listed(asked: Any, alone: bool) -> tuple[list[Any], bool]:
+def _listed(asked: Any, alone: bool, what: str) -> tuple[list[Any], bool]:
     """Return what is asked as a list, and whether it stands for itself."""
-    if not alone and not isinstance(asked, Iterable):
-        raise RequestError(f"expected one or several questions, found {type(asked).__name__}")
-    return [asked] if alone else list(asked), alone
+    if alone:
+        return [asked], True
+    # Of what has no order nobody could tell which answer is whose; an array without axes is no sequence.
+    has_order = isinstance(asked, Iterable) and not isinstance(asked, Mapping | set | frozenset)
+    if not has_order or (isinstance(asked, np.ndarray) and not asked.ndim):
+        raise RequestError(f"expected one or several {what}, found {type(asked).__name__}")
+    return list(asked), False
 
 
 def _is_one_vector(vector: Any) -> bool:

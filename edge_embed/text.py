@@ -129,11 +129,11 @@ class HuggingFaceTokenizer:
                 self._tokenizer.encode("", add_special_tokens=True).ids,
             )
         count = len(word)
-        for at in range(len(whole) - count + 1):
-            before, behind = whole[:at], whole[at + count :]
-            room = None if self._max_tokens is None else self._max_tokens - len(before) - len(behind)
-            if whole[at : at + count] == word and before + behind == empty and (room is None or room > 0):
-                return before, behind
+        places = [at for at in range(len(whole) - count + 1) if whole[at : at + count] == word]
+        fit = [(whole[:at], whole[at + count :]) for at in places if whole[:at] + whole[at + count :] == empty]
+        # Two ways: the word is unknown, say, and so is what the template begins with.
+        if len(fit) == 1 and (self._max_tokens is None or len(empty) < self._max_tokens):
+            return fit[0]
         self._words = None
         return [], []
 

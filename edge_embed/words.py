@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import re
+import string
 from collections.abc import Callable
 from itertools import chain
 from typing import NamedTuple
@@ -23,6 +24,7 @@ from typing import NamedTuple
 _PIECES_CEILING = 16_384
 _LETTERS_CEILING = 32
 # The package's ASCII punctuation is every printable letter that is neither a letter, a digit nor a blank.
+_PUNCTUATION = frozenset(string.punctuation)
 _WORDS = re.compile(r"[A-Za-z0-9]+|[!-/:-@\[-`{-~]")
 
 
@@ -88,8 +90,8 @@ class KnownWords:
             is_added = any(content.startswith(prefix) for content in added)
         except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
             return None
-        # A special token of letters could begin anywhere in a word.
-        if not is_bert or any(not opener.isascii() or opener.isalnum() for opener in openers):
+        # An added token of letters could begin anywhere in a word, and one that begins with a blank lies in no piece.
+        if not is_bert or not openers <= _PUNCTUATION:
             return None
         if unknown is None or is_added:
             return None

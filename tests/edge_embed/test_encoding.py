@@ -123,8 +123,8 @@ def test_what_the_model_was_not_made_for_is_refused_by_name(runtime: edge_embed.
     ):
         with pytest.raises(RequestError, match=says):
             runtime.encode([text])  # type: ignore[list-item]
-    for nothing in (None, 3):
-        with pytest.raises(RequestError, match=f"expected one or several questions, found {type(nothing).__name__}"):
+    for nothing in (None, 3, {"word1": 1}, {"word1"}, np.array("word1")):
+        with pytest.raises(RequestError, match=f"expected one or several texts, found {type(nothing).__name__}"):
             runtime.encode(nothing)  # type: ignore[arg-type]
     with pytest.raises(RequestError, match="expected a bundle that encodes images, found none that does"):
         runtime.encode_image(b"")

@@ -102,6 +102,32 @@ def test_a_template_that_is_not_plain_is_left_to_the_package() -> None:
     assert tokenizer.ours.ids(["a b"]) == [tokenizer.theirs("a b")]
 
 
+def test_a_template_that_begins_with_what_an_unknown_word_is_is_left_to_the_package() -> None:
+    special = {name: {"id": name, "ids": [i], "tokens": [name]} for i, name in ((1, "[UNK]"), (3, "[SEP]"))}
+    first, text, last = (
+        {"SpecialToken": {"id": "[UNK]", "type_id": 0}},
+        {"Sequence": {"id": "A", "type_id": 0}},
+        {"SpecialToken": {"id": "[SEP]", "type_id": 0}},
+    )
+    pair = [first, text, {"Sequence": {"id": "B", "type_id": 1}}, last]
+    template = {"type": "TemplateProcessing", "single": [first, text, last], "pair": pair, "special_tokens": special}
+    vocabulary = {piece: i for i, piece in enumerate(PIECES) if piece != "a"}
+    model = {**json.loads(definition())["model"], "vocab": vocabulary}
+    tokenizer = Real(definition(post_processor=template, model=model), special=True)
+    assert tokenizer.theirs("b b")[:1] == [1]
+    assert tokenizer.ours.ids(["b b"]) == [tokenizer.theirs("b b")]
+
+
+@pytest.mark.parametrize("content", [" board", "\tboard"])
+def test_a_text_has_the_same_tokens_whatever_was_asked_before(content: str) -> None:
+    plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "special"), False)
+    added = {"id": len(PIECES), "content": content, "normalized": content[0] == "\t", **plain}
+    tokenizer = Real(definition(added_tokens=[*json.loads(definition())["added_tokens"], added]))
+    assert len(PIECES) in tokenizer.theirs("a board")
+    for text in ("a", "board", "a board"):
+        assert tokenizer.ours.ids([text]) == [tokenizer.theirs(text)], text
+
+
 def _length(token: str) -> int:
     return len(token)
 
@@ -117,6 +143,8 @@ def _length(token: str) -> int:
         definition(model={"type": "Unigram", "vocab": []}),
         definition(added_tokens=[{"content": "board"}]),
         definition(added_tokens=[{"content": "##s"}]),
+        definition(added_tokens=[{"content": " board"}]),
+        definition(added_tokens=[{"content": "\tboard"}]),
         definition(added_tokens=[{"content": "東"}]),
         definition(added_tokens=[{"content": ""}]),
         definition(normalizer={"type": "BertNormalizer"}),
