@@ -10,7 +10,8 @@ LEGACY_ENV := .venv/legacy
 LEGACY_PYTHON ?= python3.11
 
 # What asks the kernels, and so runs on their numpy spelling and under the sanitizers, too.
-KERNEL_TESTS := tests/edge_embed tests/contracts/test_kernels.py tests/contracts/test_codecs.py tests/attacks
+KERNEL_TESTS := tests/edge_embed tests/contracts/test_kernels.py tests/contracts/test_codecs.py tests/attacks \
+  --ignore=tests/edge_embed/test_updates.py --ignore=tests/attacks/test_repositories.py
 # A file's tests stay in one process: what they share is made once.
 ON_ALL_CORES := -n auto --dist loadfile
 # Tests that hold memory or time against a budget, of which sanitizers take a multiple.
