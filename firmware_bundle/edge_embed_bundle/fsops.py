@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
+
+from edge_embed_bundle.errors import BusyError
 
 
 class WritableFile(Protocol):
@@ -158,6 +161,24 @@ class _OsFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         os.close(self._descriptor)
+
+
+@contextlib.contextmanager
+def held_lock(path: Path, busy: str) -> Iterator[None]:
+    """Hold a lock file, which is made if it is absent; the system lets go of it with the process.
+
+    Raises:
+        BusyError: another process holds it; ``busy`` says so.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BusyError(busy) from error
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def replace_file(fs: FsOps, path: Path, data: bytes) -> None:

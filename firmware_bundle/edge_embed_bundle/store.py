@@ -20,7 +20,6 @@ The rules that hold at every moment, whatever cuts the power:
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import struct
@@ -32,7 +31,6 @@ from typing import Any, Protocol
 from edge_embed_bundle.bundle import Bundle, Progress, chunks_of
 from edge_embed_bundle.errors import (
     BundleError,
-    BusyError,
     DigestError,
     EmptyStoreError,
     RefusedError,
@@ -40,7 +38,7 @@ from edge_embed_bundle.errors import (
     StateError,
     StoreError,
 )
-from edge_embed_bundle.fsops import FsOps, OsFs, remove_tree
+from edge_embed_bundle.fsops import FsOps, OsFs, held_lock, remove_tree
 from edge_embed_bundle.manifest import MANIFEST_NAME
 from edge_embed_bundle.slots import SLOT_NAMES, Slots, generation_folder, is_store
 from edge_embed_bundle.state import State
@@ -525,17 +523,8 @@ class Store:
             except OSError as error:
                 raise StoreError(f"{self.path}: expected a store that can be written, found: {error}") from error
 
-    @contextlib.contextmanager
-    def _lock(self) -> Iterator[None]:
-        descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise BusyError(f"{self.path}: another process is changing this store; try again") from error
-            yield
-        finally:
-            os.close(descriptor)
+    def _lock(self) -> contextlib.AbstractContextManager[None]:
+        return held_lock(self.path / "lock", f"{self.path}: another process is changing this store; try again")
 
     def _create_folder(self) -> None:
         if self.path.is_dir():

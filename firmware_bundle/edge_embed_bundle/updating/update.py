@@ -19,10 +19,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -30,7 +29,6 @@ from pathlib import Path
 from edge_embed_bundle.bundle import Bundle, Progress
 from edge_embed_bundle.errors import (
     BundleError,
-    BusyError,
     EdgeEmbedError,
     EmptyStoreError,
     RefusedError,
@@ -39,7 +37,7 @@ from edge_embed_bundle.errors import (
     TrustError,
     UpdateError,
 )
-from edge_embed_bundle.fsops import FsOps, OsFs, remove_tree
+from edge_embed_bundle.fsops import FsOps, OsFs, held_lock, remove_tree
 from edge_embed_bundle.manifest import MANIFEST_NAME, Manifest
 from edge_embed_bundle.store import RESERVE_BYTES, Probe, Store, Verdict, is_whole
 from edge_embed_bundle.updating import trust
@@ -268,18 +266,9 @@ class Updater:
         last = Last(kind, said[:1000], self._site.name, request.channel, at, release, passed)
         self._records.save_last(last, self._fs)
 
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        lock = self._records.folder / "lock"
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise BusyError(f"{self._store.path}: another process is updating this store; try again") from error
-            yield
-        finally:
-            os.close(descriptor)
+    def _alone(self) -> contextlib.AbstractContextManager[None]:
+        busy = f"{self._store.path}: another process is updating this store; try again"
+        return held_lock(self._records.folder / "lock", busy)
 
 
 def _check_manifest(path: Path, release: Release) -> None:
