@@ -75,9 +75,9 @@ def open(  # the verb that users expect of a file-like thing; this module does n
         path: the folder of a bundle, or of a store, which is followed from generation to generation.
         memory_budget: private memory that this process may use in all, as bytes or as ``64MiB``; what cannot fit is
             refused here. Half of what is left pins the pages that are asked for most, as far as the system lets it.
-        engine: who decodes lookups: ``kernels``, ``onnxruntime`` or ``litert``; or, in a bundle of an encoder, who runs
-            it: if not given, the first one that the bundle has a graph for and this machine has. An engine that a graph
-            was not proven on must give the bundle's golden answers first.
+        engine: who decodes lookups: ``kernels``, ``onnxruntime``, ``litert`` or ``tflite-runtime``; or, in a bundle of
+            an encoder, who runs it: if not given, the first one that the bundle has a graph for and this machine has.
+            An engine that a graph was not proven on must give the bundle's golden answers first.
         threads: how many the engine of an encoder may use; they change no number of its answers.
         verify: read and compare every byte first. If not given, a bare bundle folder is verified and a store's
             generation, which was verified when it was installed, is not.
