@@ -28,7 +28,11 @@ _FLAGS = ("-O3", "-std=c11", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off"
 
 #: The spellings of ``rows.c`` by the first word of the compiler's target: name and flags; the first runs everywhere.
 _VARIANTS = {
-    "x86_64": (("baseline", ()), ("avx2", ("-mavx2", "-mf16c"))),
+    "x86_64": (
+        ("baseline", ()),
+        ("avx2", ("-mavx2", "-mf16c")),
+        ("vnni", ("-mavx512bw", "-mavx512vnni", "-mf16c", "-mprefer-vector-width=256")),
+    ),
     "aarch64": (("baseline", ()), ("dotprod", ("-march=armv8.2-a+dotprod",))),
     "arm": (("baseline", ()), ("neon", ("-march=armv7-a", "-mfpu=neon"))),
 }

@@ -580,5 +580,5 @@ def test_a_variant_that_there_is_not_is_an_error_that_names_those_that_there_are
         assert _imported_with(name).stdout.strip() == (name or best)
     for name in ("avx3", "Baseline"):
         refused = _imported_with(name)
-        assert refused.returncode and "ImportError: EDGE_EMBED_VARIANT: expected one of baseline" in refused.stderr
-        assert best in refused.stderr and f"found '{name}'" in refused.stderr
+        assert refused.returncode and "ImportError: EDGE_EMBED_VARIANT: expected one of " in refused.stderr
+        assert best in refused.stderr and "baseline" in refused.stderr and f"found '{name}'" in refused.stderr

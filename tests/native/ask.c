@@ -60,6 +60,9 @@ static void answer_ids(const ee_kernels *kernels, const ee_rows *rows) {
     free(ids), free(vectors), free(mean), free(scratch);
 }
 
+/* The exit status where this processor does not run what was asked for. */
+#define NOT_HERE 6
+
 static void answer_queries(const ee_kernels *kernels, const ee_rows *rows, const float *norms, size_t k) {
     size_t q = number(), n = rows->row_count, d = rows->dimensions, wide = ee_scan_scratch(rows);
     float *asked = taken(q * d * sizeof *asked), *scratch = room(q * wide * sizeof *scratch);
@@ -69,22 +72,26 @@ static void answer_queries(const ee_kernels *kernels, const ee_rows *rows, const
     int64_t run[2] = {0, (int64_t)n};
     ee_scan scan = {rows, norms, queries, q, run, 1, NULL, 0};
     for (size_t i = 0; i < q; i++) {
-        ee_best none = {0, k, n + 1, room((n + 1) * sizeof(ee_hit)), ee_length(asked + i * d, d), -1, 0, {0, 0}};
+        ee_best none = {0, k, n + 1, room((n + 1) * sizeof(ee_hit)), ee_length(asked + i * d, d), -1, 0, 0, 0};
         queries[i] = kernels->prepare(rows, asked + i * d, scratch + i * wide);
         best[i] = none;
-        kernels->scores(rows, &queries[i], 0, n, scores);
+        kernels->scores(rows, &queries[i], 0, n, 0, scores);
         say(scores, n * sizeof *scores);
     }
     if (!ee_nearest(kernels, &scan, best))
         exit(5);
     for (size_t i = 0; i < q; i++) {
         ee_in_order(&best[i]);
-        for (size_t place = 0; place < k; place++)
-            say(&best[i].hits[place].row, sizeof(int64_t));
+        for (size_t place = 0; place < k; place++) {
+            int64_t row = ee_row_of(best[i].hits[place]);
+            say(&row, sizeof row);
+        }
     }
     for (size_t i = 0; i < q; i++) {
-        for (size_t place = 0; place < k; place++)
-            say(&best[i].hits[place].score, sizeof(float));
+        for (size_t place = 0; place < k; place++) {
+            float score = ee_score_of(best[i].hits[place]);
+            say(&score, sizeof score);
+        }
         free(best[i].hits);
     }
     free(asked), free(scratch), free(scores), free(queries), free(best);
@@ -95,7 +102,7 @@ int main(void) {
     char name[16] = {0};
     int first;
     if (!kernels)
-        return 5;
+        return NOT_HERE;
     strncpy(name, kernels->name, sizeof name - 1);
     say(name, sizeof name);
     while ((first = getchar()) != EOF) {

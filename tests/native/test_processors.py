@@ -27,6 +27,8 @@ ROOT = Path(__file__).parents[2]
 CODECS = ("float32", "float16", "int8", "int4", "plane", "pq", "opq", "rq")
 TENSORS = ("rows", "scales", "codebooks", "rotation", "length_codes", "length_levels")
 ROWS, K = 19, 5
+#: What the program ends with where the processor lacks what it was asked for.
+NOT_HERE = 6
 
 
 class Processor(NamedTuple):
@@ -44,6 +46,8 @@ _ARM64, _ARM32 = ("aarch64-linux-gnu-gcc", "-static"), ("arm-linux-gnueabihf-gcc
 PROCESSORS = (
     Processor("this machine's", ("cc",), (), None),
     Processor("this machine's baseline", ("cc",), (), "baseline", "baseline"),
+    Processor("this machine's avx2", ("cc",), (), "avx2", "avx2"),
+    Processor("this machine's vnni", ("cc",), (), "vnni", "vnni"),
     Processor("cortex-a53", _ARM64, ("qemu-aarch64-static", "-cpu", "cortex-a53"), "baseline"),
     Processor("cortex-a72", _ARM64, ("qemu-aarch64-static", "-cpu", "cortex-a72"), "baseline"),
     Processor("cortex-a76", _ARM64, ("qemu-aarch64-static", "-cpu", "cortex-a76"), "dotprod"),
@@ -142,6 +146,8 @@ def test_a_program_without_python_has_the_references_bits_on_every_processor(pro
     done = subprocess.run(
         [*processor.emulator, str(program)], input=asked, capture_output=True, env=environment, timeout=120, check=False
     )
+    if done.returncode == NOT_HERE and not processor.emulator:
+        pytest.skip(f"this machine's processor does not run the kernels of {processor.asked}")
     assert done.returncode == 0, done.stderr
     if processor.variant is not None:
         assert done.stdout[:16].rstrip(b"\0").decode() == processor.variant

@@ -1,6 +1,6 @@
 /* Dot products of whole numbers, the hot loop of a scan: one loop for all, and a section for each instruction set.
  *
- * A section says how the products of one stride of a row (EE_STRIDE bytes) are added to sums side by side:
+ * A section says how the products of one stride of a row (STRIDE bytes) are added to sums side by side:
  *
  *     add_int8(sums, codes, query, at)    codes -128 to 127, one a byte, times the query's levels from at on
  *     add_plane(sums, codes, query, at)   codes 0 to 15, two a byte, times the query's bytes from at on
@@ -18,7 +18,7 @@
 
 #include <string.h>
 
-#if defined(__AVX2__)
+#if defined(__AVX2__) || defined(__AVX512VNNI__)
 #include <immintrin.h>
 #elif defined(__SSE2__)
 #include <emmintrin.h>
@@ -29,7 +29,33 @@
 /* Products of this many codes and levels, 128 * 32512 each at most, add up within 32 bits; a multiple of the stride. */
 #define PART 512
 
-#if defined(__AVX2__)
+/* Bytes of a row that are multiplied at a time; a section may take more, up to EE_PADDING. */
+#define STRIDE 32
+
+#if defined(__AVX512VNNI__)
+
+#undef STRIDE
+#define STRIDE 64
+
+typedef __m512i ee_sums;
+
+static inline ee_sums add_int8(ee_sums sums, const unsigned char *codes, const ee_query *query, size_t at) {
+    __m512i low = _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)codes));
+    __m512i high = _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)(codes + 32)));
+    sums = _mm512_dpwssd_epi32(sums, low, _mm512_loadu_si512(query->levels + at));
+    return _mm512_dpwssd_epi32(sums, high, _mm512_loadu_si512(query->levels + at + 32));
+}
+
+static inline ee_sums add_plane(ee_sums sums, const unsigned char *codes, const ee_query *query, size_t at) {
+    __m512i both = _mm512_loadu_si512(codes), mask = _mm512_set1_epi8(15);
+    __m512i lows = _mm512_and_si512(both, mask), highs = _mm512_and_si512(_mm512_srli_epi16(both, 4), mask);
+    sums = _mm512_dpbusd_epi32(sums, lows, _mm512_loadu_si512(query->lows + at));
+    return _mm512_dpbusd_epi32(sums, highs, _mm512_loadu_si512(query->highs + at));
+}
+
+static inline int32_t total(ee_sums sums) { return _mm512_reduce_add_epi32(sums); }
+
+#elif defined(__AVX2__)
 
 typedef __m256i ee_sums;
 
@@ -71,7 +97,7 @@ static inline ee_sums add_codes(ee_sums sums, __m128i codes, const int16_t *leve
 }
 
 static inline ee_sums add_int8(ee_sums sums, const unsigned char *codes, const ee_query *query, size_t at) {
-    for (size_t i = 0; i < EE_STRIDE; i += 16)
+    for (size_t i = 0; i < STRIDE; i += 16)
         sums = add_codes(sums, _mm_loadu_si128((const __m128i *)(codes + i)), query->levels + at + i);
     return sums;
 }
@@ -86,7 +112,7 @@ static inline ee_sums add_nibbles(ee_sums sums, __m128i codes, const int8_t *lev
 
 static inline ee_sums add_plane(ee_sums sums, const unsigned char *codes, const ee_query *query, size_t at) {
     __m128i mask = _mm_set1_epi8(15);
-    for (size_t i = 0; i < EE_STRIDE; i += 16) {
+    for (size_t i = 0; i < STRIDE; i += 16) {
         __m128i both = _mm_loadu_si128((const __m128i *)(codes + i));
         sums = add_nibbles(sums, _mm_and_si128(both, mask), query->lows + at + i);
         sums = add_nibbles(sums, _mm_and_si128(_mm_srli_epi16(both, 4), mask), query->highs + at + i);
@@ -109,7 +135,7 @@ typedef struct {
 } ee_sums;
 
 static inline ee_sums add_int8(ee_sums sums, const unsigned char *codes, const ee_query *query, size_t at) {
-    for (size_t i = 0; i < EE_STRIDE; i += 16) {
+    for (size_t i = 0; i < STRIDE; i += 16) {
         int8x16_t row = vreinterpretq_s8_u8(vld1q_u8(codes + i));
         sums.highs = vdotq_s32(sums.highs, row, vld1q_s8(query->highs + at + i));
         sums.lows = vdotq_s32(sums.lows, row, vld1q_s8(query->lows + at + i));
@@ -118,7 +144,7 @@ static inline ee_sums add_int8(ee_sums sums, const unsigned char *codes, const e
 }
 
 static inline ee_sums add_plane(ee_sums sums, const unsigned char *codes, const ee_query *query, size_t at) {
-    for (size_t i = 0; i < EE_STRIDE; i += 16) {
+    for (size_t i = 0; i < STRIDE; i += 16) {
         uint8x16_t both = vld1q_u8(codes + i);
         int8x16_t lows = vreinterpretq_s8_u8(vandq_u8(both, vdupq_n_u8(15)));
         sums.lows = vdotq_s32(sums.lows, lows, vld1q_s8(query->lows + at + i));
@@ -140,7 +166,7 @@ static inline ee_sums add_codes(ee_sums sums, int8x8_t codes, const int16_t *lev
 }
 
 static inline ee_sums add_int8(ee_sums sums, const unsigned char *codes, const ee_query *query, size_t at) {
-    for (size_t i = 0; i < EE_STRIDE; i += 16) {
+    for (size_t i = 0; i < STRIDE; i += 16) {
         int8x16_t row = vreinterpretq_s8_u8(vld1q_u8(codes + i));
         sums = add_codes(sums, vget_low_s8(row), query->levels + at + i);
         sums = add_codes(sums, vget_high_s8(row), query->levels + at + i + 8);
@@ -151,7 +177,7 @@ static inline ee_sums add_int8(ee_sums sums, const unsigned char *codes, const e
 static inline ee_sums add_plane(ee_sums sums, const unsigned char *codes, const ee_query *query, size_t at) {
     /* Eight products of 15 * 127 at most: 15,240 in 16 bits. */
     int16x8_t products = vdupq_n_s16(0);
-    for (size_t i = 0; i < EE_STRIDE; i += 16) {
+    for (size_t i = 0; i < STRIDE; i += 16) {
         uint8x16_t both = vld1q_u8(codes + i);
         int8x16_t lows = vreinterpretq_s8_u8(vandq_u8(both, vdupq_n_u8(15)));
         int8x16_t highs = vreinterpretq_s8_u8(vshrq_n_u8(both, 4));
@@ -174,13 +200,13 @@ static inline int32_t total(ee_sums sums) {
 typedef int32_t ee_sums;
 
 static inline ee_sums add_int8(ee_sums sums, const unsigned char *codes, const ee_query *query, size_t at) {
-    for (size_t i = 0; i < EE_STRIDE; i++)
+    for (size_t i = 0; i < STRIDE; i++)
         sums += (int8_t)codes[i] * query->levels[at + i];
     return sums;
 }
 
 static inline ee_sums add_plane(ee_sums sums, const unsigned char *codes, const ee_query *query, size_t at) {
-    for (size_t i = 0; i < EE_STRIDE; i++)
+    for (size_t i = 0; i < STRIDE; i++)
         sums += (codes[i] & 15) * query->lows[at + i] + (codes[i] >> 4) * query->highs[at + i];
     return sums;
 }
@@ -208,9 +234,9 @@ static inline void lay_out(int16_t *levels, size_t padded, ee_query *ready) {
 /* Where a row's last stride is read: in a copy, if it goes beyond the end of the table. */
 static inline const unsigned char *last_stride(const unsigned char *at, size_t left, const unsigned char *end,
                                                unsigned char *copy) {
-    if ((size_t)(end - at) >= EE_STRIDE)
+    if ((size_t)(end - at) >= STRIDE)
         return at;
-    memset(copy, 0, EE_STRIDE);
+    memset(copy, 0, STRIDE);
     return memcpy(copy, at, left);
 }
 
@@ -221,21 +247,20 @@ typedef ee_sums (*ee_add)(ee_sums sums, const unsigned char *codes, const ee_que
  * add is a constant, and gone once this is inlined. */
 static inline __attribute__((always_inline)) int64_t dot_row(ee_add add, const unsigned char *row, size_t row_bytes,
                                                              const unsigned char *end, const ee_query *query) {
-    unsigned char copy[EE_STRIDE];
-    size_t at = 0;
+    size_t whole = row_bytes / STRIDE * STRIDE, at = 0;
     int64_t sum = 0;
     do {
-        size_t stop = row_bytes - at < PART ? row_bytes : at + PART;
+        size_t stop = whole - at < PART ? whole : at + PART;
         ee_sums sums;
         memset(&sums, 0, sizeof sums);
-        for (; stop - at >= EE_STRIDE; at += EE_STRIDE)
+        for (; at < stop; at += STRIDE)
             sums = add(sums, row + at, query, at);
-        if (at < stop) {
-            sums = add(sums, last_stride(row + at, stop - at, end, copy), query, at);
-            at = stop;
+        if (at == whole && at < row_bytes) {
+            unsigned char copy[STRIDE];
+            sums = add(sums, last_stride(row + at, row_bytes - at, end, copy), query, at);
         }
         sum += total(sums);
-    } while (at < row_bytes);
+    } while (at < whole);
     return sum;
 }
 

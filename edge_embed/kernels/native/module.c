@@ -581,7 +581,7 @@ static PyObject *score_rows(const ee_rows *rows, PyArrayObject *query) {
     if (products) {
         PyThreadState *left = leave(rows->row_count * rows->dimensions);
         ee_query ready = kernels->prepare(rows, asked, scratch);
-        kernels->scores(rows, &ready, 0, rows->row_count, floats(products));
+        kernels->scores(rows, &ready, 0, rows->row_count, ee_rows_ahead(rows), floats(products));
         come_back(left);
     }
     PyMem_Free(scratch);
@@ -623,7 +623,7 @@ static int scan_into(ee_scan *scan, const ee_rows *finer, size_t length, const f
     } else {
         PyThreadState *left = leave(n * d);
         for (size_t q = 0; q < scan->q; q++) {
-            ee_best none = {0, length, room, hits + q * room, ee_length(asked + q * d, d), without[q], 0, {0, 0}};
+            ee_best none = {0, length, room, hits + q * room, ee_length(asked + q * d, d), without[q], 0, 0, 0};
             queries[q] = kernels->prepare(scan->rows, asked + q * d, scratch + q * coarse);
             best[q] = none;
         }
@@ -636,8 +636,8 @@ static int scan_into(ee_scan *scan, const ee_rows *finer, size_t length, const f
             }
             ee_in_order(&best[q]);
             for (size_t i = 0; i < k; i++) {
-                found[q * k + i] = i < best[q].count ? best[q].hits[i].row : -1;
-                scores[q * k + i] = i < best[q].count ? best[q].hits[i].score : 0;
+                found[q * k + i] = i < best[q].count ? ee_row_of(best[q].hits[i]) : -1;
+                scores[q * k + i] = i < best[q].count ? ee_score_of(best[q].hits[i]) : 0;
             }
         }
         come_back(left);
@@ -1072,11 +1072,16 @@ static struct PyModuleDef definition = {
 /* Return the spelling that the environment asks for, or set an error that names those that there are.
  * EDGE_EMBED_VARIANT=baseline asks for less than the processor has: for comparisons, and for a bug's trail. */
 static const ee_kernels *chosen(const char *asked) {
-    const ee_kernels *found = ee_choose(asked), *best = ee_choose(NULL), *least = ee_choose("baseline");
-    if (!found)
-        PyErr_Format(PyExc_ImportError, "EDGE_EMBED_VARIANT: expected one of %s%s%s, found '%s'", least->name,
-                     best == least ? "" : ", ", best == least ? "" : best->name, asked);
-    return found;
+    const ee_kernels *found = ee_choose(asked);
+    char names[80] = "";
+    if (found)
+        return found;
+    for (const ee_kernels *const *variant = ee_variants(); *variant; variant++) {
+        strcat(names, *names ? ", " : "");
+        strcat(names, (*variant)->name);
+    }
+    PyErr_Format(PyExc_ImportError, "EDGE_EMBED_VARIANT: expected one of %s, found '%s'", names, asked);
+    return NULL;
 }
 
 PyMODINIT_FUNC PyInit__native(void) {

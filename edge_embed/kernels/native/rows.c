@@ -12,10 +12,6 @@
 #define AHEAD_LINES 6
 #define LINE 64
 
-/* How far in front of a scan its bytes are asked for: what processors fetch by themselves is less than memory can give
- * (Xeon, 2026-11: 20 instead of 8 GB/s of 25; the same between 4 and 8 KiB). */
-#define SCAN_AHEAD 4096
-
 static inline float read_float(const unsigned char *at) {
     float value;
     memcpy(&value, at, sizeof value);
@@ -384,18 +380,22 @@ static void bytes_of(const ee_rows *rows, const float *query, int8_t *bytes, ee_
     }
 }
 
-static inline __attribute__((always_inline)) void fetch_on(const unsigned char *row, size_t row_bytes) {
-    for (size_t line = 0; line < row_bytes; line += LINE)
-        __builtin_prefetch(row + SCAN_AHEAD + line);
+/* Ask for what a scan of a row reads. */
+static inline __attribute__((always_inline)) void fetch_whole(const ee_rows *rows, size_t id) {
+    const unsigned char *row = rows->rows + id * rows->row_bytes;
+    for (size_t at = 0; at < rows->row_bytes; at += LINE)
+        __builtin_prefetch(row + at);
+    if (rows->codec == EE_INT8 || rows->codec == EE_PLANE)
+        __builtin_prefetch(rows->scales + 4 * id);
 }
 
 static inline __attribute__((always_inline)) void scores_whole(ee_add add, const ee_rows *rows, const ee_query *query,
-                                                               size_t first, size_t count, float *out) {
+                                                               size_t first, size_t count, size_t ahead, float *out) {
     const unsigned char *end = rows->rows + rows->row_count * rows->row_bytes;
     for (size_t id = first; id < first + count; id++) {
         const unsigned char *row = rows->rows + id * rows->row_bytes;
         int64_t sum = dot_row(add, row, rows->row_bytes, end, query) - query->lowered;
-        fetch_on(row, rows->row_bytes);
+        fetch_whole(rows, ahead++);
         *out++ = (float)((double)sum * query->step * read_float(rows->scales + 4 * id));
     }
 }
@@ -442,18 +442,18 @@ static inline float dot_codes(const ee_rows *rows, const ee_query *query, size_t
     return sum * length_of(rows, (int64_t)id);
 }
 
-static void scores(const ee_rows *rows, const ee_query *query, size_t first, size_t count, float *out) {
+static void scores(const ee_rows *rows, const ee_query *query, size_t first, size_t count, size_t ahead, float *out) {
     size_t d = rows->dimensions;
     if (rows->codec == EE_INT8) {
-        scores_whole(add_int8, rows, query, first, count, out);
+        scores_whole(add_int8, rows, query, first, count, ahead, out);
         return;
     }
     if (rows->codec == EE_PLANE) {
-        scores_whole(add_plane, rows, query, first, count, out);
+        scores_whole(add_plane, rows, query, first, count, ahead, out);
         return;
     }
     for (size_t id = first; id < first + count; id++) {
-        fetch_on(rows->rows + id * rows->row_bytes, rows->row_bytes);
+        fetch_whole(rows, ahead++);
         if (rows->codec == EE_FLOAT32) {
             *out++ = dot_floats(rows->rows + id * rows->row_bytes, query->query, d);
         } else if (rows->codec >= EE_PQ) {

@@ -4,7 +4,7 @@
 #include "core.h"
 
 #include <math.h>
-#include <stdlib.h>
+#include <string.h>
 #include <time.h>
 
 /* Rows whose scores are made before they are looked at; of wide rows fewer, so that they are still in the cache when
@@ -14,6 +14,8 @@
 /* Rows for a query that nothing was scanned for before the deadline. */
 #define LATE_ROWS 16
 #define LINE 64
+/* Fewer hits than this are sorted one by one. */
+#define FEW 16
 
 float ee_length(const float *query, size_t d) {
     double sum = 0;
@@ -22,89 +24,119 @@ float ee_length(const float *query, size_t d) {
     return (float)sqrt(sum);
 }
 
-/* The order of an answer: of equal scores the first row; what is no number comes last. */
-static inline int is_before(ee_hit a, ee_hit b) {
-    if (a.score > b.score)
-        return 1;
-    if (a.score < b.score)
-        return 0;
-    if (isnan(a.score) != isnan(b.score))
-        return isnan(b.score);
-    return a.row < b.row;
+/* A hit is a number: of two the smaller comes first in an answer. Its upper half is the score, turned so that the best
+ * one is smallest and what is no number comes last; its lower half is the row, so that of equal scores the first row
+ * wins. Numbers are put in order without a jump that a processor may guess wrong. */
+static inline ee_hit hit_of(float score, size_t row) {
+    float one_zero = score + 0.0f;
+    uint32_t bits, descending;
+    memcpy(&bits, &one_zero, sizeof bits);
+    descending = bits >> 31 ? bits : ~bits ^ 0x80000000u;
+    return (ee_hit)(isnan(score) ? UINT32_MAX : descending) << 32 | (uint32_t)row;
 }
 
-static int by_score(const void *a, const void *b) {
-    return is_before(*(const ee_hit *)a, *(const ee_hit *)b) ? -1 : 1;
+int64_t ee_row_of(ee_hit hit) { return (int64_t)(uint32_t)hit; }
+
+float ee_score_of(ee_hit hit) {
+    uint32_t descending = (uint32_t)(hit >> 32), bits = descending >> 31 ? descending : ~descending ^ 0x80000000u;
+    float score;
+    memcpy(&score, &bits, sizeof score);
+    return score;
 }
 
-static int by_row(const void *a, const void *b) {
-    return ((const ee_hit *)a)->row < ((const ee_hit *)b)->row ? -1 : 1;
+/* Put what is smaller than one of them in front of it, and the rest behind; return where it is then. It is the middle
+ * one of three, so that hits that come in order cost no more than others. */
+static size_t parted(ee_hit *hits, size_t count) {
+    size_t middle = count / 2, last = count - 1, least = hits[0] < hits[middle] ? 0 : middle, most = middle - least;
+    size_t chosen = hits[last] < hits[least] ? least : hits[last] < hits[most] ? last : most, after = 0;
+    ee_hit pivot = hits[chosen];
+    hits[chosen] = hits[last];
+    for (size_t i = 0; i < last; i++) {
+        ee_hit hit = hits[i];
+        hits[i] = hits[after];
+        hits[after] = hit;
+        after += hit < pivot;
+    }
+    hits[last] = hits[after];
+    hits[after] = pivot;
+    return after;
 }
 
-static inline void swap(ee_hit *hits, size_t a, size_t b) {
-    ee_hit hit = hits[a];
-    hits[a] = hits[b];
-    hits[b] = hit;
+/* Put all in order (Hoare, "Algorithm 64: Quicksort", CACM 4, 1961; the last few by insertion). */
+static void sort(ee_hit *hits, size_t count) {
+    while (count > FEW) {
+        size_t middle = parted(hits, count), after = middle + 1;
+        /* The shorter part is sorted first, so that calls are few deep. */
+        if (middle < count - after) {
+            sort(hits, middle);
+            hits += after;
+            count -= after;
+        } else {
+            sort(hits + after, count - after);
+            count = middle;
+        }
+    }
+    for (size_t i = 1; i < count; i++) {
+        ee_hit hit = hits[i];
+        size_t at = i;
+        for (; at && hits[at - 1] > hit; at--)
+            hits[at] = hits[at - 1];
+        hits[at] = hit;
+    }
 }
 
 /* Put the k that come first to the front, in any order (Hoare, "Algorithm 65: Find", CACM 4, 1961). */
 static void select_first(ee_hit *hits, size_t count, size_t k) {
-    size_t from = 0, to = count;
-    while (to - from > 1) {
-        size_t middle = from + (to - from) / 2, first_after = from + 1;
-        /* The middle one of three, so that hits that come in order cost no more than others. */
-        if (is_before(hits[middle], hits[from]))
-            swap(hits, middle, from);
-        if (is_before(hits[to - 1], hits[from]))
-            swap(hits, to - 1, from);
-        if (is_before(hits[to - 1], hits[middle]))
-            swap(hits, to - 1, middle);
-        swap(hits, from, middle);
-        for (size_t i = from + 1; i < to; i++)
-            if (is_before(hits[i], hits[from]))
-                swap(hits, i, first_after++);
-        swap(hits, from, first_after - 1);
-        if (first_after - 1 == k || first_after == k)
+    while (count > 1) {
+        size_t middle = parted(hits, count);
+        if (middle == k || middle + 1 == k)
             return;
-        if (first_after <= k)
-            from = first_after;
-        else
-            to = first_after - 1;
+        if (middle > k) {
+            count = middle;
+        } else {
+            hits += middle + 1;
+            count -= middle + 1;
+            k -= middle + 1;
+        }
     }
 }
 
-/* Note a hit: where the room is full, the k best stay, and the worst of them is what others have to pass. */
-static void offer(ee_best *best, ee_hit hit) {
-    if (hit.row == best->without || (best->has_bar && !is_before(hit, best->bar)))
-        return;
-    best->hits[best->count++] = hit;
-    if (best->count < best->room)
-        return;
-    if (best->k < best->count) {
+/* Keep the k best alone, and know the worst of them: what others have to pass. */
+static void keep_best(ee_best *best) {
+    if (best->count > best->k) {
         select_first(best->hits, best->count, best->k);
         best->count = best->k;
     }
     if (best->count == best->k && best->k) {
         best->bar = best->hits[0];
         for (size_t i = 1; i < best->k; i++)
-            if (is_before(best->bar, best->hits[i]))
+            if (best->hits[i] > best->bar)
                 best->bar = best->hits[i];
+        best->bar_score = ee_score_of(best->bar);
         best->has_bar = 1;
     }
 }
 
-static inline ee_hit hit_of(float product, float norm, float length, size_t row) {
+static inline float cosine(float product, float norm, float length) {
     float lengths = norm * length;
-    ee_hit hit = {lengths > 0 ? product / lengths : 0, (int64_t)row};
-    return hit;
+    return lengths > 0 ? product / lengths : 0;
 }
 
-static void offer_block(const ee_scan *scan, size_t first, size_t count, const float *products, ee_best *best) {
+static void offer_block(const ee_scan *scan, size_t first, size_t count, float *products, ee_best *best) {
+    const float *norms = scan->norms + first;
+    for (size_t i = 0; i < count; i++)
+        products[i] = cosine(products[i], norms[i], best->length);
     for (size_t i = 0; i < count; i++) {
-        ee_hit hit = hit_of(products[i], scan->norms[first + i], best->length, first + i);
+        ee_hit hit;
         /* Nearly all rows end here. */
-        if (!best->has_bar || !(hit.score < best->bar.score))
-            offer(best, hit);
+        if (best->has_bar && products[i] < best->bar_score)
+            continue;
+        hit = hit_of(products[i], first + i);
+        if ((int64_t)(first + i) == best->without || (best->has_bar && hit > best->bar))
+            continue;
+        best->hits[best->count++] = hit;
+        if (best->count == best->room)
+            keep_best(best);
     }
 }
 
@@ -113,13 +145,6 @@ static int is_late(int64_t deadline_ns) {
     if (!deadline_ns || clock_gettime(CLOCK_MONOTONIC, &now))
         return 0;
     return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec >= deadline_ns;
-}
-
-static void keep_best(ee_best *best) {
-    if (best->count > best->k) {
-        select_first(best->hits, best->count, best->k);
-        best->count = best->k;
-    }
 }
 
 /* Whether a query has an answer, if only from the first rows that it was offered. */
@@ -135,13 +160,22 @@ static int all_answered(const ee_best *best, size_t q) {
 int ee_nearest(const ee_kernels *kernels, const ee_scan *scan, ee_best *best) {
     float products[BLOCK_ROWS];
     size_t fitting = BLOCK_BYTES / (scan->rows->row_bytes + 1), block = BLOCK_ROWS;
+    size_t distance = ee_rows_ahead(scan->rows);
     int late = 0, is_whole = 1, is_over = 0;
     if (scan->q > 1 && fitting < block)
         block = fitting ? fitting : 1;
     for (size_t run = 0; run < scan->r && !is_over; run++) {
         size_t stop = (size_t)scan->runs[2 * run + 1];
         for (size_t first = (size_t)scan->runs[2 * run], count; first < stop; first += count) {
+            size_t ahead = first + distance;
             count = stop - first < block ? stop - first : block;
+            if (ahead >= stop && run + 1 < scan->r)
+                /* The next run's first rows are asked for while this one's last are compared. */
+                ahead = (size_t)scan->runs[2 * run + 2] + (ahead - stop);
+            else if (count > stop - ahead && ahead < stop)
+                count = stop - ahead;
+            for (size_t i = 0; i < count; i += LINE / sizeof *scan->norms)
+                __builtin_prefetch(scan->norms + ahead + i);
             if ((is_over = late && all_answered(best, scan->q))) {
                 is_whole = 0;
                 break;
@@ -155,7 +189,7 @@ int ee_nearest(const ee_kernels *kernels, const ee_scan *scan, ee_best *best) {
                 is_whole = is_whole && looked_at == count;
                 if (!looked_at)
                     continue;
-                kernels->scores(scan->rows, &scan->queries[q], first, looked_at, products);
+                kernels->scores(scan->rows, &scan->queries[q], first, looked_at, ahead, products);
                 offer_block(scan, first, looked_at, products, &best[q]);
                 late = late || is_late(scan->deadline_ns);
             }
@@ -166,31 +200,20 @@ int ee_nearest(const ee_kernels *kernels, const ee_scan *scan, ee_best *best) {
     return is_whole;
 }
 
-/* Inlined at once: see rows.c. */
-static inline __attribute__((always_inline)) void fetch(const ee_rows *rows, int64_t row) {
-    const unsigned char *at = rows->rows + (size_t)row * rows->row_bytes;
-    for (size_t i = 0; i < rows->row_bytes; i += LINE)
-        __builtin_prefetch(at + i);
-    if (rows->codec == EE_INT8)
-        __builtin_prefetch(rows->scales + 4 * (size_t)row);
-}
-
 void ee_compare(const ee_kernels *kernels, const ee_rows *rows, const float *norms, const ee_query *query, size_t k,
                 ee_best *best) {
     /* In the order in which they lie: a page of flash is read once. */
-    qsort(best->hits, best->count, sizeof *best->hits, by_row);
-    for (size_t i = 0; i < best->count && i < EE_FETCHED; i++)
-        fetch(rows, best->hits[i].row);
+    for (size_t i = 0; i < best->count; i++)
+        best->hits[i] = best->hits[i] << 32 | best->hits[i] >> 32;
+    sort(best->hits, best->count);
     for (size_t i = 0; i < best->count; i++) {
-        size_t row = (size_t)best->hits[i].row;
+        size_t row = best->hits[i] >> 32, next = i + EE_FETCHED;
         float product;
-        if (i + EE_FETCHED < best->count)
-            fetch(rows, best->hits[i + EE_FETCHED].row);
-        kernels->scores(rows, query, row, 1, &product);
-        best->hits[i] = hit_of(product, norms[row], best->length, row);
+        kernels->scores(rows, query, row, 1, next < best->count ? best->hits[next] >> 32 : row, &product);
+        best->hits[i] = hit_of(cosine(product, norms[row], best->length), row);
     }
     best->k = k;
     keep_best(best);
 }
 
-void ee_in_order(ee_best *best) { qsort(best->hits, best->count, sizeof *best->hits, by_score); }
+void ee_in_order(ee_best *best) { sort(best->hits, best->count); }

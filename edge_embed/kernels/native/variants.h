@@ -6,7 +6,7 @@
 
 extern const ee_kernels ee_baseline;
 #if defined(__x86_64__)
-extern const ee_kernels ee_avx2;
+extern const ee_kernels ee_avx2, ee_vnni;
 #elif defined(__aarch64__) && defined(__linux__)
 extern const ee_kernels ee_dotprod;
 #elif defined(__arm__) && defined(__linux__)
