@@ -56,13 +56,21 @@ class KeyNames:
     def __getitem__(self, row: int) -> str:
         """Return the key of a row."""
         start, end = self._offsets[row : row + 2].tolist()
+        return self._name(row, start, end)
+
+    def of(self, rows: NDArray[np.int64]) -> list[str]:
+        """Return the key of each row ``(n,)``."""
+        starts, ends = self._offsets[rows].tolist(), self._offsets[rows + 1].tolist()
+        return list(map(self._name, rows.tolist(), starts, ends))
+
+    def _name(self, row: int, start: int, end: int) -> str:
         # As with the index: the publisher's word, which must not become a silent wrong name.
         if not start <= end <= len(self._data):
             raise BundleError(
                 f"key_offsets of row {row}: expected a key within {len(self._data)} bytes, found {start} to {end}; "
                 "ask the bundle's publisher"
             )
-        return bytes(self._data[start:end]).decode("utf-8", "surrogateescape")
+        return str(self._data[start:end], "utf-8", "surrogateescape")
 
     def __iter__(self) -> Iterator[str]:
         """Yield the keys in the order of their rows."""

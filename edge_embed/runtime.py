@@ -411,10 +411,9 @@ class Runtime:
             queries = serving.image_encoder().encode(images)
         else:
             vectors, alone = _listed(vector, _is_one_vector(vector), "vectors")
-            table = serving.collection() if model is None else serving.table(model)
-            queries = np.empty((len(vectors), table.model.dimensions), np.float32)
-            for place, each in enumerate(vectors):
-                queries[place] = comparable(each, table.space)
+            table = serving.collection if model is None else serving.table(model)
+            compared = [comparable(each, table.space) for each in vectors]
+            queries = np.array(compared, np.float32).reshape(len(vectors), table.model.dimensions)
         found = table.search(queries, int(k), without, exact=exact, deadline_ns=deadline_ns)
         return found[0] if alone else found
 
@@ -637,7 +636,7 @@ def _deadline_ns(deadline_ms: float | None) -> int:
 
 def _table_for(serving: Serving, encoder: Model, model: str | None) -> Table:
     """Return the table that what an encoder answers is searched in."""
-    table = serving.collection() if model is None else serving.table(model)
+    table = serving.collection if model is None else serving.table(model)
     if table.space.id != serving.bundle.manifest.space_of(encoder).id:
         raise SpaceMismatchError(
             f"{table.model.name}: expected a table in the space of {encoder.name}, found one of "
@@ -659,6 +658,8 @@ def _listed(asked: Any, alone: bool, what: str) -> tuple[list[Any], bool]:
 
 def _is_one_vector(vector: Any) -> bool:
     """Return whether a vector stands for itself, or several in a list or an array."""
+    if isinstance(vector, np.ndarray):
+        return vector.ndim < _BATCH_AXES
     if isinstance(vector, list | tuple) and any(
         isinstance(each, Stamped | np.ndarray | list | tuple) for each in vector
     ):

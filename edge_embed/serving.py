@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable
+from functools import cached_property
 from typing import TYPE_CHECKING, TypeAlias
 
 from edge_embed import kernels
@@ -80,8 +81,9 @@ class Serving:
         shortcut = self._shortcuts.get(name)
         return self.table(name).shortcut() if shortcut is None else shortcut
 
+    @cached_property
     def collection(self) -> Table:
-        """Return the table that is searched for what a caller brings: one in its space beside the encoder's own."""
+        """The table that is searched for what a caller brings: one in its space beside the encoder's own."""
         helpers = self.bundle.manifest.helpers
         beside = (
             table for table in self._tables.values() if table.model.text is None and table.model.name not in helpers

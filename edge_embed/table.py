@@ -177,13 +177,12 @@ class Table:
             )
         probes, shortlist = (self._lists(), 0) if exact else (None, None)
         found = self.nearest(queries, k, without, probes=probes, shortlist=shortlist, deadline_ns=deadline_ns)
-        counts = np.count_nonzero(found.rows >= 0, axis=1).tolist()
-        return [
-            Neighbours(
-                tuple(self.names[row] for row in rows[:count].tolist()), scores[:count], self.space.id, found.complete
-            )
-            for rows, scores, count in zip(found.rows, found.scores, counts, strict=True)
-        ]
+        answers = []
+        for rows, scores in zip(found.rows, found.scores, strict=True):
+            count = np.count_nonzero(rows >= 0)
+            keys = tuple(self.names.of(rows[:count]))
+            answers.append(Neighbours(keys, scores[:count], self.space.id, found.complete))
+        return answers
 
     def nearest(
         self,
@@ -209,11 +208,7 @@ class Table:
         """
         if self._searcher is None:
             raise RequestError(f"{self.model.name}: expected a table made for search (with norms), found none")
-        largest = np.abs(queries).max(axis=1, keepdims=True, initial=0)
-        outside = (largest > _LARGE) | ((largest < _SMALL) & (largest > 0))
-        if outside.any():
-            # A cosine does not depend on the query's length, so products of any finite numbers stay within float32.
-            queries = queries / np.where(outside, largest, np.ones_like(largest))
+        queries = _within_float32(queries)
         if without is None:
             without = _NONE if len(queries) == 1 else np.full(len(queries), -1, np.int64)
         k = min(k, self.model.rows - int(without.max(initial=-1) >= 0))
@@ -289,6 +284,15 @@ def mapped(bundle: Bundle, tensor: Tensor) -> NDArray[Any]:
     """Return a tensor of a bundle as a mapped, read-only array."""
     dtype = np.dtype(tensor.dtype).newbyteorder("<")
     return np.frombuffer(bundle.tensor(tensor), dtype).reshape(tensor.shape)
+
+
+def _within_float32(queries: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return queries ``(q, d)`` of a length with which all products stay within float32; their cosines are the same."""
+    if len(queries) == 1 and _SMALL <= np.abs(queries[0]).max() <= _LARGE:
+        return queries
+    largest = np.abs(queries).max(axis=1, keepdims=True, initial=0)
+    outside = (largest > _LARGE) | ((largest < _SMALL) & (largest > 0))
+    return queries / np.where(outside, largest, np.ones_like(largest)) if outside.any() else queries
 
 
 def _shown(key: Key) -> str:
