@@ -58,7 +58,8 @@ class Searcher:
             self._all_lists = np.array([[0, self.lists]], np.int64)
             self._sizes = self._lists[:, 1] - self._lists[:, 0]
             centroids = {"rows": tensors["centroids"], "scales": tensors["centroid_scales"]}
-            self._centroids = kernels.open_rows("int8", centroids, model.dimensions)
+            codec = "plane" if model.centroids_are_plane else "int8"
+            self._centroids = kernels.open_rows(codec, centroids, model.dimensions)
             self._centroid_norms: NDArray[np.float32] = tensors["centroid_norms"]
             if model.search.shortlist is not None:
                 self.shortlist = model.search.shortlist

@@ -68,6 +68,7 @@ def features_of(models: Sequence[Model]) -> tuple[str, ...]:
             "bag-1": model.bag,
             "unknown-hash": model.hash,
         }
+        features |= {"lists-4-bit"} if model.centroids_are_plane else set()
         features |= {name for name, recipe in there.items() if recipe is not None}
     return tuple(sorted(features))
 

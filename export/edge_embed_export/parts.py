@@ -27,7 +27,7 @@ from edge_embed_bundle.manifest import (
 from edge_embed_bundle.values import DIMENSIONS_CEILING, NAME, Space
 from edge_embed_devices.profiles import board_named
 from edge_embed_export.clusters import FEWEST_ROWS, Clusters
-from edge_embed_export.codecs import Encoded, decoded_blocks, encode_int8, encode_plane, encoder
+from edge_embed_export.codecs import Encoded, decoded_blocks, encode_plane, encoder
 from edge_embed_export.key_index import build_index
 from edge_embed_export.matrix import Matrix, blocks_of
 from edge_embed_export.options import ALL_TABLES, COLLECTION, Hashing, Options
@@ -225,11 +225,12 @@ def _is_searched(table: SourceTable) -> bool:
 
 def _in_lists(table: SourceTable, clusters: Clusters, shared: dict[str, Matrix], with_plane: bool) -> SearchRecipe:
     """Add the tensors of a table's lists; that all are searched stands until it is measured how few are enough."""
-    centroids = encode_int8(clusters.centroids)
+    # Which lists are likely shows in 4 bits as well: one list in fifty more finds as much, in half the bytes.
+    centroids = encode_plane(clusters.centroids)
     shared |= {
         "centroids": centroids["rows"],
         "centroid_scales": centroids["scales"],
-        "centroid_norms": _norms("int8", centroids, clusters.centroids),
+        "centroid_norms": np.linalg.norm(clusters.centroids, axis=1),
         "list_ends": clusters.ends,
     }
     if with_plane:

@@ -81,7 +81,7 @@ SHARED_TENSORS: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
 FEATURES = frozenset(
     {*(f"codec-{codec}" for codec in CODEC_TENSORS), "key-index-1", "text-mean", "bag-1", "model-space", "unknown-hash"}
     | {"text-limits", "subwords-fasttext", "subwords-floret", "classify-fasttext"}
-    | {"encoder-text-1", "encoder-image-1"}
+    | {"encoder-text-1", "encoder-image-1", "lists-4-bit"}
 )
 
 OPERATIONS = ("lookup", "encode", "encode_image", "search", "bag", "classify")
@@ -445,6 +445,12 @@ class TableModel(NamedTuple):
         return model
 
     @property
+    def centroids_are_plane(self) -> bool:
+        """Whether the centroids of its lists have 4 bits a number, as a plane has, or 8."""
+        centroids = self.tensors.get("centroids")
+        return self.search is not None and centroids is not None and centroids.dtype == "uint8"
+
+    @property
     def blobs(self) -> tuple[str, ...]:
         """The files of this model that are read whole: its graphs and its tokenizer."""
         tokenizer = () if self.text is None or self.text.tokenizer_blob is None else (self.text.tokenizer_blob,)
@@ -742,6 +748,8 @@ def _check_tensors(model: TableModel, fields: Fields) -> None:
     if model.search is not None:
         plane = () if model.search.shortlist is None else PLANE_TENSORS
         needed |= {name: SHARED_TENSORS[name] for name in ("norms", *LIST_TENSORS, *plane)}
+        if model.centroids_are_plane:
+            needed["centroids"] = ("uint8", ("c", "h"))
         axes |= {"c": next(iter(model.tensors["list_ends"].shape), 0)} if "list_ends" in model.tensors else {}
     for name, (dtype, letters) in needed.items():
         tensor = model.tensors.get(name)

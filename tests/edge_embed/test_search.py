@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 import edge_embed
 from edge_embed.errors import BundleError, RequestError
+from edge_embed.kernels.reference import decode_plane
 from edge_embed.search import Searcher
 from edge_embed_export.preparing import in_lists
 from tests.making import make_bundle, rows_in_topics, small_source
@@ -156,8 +157,10 @@ def test_lists_are_scanned_likeliest_first_and_what_is_somebodys_first_before_wh
     queries = np.random.default_rng(8).normal(size=(5, DIMENSIONS)).astype(np.float32)
     with edge_embed.open(listed) as runtime:
         table = runtime.table()
-        centroids = _tensor(runtime, "centroids") * _tensor(runtime, "centroid_scales").reshape(-1, 1)
-        cosines = queries @ centroids.T / np.linalg.norm(centroids, axis=1)
+        scales = _tensor(runtime, "centroid_scales")
+        centroids = decode_plane(_tensor(runtime, "centroids"), scales, np.arange(len(scales)), DIMENSIONS)
+        levels = np.rint(queries / (np.abs(queries).max(axis=1, keepdims=True) / 127))
+        cosines = levels @ centroids.T / _tensor(runtime, "centroid_norms")
         ends = _tensor(runtime, "list_ends").astype(np.int64)
         watched = _Watched(table.rows)
         table.rows = watched  # type: ignore[assignment]  # as an engine takes the place of rows
