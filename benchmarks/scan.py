@@ -62,7 +62,9 @@ def open_edge_embed(rows: NDArray[np.float32]) -> tuple[str, Scan]:
     norms = np.linalg.norm(opened.decode(np.arange(ROWS)), axis=1)
     runs, none = np.array([[0, ROWS]]), np.array([-1])
     # As a search of a table without lists asks.
-    return __version__, lambda query: opened.nearest(query[np.newaxis], norms, K, runs, None, none, 0, None, 0)[0][0]
+    return __version__, lambda query: opened.nearest(query[np.newaxis], norms, K, runs, None, none, 0, None, 0, None)[
+        0
+    ][0]
 
 
 def open_faiss(rows: NDArray[np.float32]) -> tuple[str, Scan]:

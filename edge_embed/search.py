@@ -4,8 +4,8 @@
   with the centroids and scans the lists of the nearest ones, ``probes`` of them: the inverted file of Sivic and
   Zisserman, "Video Google", ICCV 2003, over rows that stay where a lookup finds them.
 * Scanning all rows is the exact search; one table serves both. A table without lists is always searched so.
-* A plane of 4-bit codes halves the bytes of a scan: it makes a shortlist, whose int8 rows are then compared. An exact
-  search leaves it out.
+* A plane of 4-bit codes halves the bytes of a scan: it says what a row's direction has beyond its list's centroid, and
+  makes a shortlist, whose rows are then compared as they are. An exact search leaves it out.
 * Several queries share one scan: a row comes from memory once, for all that want it.
 * A deadline ends a scan between two blocks of rows. The lists are scanned likeliest first, so what was found by then is
   the best guess; one block is always scanned, and of several queries none goes without an answer.
@@ -14,9 +14,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +39,18 @@ class Found:
     rows: NDArray[np.int64]
     scores: NDArray[np.float32]
     complete: bool
+
+
+class Wanted(NamedTuple):
+    """The lists that a search scans: their runs ``(r, 2)``, likeliest first.
+
+    Which query wants which of them ``(q, r)``, None where all want all; and each query's cosine with each list's
+    centroid ``(q, r)``.
+    """
+
+    runs: NDArray[np.int64]
+    by_query: NDArray[np.bool_] | None
+    cosines: NDArray[np.float32]
 
 
 class Searcher:
@@ -85,22 +96,29 @@ class Searcher:
             k: at most the table's rows.
             without: ``(q,)`` the row that is left out of each query's answer, -1 for none.
             probes: lists to scan for each query; as many as there are, or more, scan all rows.
-            shortlist: rows of the plane, for each neighbour, that are compared; 0 leaves the plane out.
+            shortlist: rows for each neighbour that are compared after a scan of the plane; 0 leaves the plane out.
             deadline_ns: on ``time.monotonic_ns``'s clock; 0 for none.
         """
-        runs, wanted = self._all_rows, None
-        if probes < self.lists:
+        if probes < self.lists or shortlist:
             none = without if len(queries) == 1 and without[0] < 0 else np.full(len(queries), -1, np.int64)
-            likeliest, _, _ = self._centroids.nearest(
-                queries, self._centroid_norms, probes, self._all_lists, None, none, 0, None, 0
+            probes = min(probes, self.lists)
+            likeliest, cosines, _ = self._centroids.nearest(
+                queries, self._centroid_norms, probes, self._all_lists, None, none, 0, None, 0, None
             )
             # One row more than is asked for: one may be left out.
             if probes > k or int(self._sizes[likeliest].sum(axis=1).min(initial=k + 1)) > k:
-                runs, wanted = self._wanted(likeliest)
-        if shortlist and self._plane is not None:
-            return self._by_plane(rows, self._plane, queries, k, runs, wanted, without, shortlist, deadline_ns)
-        with self._pages.scanned() if runs is self._all_rows else nullcontext():
-            return Found(*rows.nearest(queries, self._norms, k, runs, wanted, without, deadline_ns, None, 0))
+                wanted = self._wanted(likeliest, cosines)
+                if shortlist and self._plane is not None:
+                    return self._by_plane(rows, self._plane, queries, k, wanted, without, shortlist, deadline_ns)
+                return Found(
+                    *rows.nearest(
+                        queries, self._norms, k, wanted.runs, wanted.by_query, without, deadline_ns, None, 0, None
+                    )
+                )
+        with self._pages.scanned():
+            return Found(
+                *rows.nearest(queries, self._norms, k, self._all_rows, None, without, deadline_ns, None, 0, None)
+            )
 
     def _by_plane(
         self,
@@ -108,18 +126,18 @@ class Searcher:
         plane: kernels.Rows,
         queries: NDArray[np.float32],
         k: int,
-        runs: NDArray[np.int64],
-        wanted: NDArray[np.bool_] | None,
+        wanted: Wanted,
         without: NDArray[np.int64],
         shortlist: int,
         deadline_ns: int,
     ) -> Found:
         """Compare the best rows of the plane as they are; where flash is slow, ask for all of them first."""
         length = min(shortlist * k, len(self._norms))
+        asked = (wanted.runs, wanted.by_query, without, deadline_ns)
         if not self._pages.waited:
             with self._pages.compared():
-                return Found(*rows.nearest(queries, self._norms, k, runs, wanted, without, deadline_ns, plane, length))
-        listed, _, complete = plane.nearest(queries, self._norms, length, runs, wanted, without, deadline_ns, None, 0)
+                return Found(*rows.nearest(queries, self._norms, k, *asked, plane, length, wanted.cosines))
+        listed, _, complete = plane.nearest(queries, self._norms, length, *asked, None, 0, wanted.cosines)
         self._pages.ask(np.unique(listed[listed >= 0]))
         best, scores = np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.float32)
         with self._pages.compared():
@@ -128,24 +146,27 @@ class Searcher:
                 one, lie = slice(i, i + 1), np.sort(shortlisted[shortlisted >= 0])
                 alone = np.stack([lie, lie + 1], axis=1)
                 best[one], scores[one], _ = rows.nearest(
-                    queries[one], self._norms, k, alone, None, without[one], 0, None, 0
+                    queries[one], self._norms, k, alone, None, without[one], 0, None, 0, None
                 )
         return Found(best, scores, complete)
 
-    def _wanted(self, likeliest: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_] | None]:
-        """Return the lists' runs, likeliest first, and which query wants which of them, None where all want all."""
+    def _wanted(self, likeliest: NDArray[np.int64], cosines: NDArray[np.float32]) -> Wanted:
+        """Return what is scanned of lists ``(q, p)`` whose centroids have those cosines with the queries."""
         if len(likeliest) == 1:
-            return self._lists.take(likeliest[0], axis=0), None
+            return Wanted(self._lists.take(likeliest[0], axis=0), None, cosines)
         # What is somebody's first comes before what is everybody's second.
         by_rank = likeliest.T.reshape(-1)
         lists, first_places = np.unique(by_rank, return_index=True)
         order = np.argsort(first_places)
         place_of_list = np.empty(len(lists), np.int64)
         place_of_list[order] = np.arange(len(lists))
-        wanted = np.zeros((len(likeliest), len(lists)), bool)
         places = place_of_list[np.searchsorted(lists, likeliest)]
-        wanted[np.arange(len(likeliest))[:, np.newaxis], places] = True
-        return self._lists[lists[order]], wanted
+        by_query = np.zeros((len(likeliest), len(lists)), bool)
+        of_lists = np.zeros(by_query.shape, np.float32)
+        of_queries = np.arange(len(likeliest))[:, np.newaxis]
+        by_query[of_queries, places] = True
+        of_lists[of_queries, places] = cosines
+        return Wanted(self._lists[lists[order]], by_query, of_lists)
 
 
 def probes_for(probes: int, k: int) -> int:

@@ -174,7 +174,7 @@ def _scan_ns_per_row(size_bytes: int, dimensions: int) -> float:
 
     def seconds(rows: int) -> float:
         runs = np.array([[0, rows]], np.int64)
-        return _typical(lambda: opened.nearest(query, norms, 10, runs, None, none, 0, None, 0))
+        return _typical(lambda: opened.nearest(query, norms, 10, runs, None, none, 0, None, 0, None))
 
     few = min(16, count // 2)
     return (seconds(count) - seconds(few)) / (count - few) * 1e9

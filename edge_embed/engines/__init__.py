@@ -105,9 +105,10 @@ class EngineRows(Pooling):
         deadline_ns: int,
         plane: Rows | None,
         length: int,
+        bases: NDArray[np.float32] | None,
     ) -> tuple[NDArray[np.int64], NDArray[np.float32], bool]:
         """See :meth:`edge_embed.kernels.Rows.nearest`."""
-        return self._rows.nearest(queries, norms, k, runs, wanted, without, deadline_ns, plane, length)
+        return self._rows.nearest(queries, norms, k, runs, wanted, without, deadline_ns, plane, length, bases)
 
 
 def load_engine(name: str, path: str, *, bags: bool = False) -> OnnxRuntime | LiteRt:

@@ -35,6 +35,7 @@ class open_rows:  # noqa: N801 (a type that is called like the function it stand
         deadline_ns: int,
         plane: RowsProtocol | None,
         length: int,
+        bases: NDArray[np.float32] | None,
         /,
     ) -> tuple[NDArray[np.int64], NDArray[np.float32], bool]: ...
 

@@ -69,6 +69,7 @@ class Rows(Protocol):
         deadline_ns: int,
         plane: Rows | None,
         length: int,
+        bases: Vectors | None,
         /,
     ) -> tuple[Ids, Vectors, bool]:
         """Return the ``k`` best rows ``(q, k)`` of each query by cosine, their cosines, and whether all were scanned.
@@ -86,6 +87,8 @@ class Rows(Protocol):
                 that none was scanned for by then get an answer from a few rows.
             plane: a coarser table of the same rows that is scanned in their place, or None.
             length: how many of the best rows of the plane are compared as they are: k to n.
+            bases: ``(q, r)``, where what is scanned is what directions have beyond that of their run: the cosine of
+                each query with that. A score is a row's part, whatever the norms, and the base.
         """
 
 
@@ -164,17 +167,18 @@ class Pooling:
         deadline_ns: int,
         plane: Rows | None,
         length: int,
+        bases: Vectors | None,
         /,
     ) -> tuple[Ids, Vectors, bool]:
         """See :meth:`Rows.nearest`."""
         if plane is None:
-            return self._scanned(queries, norms, k, runs, wanted, without, deadline_ns)
-        listed, _, complete = plane.nearest(queries, norms, length, runs, wanted, without, deadline_ns, None, 0)
+            return self._scanned(queries, norms, k, runs, wanted, without, deadline_ns, bases)
+        listed, _, complete = plane.nearest(queries, norms, length, runs, wanted, without, deadline_ns, None, 0, bases)
         found = []
         for query, shortlist in zip(queries, listed, strict=True):
             rows = np.sort(shortlist[shortlist >= 0])
             alone = np.stack([rows, rows + 1], axis=1)
-            found.append(self._scanned(query[np.newaxis], norms, k, alone, None, np.full(1, -1), 0))
+            found.append(self._scanned(query[np.newaxis], norms, k, alone, None, np.full(1, -1), 0, None))
         best = np.concatenate([np.empty((0, k), np.int64), *(each[0] for each in found)])
         return best, np.concatenate([np.empty((0, k), np.float32), *(each[1] for each in found)]), complete
 
@@ -187,6 +191,7 @@ class Pooling:
         wanted: NDArray[np.bool_] | None,
         without: Ids,
         deadline_ns: int,
+        bases: Vectors | None,
     ) -> tuple[Ids, Vectors, bool]:
         best = [reference.Best(k, int(row)) for row in without]
         lengths = [reference.length(query) for query in queries]
@@ -212,13 +217,16 @@ class Pooling:
                     continue
                 products = self.run(first, looked_at).all_scores(queries[those])
                 for i, of_query in zip(those.tolist(), products, strict=True):
-                    best[i].offer(first, reference.cosines(of_query, norms[first:looked_at], lengths[i]))
+                    if bases is None:
+                        scores = reference.cosines(of_query, norms[first:looked_at], lengths[i])
+                    else:
+                        scores = reference.beyond(of_query, bases[i, place], lengths[i])
+                    best[i].offer(first, scores)
                     answered[i] |= looked_at - first > int(first <= without[i] < looked_at)
                 late = late or (deadline_ns != 0 and time.monotonic_ns() >= deadline_ns)
         found = [each.in_order() for each in best]
         rows = np.array([each[0] for each in found], np.int64).reshape(len(queries), k)
-        scores = np.array([each[1] for each in found], np.float32).reshape(len(queries), k)
-        return rows, scores, complete
+        return rows, np.array([each[1] for each in found], np.float32).reshape(len(queries), k), complete
 
 
 class Float32Rows(Pooling):

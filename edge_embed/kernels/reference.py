@@ -503,6 +503,14 @@ def cosines(products: NDArray[np.float32], norms: NDArray[np.float32], length: n
     return found
 
 
+def beyond(products: NDArray[np.float32], base: np.float32, length: np.float32) -> NDArray[np.float32]:
+    """Return the cosines ``(n,)`` of directions with a query of ``length`` by what they have beyond a common part.
+
+    ``base`` is the cosine of the query with that part; a query without length has none.
+    """
+    return products / length + base if length > 0 else np.zeros_like(products)
+
+
 class Best:
     """The ``k`` best rows of one query so far; ``without`` is left out."""
 

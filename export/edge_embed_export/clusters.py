@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from edge_embed.progress import Progress
 from edge_embed_export.codebooks import train_centroids
 from edge_embed_export.exact import directions
-from edge_embed_export.matrix import Matrix, blocks_of
+from edge_embed_export.matrix import Matrix, Places, Selection, blocks_of
 
 FEWEST_ROWS = 20_000
 #: Rows that a table's probes are chosen by.
@@ -36,6 +36,21 @@ class Clusters:
     centroids: NDArray[np.float32]
     ends: NDArray[np.uint32]
     held_out: NDArray[np.int64]
+
+
+class BeyondCentroids(Selection):
+    """What the direction of each row has beyond the centroid of its list: a matrix ``(n, d)``."""
+
+    def __init__(self, vectors: Matrix, clusters: Clusters, centroids: NDArray[np.float32]) -> None:
+        """Take the rows in the order of their lists, and centroids ``(c, d)`` as a board decodes them, at length 1."""
+        of_row = np.searchsorted(clusters.ends, np.arange(len(vectors)), side="right")
+        super().__init__(centroids, of_row)
+        self._vectors = vectors
+
+    def __getitem__(self, rows: Places) -> NDArray[np.float32]:
+        """Return some rows, by a slice or by their ids ``(m,)``."""
+        found: NDArray[np.float32] = (directions(self._vectors[rows]) - super().__getitem__(rows)).astype(np.float32)
+        return found
 
 
 def clustered(vectors: Matrix, progress: Progress) -> tuple[NDArray[np.int64], Clusters]:

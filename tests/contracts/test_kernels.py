@@ -353,6 +353,7 @@ def _nearest(rows: Any, queries: NDArray[np.float32], norms: NDArray[np.float32]
         "deadline_ns": 0,
         "plane": None,
         "length": 0,
+        "bases": None,
     }
     return rows.nearest(queries, norms, k, *{**asked, **more}.values())
 
@@ -407,15 +408,32 @@ def test_both_spellings_search_any_runs_for_any_queries_alike(data: st.DataObjec
     k, without = data.draw(st.integers(0, ROWS)), random.integers(-1, ROWS, len(queries))
     length = data.draw(st.integers(k, ROWS))
     norms = random.random(ROWS).astype(np.float32)
+    bases = random.random((len(queries), len(runs)), np.float32) if data.draw(st.booleans()) else None
     tensors, plane = _tensors("int8", 24), _plane(24)
     answers = []
     for kernels in (pure, native):
         planes = kernels.open_rows("plane", plane, 24) if length % 2 else None
         rows = kernels.open_rows("int8", tensors, 24)
-        more = {"runs": runs, "wanted": wanted, "without": without, "plane": planes, "length": length}
+        more = {"runs": runs, "wanted": wanted, "without": without, "plane": planes, "length": length, "bases": bases}
         answers.append(_nearest(rows, queries, norms, k, **more))
     for meant, found in zip(*answers, strict=True):
         np.testing.assert_array_equal(found, meant)
+
+
+def test_rows_beyond_what_a_run_has_in_common_score_their_part_and_the_runs_base(kernels: Any) -> None:
+    rows = kernels.open_rows("plane", _plane(24), 24)
+    queries, runs = np.random.default_rng(5).normal(size=(2, 24)).astype(np.float32), np.array([[30, ROWS], [0, 30]])
+    bases = np.array([[0.25, 100], [0.5, -1]], np.float32)
+    # Of lengths that would leave nothing of a score.
+    found, scores, _ = _nearest(rows, queries, np.zeros(ROWS, np.float32), ROWS, runs=runs, bases=bases)
+    for i, query in enumerate(queries):
+        of_row = np.where(np.arange(ROWS) < 30, bases[i, 1], bases[i, 0])
+        meant = rows.scores(query) / reference.length(query) + of_row
+        order = np.lexsort((np.arange(ROWS), -meant))
+        np.testing.assert_array_equal(found[i], order)
+        np.testing.assert_array_equal(scores[i], meant[order])
+    nothing = _nearest(rows, 0 * queries, np.ones(ROWS, np.float32), 3, runs=runs, bases=bases)
+    assert not nothing[1].any()
 
 
 def test_a_deadline_that_has_passed_leaves_one_block_and_says_so(kernels: Any) -> None:
@@ -473,6 +491,8 @@ def test_no_search_reads_outside_the_table() -> None:
         {"norms": norms[1:]},
         {"queries": queries[:, 1:].copy()},
         {"wanted": np.ones((2, 2), bool)},
+        {"bases": np.ones((2, 2), np.float32)},
+        {"bases": np.ones((1, 1), np.float32)},
         {"without": np.array([-1])},
         {"runs": np.array([[0, 1, 2]])},
         {"plane": plane, "length": 2},

@@ -11,6 +11,8 @@ import pytest
 import edge_embed
 from edge_embed.commands import main
 from edge_embed.errors import RequestError
+from edge_embed.kernels.reference import decode_plane
+from edge_embed.table import mapped
 from edge_embed_export.clusters import FEWEST_ROWS
 from edge_embed_export.preparing import Preparing, prepared
 from tests.making import make_bundle, rows_in_topics, small_source, small_text_source, with_table
@@ -42,6 +44,39 @@ def test_the_command_writes_lists_and_says_how_many_are_searched(
     probes, lists = model["search"]["probes"], model["tensors"]["list_ends"]["shape"][0]
     assert f"{probes} of {lists} lists" in capsys.readouterr().out
     assert main(["verify", str(target)]) == 0
+
+
+def test_a_plane_and_the_centroids_together_say_where_a_row_points(tmp_path: Path) -> None:
+    target = tmp_path / "bundle"
+    # Of lengths that differ: a direction is what is packed.
+    source = rows_in_topics(600, 9)
+    lengths = np.linspace(0, 5, 600, dtype=np.float32)[:, np.newaxis]
+    make_bundle(
+        target,
+        source=with_table(source, vectors=source.table.vectors[:] * lengths),
+        graphs=(),
+        clustered=True,
+        plane=True,
+    )
+    with edge_embed.open(target) as runtime:
+        table = runtime.table()
+        d, tensors = (
+            table.model.dimensions,
+            {name: mapped(runtime.bundle, tensor) for name, tensor in table.model.tensors.items()},
+        )
+        lists = len(tensors["list_ends"])
+        centroids = decode_plane(tensors["centroids"], tensors["centroid_scales"], np.arange(lists), d)
+        centroids /= tensors["centroid_norms"][:, np.newaxis]
+        of_row = np.searchsorted(tensors["list_ends"], np.arange(600), side="right")
+        found = centroids[of_row] + decode_plane(tensors["plane"], tensors["plane_scales"], np.arange(600), d)
+        vectors = table.rows.decode(np.arange(600))
+    meant = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-30)
+    # Half a step of 4 bits, of what is left of a row.
+    assert np.abs(found - meant).max() < 0.1
+    assert (
+        np.linalg.norm(found - meant, axis=1).mean()
+        < 0.08 * np.linalg.norm(meant - centroids[of_row], axis=1).mean() + 0.02
+    )
 
 
 def test_few_rows_stay_in_their_order_and_the_user_is_told() -> None:

@@ -96,8 +96,8 @@ def listed(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def test_how_a_table_is_searched_is_written_as_it_was_read(listed: Any) -> None:
     assert json.loads(_parse(listed).to_bytes()) == listed
-    # An exact search is always right, so a reader need not know lists.
-    assert not any("list" in feature for feature in listed["requirements"]["features"])
+    # An exact search is always right, so a reader need not know lists; but it reads the shape of all tensors.
+    assert [each for each in listed["requirements"]["features"] if "list" in each] == ["lists-4-bit"]
 
 
 SEARCH: Place = ("models", 0, "search")
@@ -113,8 +113,13 @@ BROKEN_SEARCHES: dict[str, tuple[Place, Any, str]] = {
     "no norms": ((*TENSORS, "norms"), ABSENT, "tensors: expected the tensor norms"),
     "no centroids": ((*TENSORS, "centroids"), ABSENT, "tensors: expected the tensor centroids"),
     "no ends": ((*TENSORS, "list_ends"), ABSENT, "tensors: expected the tensor list_ends"),
+    "a plane beside centroids of 8 bits": (
+        (*TENSORS, "centroids", "dtype"),
+        "int8",
+        "search.shortlist: expected centroids of uint8 beside a plane",
+    ),
     "no plane": ((*TENSORS, "plane"), ABSENT, "tensors: expected the tensor plane"),
-    "ends of fewer lists": ((*TENSORS, "list_ends", "shape", 0), 3, "expected int8 of shape (3, 9)"),
+    "ends of fewer lists": ((*TENSORS, "list_ends", "shape", 0), 3, "expected uint8 of shape (3, 5)"),
     "ends of no list": ((*TENSORS, "list_ends", "shape"), [], "tensors."),
     "norms of fewer lists": ((*TENSORS, "centroid_norms", "shape", 0), 3, "tensors.centroid_norms: expected"),
     "a wider plane": ((*TENSORS, "plane", "shape", 1), 9, "tensors.plane: expected uint8 of shape (600, 5)"),

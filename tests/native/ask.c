@@ -70,7 +70,7 @@ static void answer_queries(const ee_kernels *kernels, const ee_rows *rows, const
     ee_query *queries = room(q * sizeof *queries);
     ee_best *best = room(q * sizeof *best);
     int64_t run[2] = {0, (int64_t)n};
-    ee_scan scan = {rows, norms, queries, q, run, 1, NULL, 0};
+    ee_scan scan = {rows, norms, queries, q, run, 1, NULL, NULL, 0};
     for (size_t i = 0; i < q; i++) {
         ee_best none = {0, k, n + 1, room((n + 1) * sizeof(ee_hit)), ee_length(asked + i * d, d), -1, 0, 0, 0};
         queries[i] = kernels->prepare(rows, asked + i * d, scratch + i * wide);

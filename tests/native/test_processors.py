@@ -161,7 +161,7 @@ def test_a_program_without_python_has_the_references_bits_on_every_processor(pro
         if case.codec in ("int8", "plane"):
             assert found.scores.tobytes() == scores.tobytes()
             runs, none = np.array([[0, ROWS]]), np.full(3, -1)
-            rows, cosines, _ = meant.nearest(case.queries, case.norms, K, runs, None, none, 0, None, 0)
+            rows, cosines, _ = meant.nearest(case.queries, case.norms, K, runs, None, none, 0, None, 0, None)
             np.testing.assert_array_equal(found.rows, rows)
             np.testing.assert_array_equal(found.cosines, cosines)
         else:

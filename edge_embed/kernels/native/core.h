@@ -112,12 +112,13 @@ typedef struct {
 /* Whose cosines are asked for: q queries over runs of rows, in their order. */
 typedef struct {
     const ee_rows *rows;
-    const float *norms;           /* (n,), of the decoded rows */
+    const float *norms;           /* (n,), of the decoded rows; where there are bases, all are 1 */
     const ee_query *queries;      /* (q,) */
     size_t q;
     const int64_t *runs;          /* (r, 2): rows from the first to before the second */
     size_t r;
     const unsigned char *wanted;  /* (q, r): which query wants which run; null: all want all */
+    const float *bases;           /* (q, r): the cosine of a query with what a run's rows are beyond; null: with nothing */
     int64_t deadline_ns;          /* on the clock that only goes forward; 0: as long as it takes */
 } ee_scan;
 

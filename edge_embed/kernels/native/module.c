@@ -651,8 +651,14 @@ static int scan_into(ee_scan *scan, const ee_rows *finer, size_t length, const f
 
 /* What a search is asked, in arrays of which none but queries and norms can be changed. */
 typedef struct {
-    PyArrayObject *runs, *wanted, *without, *queries, *norms;
+    PyArrayObject *runs, *wanted, *without, *queries, *norms, *bases;
 } Asked;
+
+/* Whether an array has a number for each query and run, if it is there. */
+static int is_by_run(PyArrayObject *array, const Asked *asked) {
+    return !array || (PyArray_DIM(array, 0) == PyArray_DIM(asked->queries, 0) &&
+                      PyArray_DIM(array, 1) == PyArray_DIM(asked->runs, 0));
+}
 
 static PyObject *search_rows(ee_scan *scan, const ee_rows *rows, const Asked *asked, Py_ssize_t k, Py_ssize_t length) {
     PyArrayObject *wanted = asked->wanted;
@@ -665,8 +671,9 @@ static PyObject *search_rows(ee_scan *scan, const ee_rows *rows, const Asked *as
         PyArray_DIM(asked->runs, 1) != 2 || (size_t)PyArray_DIM(asked->queries, 1) != rows->dimensions ||
         (size_t)PyArray_DIM(asked->norms, 0) != rows->row_count || !PyArray_ISALIGNED(asked->norms) ||
         PyArray_DIM(asked->without, 0) != shape[0] ||
-        (wanted && (PyArray_DIM(wanted, 0) != shape[0] || PyArray_DIM(wanted, 1) != PyArray_DIM(asked->runs, 0)))) {
-        PyErr_Format(PyExc_ValueError, "expected queries (q, %zd), norms (%zd,), k up to that, runs (r, 2), wanted (q, r)",
+        !is_by_run(wanted, asked) || !is_by_run(asked->bases, asked)) {
+        PyErr_Format(PyExc_ValueError,
+                     "expected queries (q, %zd), norms (%zd,), k up to that, runs (r, 2), wanted and bases (q, r)",
                      (Py_ssize_t)rows->dimensions, (Py_ssize_t)rows->row_count);
         return NULL;
     }
@@ -675,6 +682,7 @@ static PyObject *search_rows(ee_scan *scan, const ee_rows *rows, const Asked *as
     scan->runs = numbers(asked->runs);
     scan->r = (size_t)PyArray_DIM(asked->runs, 0);
     scan->wanted = wanted ? (const unsigned char *)PyArray_DATA(wanted) : NULL;
+    scan->bases = asked->bases ? floats((PyObject *)asked->bases) : NULL;
     if (!runs_there(rows, asked->runs))
         return NULL;
     found = PyArray_SimpleNew(2, shape, NPY_INT64);
@@ -692,13 +700,13 @@ static PyObject *search_rows(ee_scan *scan, const ee_rows *rows, const Asked *as
 
 static PyObject *rows_nearest(PyObject *self, PyObject *const *arguments, Py_ssize_t count) {
     const ee_rows *rows = &((const Rows *)self)->rows;
-    Asked asked = {NULL, NULL, NULL, NULL, NULL};
-    ee_scan scan = {rows, NULL, NULL, 0, NULL, 0, NULL, 0};
+    Asked asked = {NULL, NULL, NULL, NULL, NULL, NULL};
+    ee_scan scan = {rows, NULL, NULL, 0, NULL, 0, NULL, NULL, 0};
     PyObject *answer = NULL;
     Py_ssize_t k, length;
-    if (count != 9 || (arguments[7] != Py_None && Py_TYPE(arguments[7]) != rows_type)) {
+    if (count != 10 || (arguments[7] != Py_None && Py_TYPE(arguments[7]) != rows_type)) {
         PyErr_SetString(PyExc_TypeError,
-                        "expected queries, norms, k, runs, wanted, without, deadline_ns, plane and length");
+                        "expected queries, norms, k, runs, wanted, without, deadline_ns, plane, length and bases");
         return NULL;
     }
     k = PyLong_AsSsize_t(arguments[2]);
@@ -712,12 +720,14 @@ static PyObject *rows_nearest(PyObject *self, PyObject *const *arguments, Py_ssi
     if ((asked.runs = whole_numbers(arguments[3], "runs", 2)) &&
         (asked.without = whole_numbers(arguments[5], "without", 1)) &&
         (arguments[4] == Py_None || (asked.wanted = copy_of(arguments[4], "wanted", NPY_BOOL, 2))) &&
+        (arguments[9] == Py_None || (asked.bases = copy_of(arguments[9], "bases", NPY_FLOAT32, 2))) &&
         (asked.queries = vectors_of(arguments[0], "queries", 2)) &&
         (asked.norms = array_of(arguments[1], "norms", NPY_FLOAT32, 1)))
         answer = search_rows(&scan, rows, &asked, k, length);
     drop(asked.runs);
     drop(asked.without);
     drop(asked.wanted);
+    drop(asked.bases);
     drop(asked.queries);
     return answer;
 }

@@ -122,16 +122,24 @@ static inline float cosine(float product, float norm, float length) {
     return lengths > 0 ? product / lengths : 0;
 }
 
-static void offer_block(const ee_scan *scan, size_t first, size_t count, float *products, ee_best *best) {
+/* Make scores of products; base: of the run, or null. */
+static void weigh(const ee_scan *scan, const float *base, size_t first, size_t count, float length, float *products) {
     const float *norms = scan->norms + first;
-    for (size_t i = 0; i < count; i++)
-        products[i] = cosine(products[i], norms[i], best->length);
+    if (base)
+        for (size_t i = 0; i < count; i++)
+            products[i] = length > 0 ? products[i] / length + *base : 0;
+    else
+        for (size_t i = 0; i < count; i++)
+            products[i] = cosine(products[i], norms[i], length);
+}
+
+static void offer_block(size_t first, size_t count, const float *scores, ee_best *best) {
     for (size_t i = 0; i < count; i++) {
         ee_hit hit;
         /* Nearly all rows end here. */
-        if (best->has_bar && products[i] < best->bar_score)
+        if (best->has_bar && scores[i] < best->bar_score)
             continue;
-        hit = hit_of(products[i], first + i);
+        hit = hit_of(scores[i], first + i);
         if ((int64_t)(first + i) == best->without || (best->has_bar && hit > best->bar))
             continue;
         best->hits[best->count++] = hit;
@@ -158,7 +166,7 @@ static int all_answered(const ee_best *best, size_t q) {
 }
 
 int ee_nearest(const ee_kernels *kernels, const ee_scan *scan, ee_best *best) {
-    float products[BLOCK_ROWS];
+    float scores[BLOCK_ROWS];
     size_t fitting = BLOCK_BYTES / (scan->rows->row_bytes + 1), block = BLOCK_ROWS;
     size_t distance = ee_rows_ahead(scan->rows);
     int late = 0, is_whole = 1, is_over = 0;
@@ -174,7 +182,7 @@ int ee_nearest(const ee_kernels *kernels, const ee_scan *scan, ee_best *best) {
                 ahead = (size_t)scan->runs[2 * run + 2] + (ahead - stop);
             else if (count > stop - ahead && ahead < stop)
                 count = stop - ahead;
-            for (size_t i = 0; i < count; i += LINE / sizeof *scan->norms)
+            for (size_t i = 0; !scan->bases && i < count; i += LINE / sizeof *scan->norms)
                 __builtin_prefetch(scan->norms + ahead + i);
             if ((is_over = late && all_answered(best, scan->q))) {
                 is_whole = 0;
@@ -189,8 +197,9 @@ int ee_nearest(const ee_kernels *kernels, const ee_scan *scan, ee_best *best) {
                 is_whole = is_whole && looked_at == count;
                 if (!looked_at)
                     continue;
-                kernels->scores(scan->rows, &scan->queries[q], first, looked_at, ahead, products);
-                offer_block(scan, first, looked_at, products, &best[q]);
+                kernels->scores(scan->rows, &scan->queries[q], first, looked_at, ahead, scores);
+                weigh(scan, scan->bases ? &scan->bases[q * scan->r + run] : NULL, first, looked_at, best[q].length, scores);
+                offer_block(first, looked_at, scores, &best[q]);
                 late = late || is_late(scan->deadline_ns);
             }
         }
