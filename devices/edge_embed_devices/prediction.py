@@ -5,7 +5,7 @@
 * A lookup reads its index, its row and its scale at random: each read is as slow as the memory that holds the table.
   A scan reads rows in order, as fast as the kernels scan a table of that size.
 * What does not fit into the memory that a board has to spare is read from flash: a page for each read of a lookup, the
-  whole missing part for a scan.
+  missing part of what it goes through for a scan.
 * A profile without a figure is helped out by one that is like it, and ``guessed`` names it. A guess errs on the slow
   side; without figures of flash, what waits for it is not predicted.
 """
@@ -24,6 +24,8 @@ _LOOKUP, _BATCH, _BATCH_KEY, _SEARCH, _TEXT, _WORD = 5.8, 8, 0.7, 700, 125, 9.3
 _WORDS = 8
 # Random reads beyond the caches that wait for one another: of a lookup; of a key in a batch, which asks ahead.
 _READS, _BATCH_READS = 4.0, 0.6
+# Those of a row that is compared behind a plane: it is asked for before, but is many lines long.
+_COMPARED_READS = 2.0
 BATCH_KEYS = 1000
 
 # Where the profile does not say: an empty call on a machine that copies 12 GB/s (2026-11-26), slower as memory is.
@@ -99,10 +101,7 @@ def guessed(board: Board, flash: bool) -> tuple[str, ...]:
 
 def scanned_rows(model: TableModel) -> int:
     """Return how many rows a search for ten neighbours goes through, its centroids among them."""
-    if model.search is None:
-        return model.rows
-    lists = model.tensors["list_ends"].shape[0]
-    return lists + -(-model.rows * model.search.probes // lists)
+    return sum(rows for rows, _ in _scans(model))
 
 
 def lookup(model: TableModel, board: Board, missing: float = 0) -> Latency:
@@ -116,7 +115,7 @@ def batch(model: TableModel, board: Board, missing: float = 0) -> Latency:
     key_ns = (
         _BATCH_KEY * _call_ns(board)
         + _BATCH_READS * random_read_ns(board, _table_bytes(model))
-        + _row_bytes(model) / board.memory_copy_bytes_per_s * 1e9
+        + _row_bytes(model, "rows") / board.memory_copy_bytes_per_s * 1e9
     )
     warm_us = (_BATCH * _call_ns(board) + BATCH_KEYS * key_ns) / 1000
     return _with_flash(warm_us, BATCH_KEYS * _faults(model), missing, board)
@@ -131,15 +130,33 @@ def encode(model: TableModel, board: Board, missing: float = 0) -> Latency:
 
 def search(model: TableModel, board: Board, missing: float = 0) -> Latency:
     """Return the latency of a search for ten neighbours of a key."""
-    scanned = scanned_rows(model)
-    scanned_bytes = scanned * _row_bytes(model)
-    warm_us = (_SEARCH * _call_ns(board) + scanned * _scan_row_ns(model, board)) / 1000
+    scans, compared = _scans(model), _compared_rows(model)
+    scan_ns = sum(rows * _scan_row_ns(row_bytes, _table_bytes(model), board) for rows, row_bytes in scans)
+    compare_ns = compared * _COMPARED_READS * random_read_ns(board, _table_bytes(model))
+    warm_us = (_SEARCH * _call_ns(board) + scan_ns + compare_ns) / 1000
     if not missing:
         return Latency(_rounded(warm_us), _rounded(_TAIL * warm_us))
-    if board.flash_read_bytes_per_s is None:
+    if board.flash_read_bytes_per_s is None or (compared and board.flash_random_reads_per_s is None):
         return Latency(None, None)
-    cold_us = warm_us + missing * scanned_bytes / board.flash_read_bytes_per_s * 1e6
+    scan_s = sum(rows * row_bytes for rows, row_bytes in scans) / board.flash_read_bytes_per_s
+    compare_s = compared / board.flash_random_reads_per_s if board.flash_random_reads_per_s else 0.0
+    cold_us = warm_us + missing * (scan_s + compare_s) * 1e6
     return Latency(_rounded(cold_us), _rounded(_TAIL * cold_us))
+
+
+def _scans(model: TableModel) -> list[tuple[int, float]]:
+    """Return how many rows of how many bytes a search for ten neighbours goes through, of one kind after the other."""
+    if model.search is None:
+        return [(model.rows, _row_bytes(model, "rows"))]
+    lists = model.tensors["list_ends"].shape[0]
+    in_lists = -(-model.rows * model.search.probes // lists)
+    scanned = "rows" if model.search.shortlist is None else "plane"
+    return [(lists, _row_bytes(model, "centroids")), (in_lists, _row_bytes(model, scanned))]
+
+
+def _compared_rows(model: TableModel) -> int:
+    """Return how many rows a search for ten neighbours compares behind a plane."""
+    return 0 if model.search is None else 10 * (model.search.shortlist or 0)
 
 
 def random_read_ns(board: Board, size_bytes: int) -> float:
@@ -152,7 +169,7 @@ def random_read_ns(board: Board, size_bytes: int) -> float:
     return _between(points, size_bytes)
 
 
-def _scan_row_ns(model: TableModel, board: Board) -> float:
+def _scan_row_ns(row_bytes: float, table_bytes: int, board: Board) -> float:
     """Return what a row takes: something for itself, and its bytes at the speed of the memory that holds the table."""
     speeds = {
         4 * 2**20: board.scan_4_mib_bytes_per_s,
@@ -160,10 +177,10 @@ def _scan_row_ns(model: TableModel, board: Board) -> float:
         512 * 2**20: board.scan_bytes_per_s or board.memory_read_bytes_per_s or board.memory_copy_bytes_per_s,
     }
     times = {size: None if speed is None else 256 / speed * 1e9 for size, speed in speeds.items()}
-    row_256_ns = _between(times, _table_bytes(model))
+    row_256_ns = _between(times, table_bytes)
     row_ns = min(board.scan_row_ns or 0.0, row_256_ns)
     # Of codecs that are computed and not just read, this is the least that it can be.
-    return row_ns + max(0.0, _row_bytes(model) - _ROW_NUMBERS) * (row_256_ns - row_ns) / (256 - _ROW_NUMBERS)
+    return row_ns + max(0.0, row_bytes - _ROW_NUMBERS) * (row_256_ns - row_ns) / (256 - _ROW_NUMBERS)
 
 
 def _between(points: Mapping[int, float | None], size_bytes: int) -> float:
@@ -183,9 +200,9 @@ def _call_ns(board: Board) -> float:
     return _CALL_NS * max(1.0, _COPY_BYTES_PER_S / board.memory_copy_bytes_per_s)
 
 
-def _row_bytes(model: TableModel) -> float:
-    codes = model.tensors.get("rows") or model.tensors.get("codes")
-    return model.dimensions if codes is None else codes.size_bytes / max(1, model.rows)
+def _row_bytes(model: TableModel, tensor: str) -> float:
+    found = model.tensors[tensor]
+    return found.size_bytes / max(1, found.shape[0])
 
 
 def _table_bytes(model: TableModel) -> int:

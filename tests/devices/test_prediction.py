@@ -9,8 +9,9 @@ import pytest
 
 from edge_embed_bundle.bundle import Bundle
 from edge_embed_bundle.manifest import Manifest
-from edge_embed_devices.prediction import guessed, predict, random_read_ns, scanned_rows
+from edge_embed_devices.prediction import guessed, predict, random_read_ns, scanned_rows, search
 from edge_embed_devices.profiles import Board, board_named
+from tests.making import make_bundle, rows_in_topics
 
 
 @pytest.fixture(name="manifest")
@@ -113,3 +114,20 @@ def test_a_published_profile_is_helped_out_and_says_with_what(manifest: Manifest
 
 def test_a_search_scans_all_rows_where_there_are_no_lists(manifest: Manifest) -> None:
     assert scanned_rows(manifest.tables[0]) == manifest.tables[0].rows
+
+
+def test_a_search_behind_a_plane_reads_the_plane_and_waits_for_the_rows_that_it_compares(tmp_path: Path) -> None:
+    make_bundle(tmp_path / "bundle", source=rows_in_topics(600, 9), graphs=(), clustered=True, plane=True)
+    with Bundle.open(tmp_path / "bundle") as opened:
+        table = opened.manifest.tables[0]
+    assert table.search is not None and table.search.shortlist is not None
+    assert scanned_rows(table) < table.rows + table.tensors["list_ends"].shape[0]
+
+    def cold_us(reads_per_s: float) -> float:
+        found = search(table, replace(BOARD, flash_random_reads_per_s=reads_per_s), missing=1.0).p50_us
+        assert found is not None
+        return found
+
+    compared = 10 * table.search.shortlist
+    assert cold_us(100) - cold_us(200) == pytest.approx(compared * (1 / 100 - 1 / 200) * 1e6, rel=0.01)
+    assert search(table, replace(BOARD, flash_random_reads_per_s=None), missing=1.0).p50_us is None
