@@ -272,10 +272,10 @@ def open_graph_encoder(
     if model.text is None:
         return GraphImageEncoder(model, forward)
     recipe = model.text
-    tokenizer = HuggingFaceTokenizer(
-        bytes(bundle.map(recipe.tokenizer_blob)),
+    tokenizer = HuggingFaceTokenizer.shared(
+        bundle,
+        recipe.tokenizer_blob,
         recipe.max_tokens if recipe.too_long == "truncate" else None,
-        f"{bundle.folder}/{recipe.tokenizer_blob}",
         max_letters=recipe.max_letters,
         special_tokens=recipe.special_tokens,
         for_graph=True,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,6 +100,22 @@ class HuggingFaceTokenizer:
         self._before, self._behind = self._template() if self._words is not None and special_tokens else ([], [])
         self._room = sys.maxsize if max_tokens is None else max_tokens - len(self._before) - len(self._behind)
 
+    @classmethod
+    def shared(cls, bundle: Bundle, blob: str, max_tokens: int | None, **recipe: Any) -> HuggingFaceTokenizer:
+        """Return the tokenizer of a bundle; one that is in use, where it was made of the same file in the same way.
+
+        Two generations of a store have one file for what did not change. Reading a definition takes a tenth of a
+        second, for which the first answer of a new generation would wait.
+        """
+        # Time and size, too: a runtime that was closed during a call may let a number go before the tokenizer.
+        file = os.fstat(bundle.descriptor(blob))
+        made_of = (file.st_dev, file.st_ino, file.st_mtime_ns, file.st_size, max_tokens, *sorted(recipe.items()))
+        found = _IN_USE.get(made_of)
+        if found is None:
+            found = cls(bytes(bundle.map(blob)), max_tokens, f"{bundle.folder}/{blob}", **recipe)
+            _IN_USE[made_of] = found
+        return found
+
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
         """See :meth:`Tokenizer.ids`."""
         found = self._found([text[: self._max_letters] for text in texts])
@@ -153,6 +171,9 @@ class HuggingFaceTokenizer:
             raise
         except BaseException as error:
             raise BundleError(f"{self._source}: expected {expected}, found: {error}") from error
+
+
+_IN_USE: weakref.WeakValueDictionary[tuple[object, ...], HuggingFaceTokenizer] = weakref.WeakValueDictionary()
 
 
 class WhitespaceTokenizer:
@@ -253,11 +274,10 @@ def _runs(counts: Sequence[int]) -> Iterator[slice]:
 def _tokenizer(bundle: Bundle, recipe: TextRecipe, table: Table) -> Tokenizer:
     if recipe.tokenizer_blob is None:
         return WhitespaceTokenizer(table, recipe.max_tokens)
-    definition = bytes(bundle.map(recipe.tokenizer_blob))
-    return HuggingFaceTokenizer(
-        definition,
+    return HuggingFaceTokenizer.shared(
+        bundle,
+        recipe.tokenizer_blob,
         recipe.max_tokens,
-        f"{bundle.folder}/{recipe.tokenizer_blob}",
         max_letters=recipe.max_letters,
         skipped=recipe.skipped_token,
     )
