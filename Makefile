@@ -59,6 +59,7 @@ bench: $(BENCH_ENV)/ready
 	$(BENCH_ENV)/bin/python benchmarks/scan.py --write
 	$(BENCH_ENV)/bin/python benchmarks/search.py --write
 	$(BENCH_ENV)/bin/python benchmarks/flash.py --write
+	$(BENCH_ENV)/bin/python benchmarks/swapping.py --write
 	$(BENCH_ENV)/bin/python benchmarks/encode.py --write
 
 clean:
