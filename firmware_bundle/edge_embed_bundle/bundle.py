@@ -148,7 +148,10 @@ def _read_manifest(folder: str, opened: int) -> bytes:
             raise ManifestError(
                 f"{folder}/{MANIFEST_NAME}: expected at most {MANIFEST_CEILING_BYTES} bytes, found {size}"
             )
-        data = file.read(MANIFEST_CEILING_BYTES + 1)
+        try:
+            data = file.read(MANIFEST_CEILING_BYTES + 1)
+        except OSError as error:
+            raise ManifestError(f"{folder}/{MANIFEST_NAME}: expected {size} bytes to read, found: {error}") from error
     if len(data) != size:
         raise TruncatedError(f"{folder}/{MANIFEST_NAME}: expected {size} bytes, found {len(data)}")
     return data

@@ -210,15 +210,22 @@ def _is_file_of(node: tuple[int, int], path: str) -> bool:
 
 @contextlib.contextmanager
 def _opened(path: Path | str) -> Iterator[int | None]:
-    """Open a slot for reading; what is no plain file (a pipe would make its reader wait) is as good as none."""
+    """Open a slot for reading; what is no plain file (a pipe would make its reader wait) is as good as none.
+
+    Raises:
+        StateError: it is there and cannot be read. It may hold the record in force, so it does not count as none.
+    """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ELOOP, errno.ENXIO):
+                raise
+            yield None
+            return
+        try:
+            yield descriptor if stat.S_ISREG(os.fstat(descriptor).st_mode) else None
+        finally:
+            os.close(descriptor)
     except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ELOOP, errno.ENXIO):
-            raise
-        yield None
-        return
-    try:
-        yield descriptor if stat.S_ISREG(os.fstat(descriptor).st_mode) else None
-    finally:
-        os.close(descriptor)
+        raise StateError(f"{path}: expected {SLOT_BYTES} bytes to read, found: {error}") from error
