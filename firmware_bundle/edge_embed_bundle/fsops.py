@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
-from edge_embed_bundle.errors import BusyError
+from edge_embed_bundle.errors import BusyError, StoreError
 
 
 class WritableFile(Protocol):
@@ -169,16 +169,18 @@ def held_lock(path: Path, busy: str) -> Iterator[None]:
 
     Raises:
         BusyError: another process holds it; ``busy`` says so.
+        StoreError: there can be no lock here.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
-    try:
+    with contextlib.ExitStack() as stack:
         try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+            stack.callback(os.close, descriptor)
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise BusyError(busy) from error
+        except OSError as error:
+            raise StoreError(f"{path}: expected a lock to hold, found: {error}") from error
         yield
-    finally:
-        os.close(descriptor)
 
 
 def replace_file(fs: FsOps, path: Path, data: bytes) -> None:
