@@ -54,6 +54,7 @@ _GENERATIONS = 3
 _REST_SECONDS = 0.001
 _PAUSE_SECONDS = 0.1
 _AFTER_SECONDS = 0.02
+_SETTLING_SECONDS = 0.2
 _BATCH_TEXTS = 8
 #: As the service unit of an update has it.
 _NICE = 10
@@ -73,10 +74,9 @@ class Level:
     def now(cls) -> Level:
         """Return the level of this process."""
         gc.collect()
-        maps = Path("/proc/self/maps").read_text().splitlines()
-        # Each thread's heap may be cut into more pieces or fewer; files are mapped, or not.
-        files = [line for line in maps if "/" in line]
-        return cls(memory.current().private_bytes, len(files), len(list(Path("/proc/self/fd").iterdir())))
+        # Device, inode and name: advice cuts the map of one file into pieces.
+        maps = {tuple(line.split()[3:]) for line in Path("/proc/self/maps").read_text().splitlines() if "/" in line}
+        return cls(memory.current().private_bytes, len(maps), len(list(Path("/proc/self/fd").iterdir())))
 
 
 @dataclass(frozen=True)
@@ -243,10 +243,10 @@ def swapped(place: Path, bundles: Sequence[Path], swaps: int, *, pause_seconds: 
         os.nice(nice)
         for number in range(_WARM_UP_SWAPS):
             swap(number)
-        time.sleep(_AFTER_SECONDS)
+        time.sleep(_SETTLING_SECONDS)
         before = [process.level() for process in processes]
         windows = [swap(_WARM_UP_SWAPS + number) for number in range(swaps)]
-        time.sleep(_AFTER_SECONDS)
+        time.sleep(_SETTLING_SECONDS)
         asked = tuple(process.finish(level) for process, level in zip(processes, before, strict=True))
         return Swapped(asked, np.array(windows, np.int64))
     finally:
@@ -332,7 +332,7 @@ def report(found: Swapped) -> tuple[str, bool]:
     ]
     lines += [
         "",
-        "| process | private before | after | maps of files | open files | at most as before |",
+        "| process | private before | after | mapped files | open files | at most as before |",
         "|---|---:|---:|---:|---:|---|",
     ]
     for threads, each in zip(ASKERS, found.asked, strict=True):
