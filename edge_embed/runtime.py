@@ -6,6 +6,8 @@
   which costs no system call, and moves to a newly confirmed generation as a whole.
 * A new generation that this process cannot open (its memory budget, say) leaves the old one serving;
   ``Runtime.problem`` tells why.
+* Where a trial lacks memory and its installer was told to ask for it, the runtime lets go of its generation between two
+  calls, and the next ones wait until the trial is over, or the process that tries is gone (``edge_embed_bundle.room``).
 * A runtime may be shared by threads.
 """
 
@@ -34,6 +36,7 @@ from edge_embed_bundle.bundle import Bundle
 from edge_embed_bundle.errors import BundleError, DigestError, EmptyStoreError
 from edge_embed_bundle.manifest import BAG_MODES, MANIFEST_NAME, OPERATIONS, BagRecipe, Manifest, Model
 from edge_embed_bundle.slots import SlotWatch, generation_folder, is_store
+from edge_embed_bundle.state import State
 from edge_embed_bundle.values import Space
 
 if TYPE_CHECKING:
@@ -57,6 +60,10 @@ _MOST_THREADS = 1024
 
 #: How long a move to a new generation that failed is not tried again.
 _RETRY_SECONDS = 1.0
+
+#: Three probes that hang, and some time beside: nobody waits longer for a trial.
+_LONGEST_TRIAL_SECONDS = 600.0
+_PAUSE_SECONDS = 0.02
 
 
 class _NoShortcut:
@@ -97,6 +104,8 @@ class Runtime:
         #: Held while what serves is put in or taken out, never while anything is opened.
         self._placing = threading.RLock()
         self._is_closed = False
+        #: The generation that was let go for a trial.
+        self._left = ""
         self._watch: SlotWatch | None = None
         self._serving: Serving | None = None
         self._shortcut: kernels.Shortcut | _NoShortcut = _NoShortcut()
@@ -514,8 +523,12 @@ class Runtime:
         """Return the generation to answer from, after moving to a newly confirmed one."""
         watch = self._watch
         # One thread moves; the others answer from the old generation, which is whole.
-        is_news = watch is not None and (watch.changed() or (self.problem is not None and self._retries()))
-        if is_news and self._moving.acquire(blocking=False):
+        has_let_go = self._serving is None
+        is_news = watch is not None and (
+            watch.changed() or has_let_go or (self.problem is not None and self._retries())
+        )
+        # Where there is nothing to answer from, the others wait for the one that moves.
+        if is_news and self._moving.acquire(blocking=has_let_go):
             try:
                 self._move()
             finally:
@@ -526,17 +539,22 @@ class Runtime:
         return time.monotonic() >= self._retry_at
 
     def _move(self) -> None:
-        old, watch = _given(self._serving), _given(self._watch)
+        watch = _given(self._watch)
         try:
-            new = self._open_active(but_not=old.bundle.id)
+            self._make_room(watch.read())
+            old = self._serving
+            new = self._open_active(but_not="" if old is None else old.bundle.id)
             if new is not None:
-                new.warm_up_like(old)
-                old.unpin()
+                if old is not None:
+                    new.warm_up_like(old)
+                    old.unpin()
                 self._serve(new)
-            else:
+            elif old is not None:
                 self._place(old)
             self.problem = None
         except (EdgeEmbedError, OSError, MemoryError) as error:
+            if self._serving is None:
+                self._serve(self._open_again(error))
             # Out of memory or descriptors may pass: look again, though not at every call.
             self._shortcut = _NoShortcut()
             self.problem = str(error) or type(error).__name__
@@ -545,6 +563,36 @@ class Runtime:
             # Ctrl-C in the middle: what was read is news again.
             watch.forget()
             raise
+
+    def _make_room(self, state: State) -> None:
+        """Let go of what serves while a trial that somebody makes lacks memory, and wait for its end."""
+        serving = self._serving
+        if not state.needs_bytes or state.trial is None or serving is None:
+            return
+        # Imported here, and the collector too: hardly anybody who serves ever needs them.
+        import gc
+
+        from edge_embed_bundle.room import is_held
+
+        folder, end = generation_folder(self._folder, state.trial), time.monotonic() + _LONGEST_TRIAL_SECONDS
+        if not is_held(folder):
+            return
+        with self._placing:
+            self._serving, self._shortcut = None, _NoShortcut()
+        serving.unpin()
+        self._left = serving.bundle.id
+        # Calls that still run hold it to their end; then its maps and its engine go.
+        del serving
+        gc.collect()
+        while is_held(folder) and not self._is_closed and time.monotonic() < end:
+            time.sleep(_PAUSE_SECONDS)
+
+    def _open_again(self, error: Exception) -> Serving:
+        """Return the generation that was let go for the trial of what cannot be opened here, as ``error`` says."""
+        try:
+            return self._open(generation_folder(self._folder, self._left), expected=self._left)
+        except (EdgeEmbedError, OSError, MemoryError):
+            raise error from None
 
     def _serve(self, serving: Serving) -> None:
         if self._budget_bytes is not None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from edge_embed.commands import Command, printable
 from edge_embed.errors import RequestError
@@ -20,11 +22,14 @@ from edge_embed_bundle.updating.records import Records, format_time
 
 _SHOWN_FRAMES = 8
 
+DRAIN_HELP = "where the trial lacks memory beside what serves, let that one's calls wait for the trial's end"
+
 
 def _configure_install(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", type=Path)
     parser.add_argument("--store", metavar="STORE", type=Path, required=True, help="the board's store; made if absent")
     parser.add_argument("--retry", action="store_true", help="try a bundle again that this board refused")
+    parser.add_argument("--drain", action="store_true", help=DRAIN_HELP)
 
 
 def _install(arguments: argparse.Namespace) -> int:
@@ -34,7 +39,7 @@ def _install(arguments: argparse.Namespace) -> int:
     progress = Progress(shown=False) if arguments.json else Progress()
     # The source is read, missing blobs are copied, and what stands in the store is read again.
     with progress.task(f"installing {manifest.name} {manifest.version}", 3 * manifest.size_bytes) as advance:
-        verdict = store.install(arguments.bundle, probe, retry=arguments.retry, progress=advance)
+        verdict = store.install(arguments.bundle, probe, retry=arguments.retry, drain=arguments.drain, progress=advance)
     if arguments.json:
         print(
             json.dumps(
@@ -50,10 +55,17 @@ def _install(arguments: argparse.Namespace) -> int:
         )
     else:
         print(f"{manifest.name} {manifest.version} ({identity[:12]}) {verdict.reason or 'probed, confirmed, serves'}")
+        if "memory" in verdict.report:
+            print(trial_said(verdict.report))
         # Two operations may lack the same package.
         for reason in dict.fromkeys(verdict.report.get("skipped", {}).values()):
             print(f"not probed: {reason}")
     return 0
+
+
+def trial_said(report: Mapping[str, Any]) -> str:
+    """Return what the process that tried a bundle took."""
+    return f"its trial took {format_size(report['memory']['private_bytes'])} of private memory"
 
 
 def _configure_store(parser: argparse.ArgumentParser) -> None:

@@ -14,6 +14,7 @@ one is on trial:
  * A try is spent, and durable, *before* the trial is loaded: whatever kills the board counts as a failed try.
  * The trial never serves before it is confirmed; the active one goes on.
  * A refused generation is not tried again unless its operator says so.
+ * A trial that does not fit beside what serves may say so: until it ends, who serves lets go of the active generation.
 """
 
 from __future__ import annotations
@@ -38,13 +39,15 @@ class State:
     trial: str | None = None
     tries_left: int = 0
     refused: tuple[str, ...] = ()
+    #: Memory that the trial needs and that was not free: who serves lets go until it ends. 0: the trial fits beside.
+    needs_bytes: int = 0
 
-    def begin_trial(self, generation: str) -> State:
+    def begin_trial(self, generation: str, *, needs_bytes: int = 0) -> State:
         """Put a generation on trial. A refused one is forgiven: who calls has decided to try it again."""
         if self.trial is not None:
             raise StateError(f"expected no generation on trial, found {self.trial[:12]}")
         refused = tuple(other for other in self.refused if other != generation)
-        return self._next(trial=generation, tries_left=TRIES, refused=refused)
+        return self._next(trial=generation, tries_left=TRIES, refused=refused, needs_bytes=needs_bytes)
 
     def spend_try(self) -> State:
         """Take one try; to be durable before the trial is loaded."""
@@ -57,13 +60,13 @@ class State:
         if self.trial is None:
             raise StateError("expected a generation on trial, found none")
         previous = self.previous if self.trial == self.active else self.active
-        return self._next(active=self.trial, previous=previous, trial=None, tries_left=0)
+        return self._next(active=self.trial, previous=previous, trial=None, tries_left=0, needs_bytes=0)
 
     def refuse(self) -> State:
         """End the trial with a no and remember it."""
         if self.trial is None:
             raise StateError("expected a generation on trial, found none")
-        return self._next(trial=None, tries_left=0, refused=self._refused_with(self.trial))
+        return self._next(trial=None, tries_left=0, refused=self._refused_with(self.trial), needs_bytes=0)
 
     def roll_back(self) -> State:
         """Let the previous generation serve; the one that was left is refused, and kept as the previous one."""

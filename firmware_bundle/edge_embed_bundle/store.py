@@ -28,6 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from edge_embed_bundle import room
 from edge_embed_bundle.bundle import Bundle, Progress, chunks_of
 from edge_embed_bundle.errors import (
     BundleError,
@@ -111,9 +112,26 @@ class Status:
 class Store:
     """The bundles of one board."""
 
-    def __init__(self, path: Path | str, *, fs: FsOps | None = None) -> None:
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        fs: FsOps | None = None,
+        free_memory: Callable[[], int | None] = room.free_memory_bytes,
+        patience_seconds: float = room.PATIENCE_SECONDS,
+    ) -> None:
+        """Name a store.
+
+        Args:
+            path: its folder; the first installation makes it.
+            fs: writes to the flash.
+            free_memory: tells how many bytes are free, or None.
+            patience_seconds: how long a trial may wait for memory.
+        """
         self.path = Path(path)
         self._fs: FsOps = OsFs() if fs is None else fs
+        self._free_memory = free_memory
+        self._patience_seconds = patience_seconds
         self._slots = Slots(self.path)
 
     def state(self) -> State:
@@ -174,6 +192,7 @@ class Store:
         *,
         retry: bool = False,
         adopt: bool = False,
+        drain: bool = False,
         progress: Progress | None = None,
     ) -> Verdict:
         """Bring a bundle into the store, try it on this board, and let it serve if it passes.
@@ -184,6 +203,7 @@ class Store:
             retry: try a bundle that this board refused before.
             adopt: the source lies in the store's own folder and is nobody else's: its files, which are sealed and
                 durable, become the store's by a second name, and are not copied.
+            drain: where there is no memory for the trial beside what serves, let those who serve wait for its end.
             progress: told the bytes copied and verified.
 
         Returns:
@@ -213,7 +233,7 @@ class Store:
                 self._verify(bundle.id, progress)
             if bundle.id == state.active:
                 return Verdict(True, "serves already" if whole else "served already, damaged; repaired")
-            self._change(self.state().begin_trial(bundle.id))
+            self._change(self.state().begin_trial(bundle.id, needs_bytes=self._lacking(bundle) if drain else 0))
             verdict = self._try(probe)
             if not verdict.passed:
                 raise RefusedError(f"{source}: {verdict.reason}; what served before serves on")
@@ -458,14 +478,22 @@ class Store:
 
     def _try(self, probe: Probe) -> Verdict:
         """Probe the trial until it passes, is refused or has no tries left."""
+        state = self.state()
+        if state.trial is None or not state.needs_bytes:
+            return self._try_beside(probe)
+        with room.held(self.generation(state.trial)):
+            return self._try_beside(probe)
+
+    def _try_beside(self, probe: Probe) -> Verdict:
         verdict = Verdict(False, "no tries left after crashes", crashed=True)
         while True:
             state = self.state()
             if state.trial is None or state.tries_left == 0:
                 self._change(state.refuse())
                 return verdict
+            # Who serves sees it; where the trial is to be alone, that is the sign to let go.
             self._change(state.spend_try())
-            verdict = probe(self.generation(state.trial))
+            verdict = self._crowded(state) or probe(self.generation(state.trial))
             if verdict.passed:
                 self._change(self.state().confirm())
                 self._collect_garbage()
@@ -473,6 +501,22 @@ class Store:
             if not verdict.crashed:
                 self._change(self.state().refuse())
                 return verdict
+
+    def _lacking(self, bundle: Bundle) -> int:
+        """Return what the trial of a bundle needs of memory if so much is not free, else 0."""
+        needed_bytes = bundle.manifest.requirements.memory_private_bytes + room.PROCESS_BYTES
+        free_bytes = self._free_memory()
+        return 0 if free_bytes is None or needed_bytes <= free_bytes else needed_bytes
+
+    def _crowded(self, state: State) -> Verdict | None:
+        """Wait for the memory that the trial needs; return a no if it does not come."""
+        if room.is_there(state.needs_bytes, self._free_memory, self._patience_seconds):
+            return None
+        return Verdict(
+            False,
+            f"expected {state.needs_bytes} bytes of free memory for its trial, found {self._free_memory()} after those "
+            "who serve were asked to let go",
+        )
 
     def _collect_garbage(self) -> None:
         """Remove what no slot names: generations first, then the blobs that only they used."""

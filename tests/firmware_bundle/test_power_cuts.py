@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,11 +51,13 @@ def _id(bundle: Path) -> str:
         return opened.id
 
 
-def _recorded(store: Path, before: Path, allowed: Sequence[Path], act: Callable[[Store], object]) -> Flow:
+def _recorded(
+    store: Path, before: Path, allowed: Sequence[Path], act: Callable[[Store], object], **options: Any
+) -> Flow:
     """Run ``act`` on a store and return the flow; ``before`` gets a copy of the folder around it as it was."""
     shutil.copytree(store.parent, before)
     fs = RecordingFs(store.parent)
-    act(Store(store, fs=fs))
+    act(Store(store, fs=fs, **options))
     final = Store(store).active().name
     return Flow(before, tuple(fs.log), frozenset(map(_id, allowed)), final)
 
@@ -86,6 +89,17 @@ def _install_after_a_crash(place: Path, bundles: tuple[Path, Path, Path]) -> Flo
     return _recorded(store, place / "before", bundles[:2], lambda store: store.install(bundles[1], probe))
 
 
+def _install_without_memory(place: Path, bundles: tuple[Path, Path, Path]) -> Flow:
+    store = _installed(place / "board" / "store", bundles[0])
+    # None for the trial beside what serves, enough once that let go.
+    frees = iter((0, 2**40))
+
+    def act(store: Store) -> None:
+        store.install(bundles[1], FakeProbe(), drain=True)
+
+    return _recorded(store, place / "before", bundles[:2], act, free_memory=frees.__next__)
+
+
 def _install_with_a_lost_slot(place: Path, bundles: tuple[Path, Path, Path]) -> Flow:
     store = _installed(place / "board" / "store", bundles[0])
     state = Store(store).state()
@@ -114,6 +128,7 @@ FLOWS = (
     _second_install,
     _third_install,
     _install_after_a_crash,
+    _install_without_memory,
     _install_with_a_lost_slot,
     _refused_install,
     _rollback,

@@ -37,6 +37,7 @@ STATES = st.builds(
     trial=st.none() | NAMES,
     tries_left=st.integers(0, TRIES),
     refused=st.lists(NAMES, max_size=REFUSED_CEILING).map(tuple),
+    needs_bytes=st.integers(0, 2**64 - 1),
 )
 A, B = "a" * 64, "b" * 64
 # Behind the magic, the sequence, three identities and the tries.

@@ -28,6 +28,12 @@ def test_a_trial_begins_with_all_its_tries_and_leaves_what_serves(state: State) 
     assert (after.active, after.previous) == (state.active, state.previous)
 
 
+def test_what_a_trial_lacks_of_memory_is_known_until_it_ends() -> None:
+    trying = SERVING.begin_trial(C, needs_bytes=5)
+    assert [state.needs_bytes for state in (trying, trying.spend_try())] == [5, 5]
+    assert [state.needs_bytes for state in (trying.confirm(), trying.refuse())] == [0, 0]
+
+
 def test_there_is_one_trial_at_a_time() -> None:
     with pytest.raises(StateError, match=f"expected no generation on trial, found {C[:12]}"):
         TRYING.begin_trial(B)
