@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge_embed.commands import Command
+from edge_embed.commands.stores import DRAIN_HELP, trial_said
 from edge_embed.errors import MissingExtraError, RequestError
 from edge_embed.probing import probe
 from edge_embed.progress import Progress
@@ -47,6 +48,7 @@ def _configure_update(parser: argparse.ArgumentParser) -> None:
         help="vectors that cannot be compared with those of now (refuse)",
     )
     parser.add_argument("--retry", action="store_true", help="try releases again that this board refused")
+    parser.add_argument("--drain", action="store_true", help=DRAIN_HELP)
 
 
 def _update(arguments: argparse.Namespace) -> int:
@@ -66,6 +68,7 @@ def _update(arguments: argparse.Namespace) -> int:
         arguments.new_space,
         arguments.retry,
         _root(arguments.root),
+        arguments.drain,
     )
     shown = Progress(shown=False) if arguments.json else Progress()
 
@@ -100,6 +103,8 @@ def _print(outcome: Outcome, *, as_json: bool) -> None:
         )
         return
     print(outcome.said)
+    if "memory" in outcome.verdict.report:
+        print(trial_said(outcome.verdict.report))
     for reason in outcome.plan.passed_over:
         print(f"passed over: {reason}")
     for reason in dict.fromkeys(outcome.verdict.report.get("skipped", {}).values()):

@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 
 from edge_embed_bundle.errors import ManifestError
+from edge_embed_bundle.room import PROCESS_BYTES
 from edge_embed_bundle.updating.planning import ALLOW, FULL, NOTHING_NEW, Device, plan
 from edge_embed_bundle.updating.releases import FRAME_BYTES, Channel, File, Release, changed_spaces
 
@@ -66,8 +67,8 @@ def test_what_serves_already_is_not_fetched() -> None:
         ({"percent": 0}, DEVICE, "rolled out to 0 percent"),
         (
             {"memory_private_bytes": 5000},
-            replace(DEVICE, free_memory_bytes=4999),
-            "needs 5000 bytes of memory for its trial, and fewer are free",
+            replace(DEVICE, free_memory_bytes=PROCESS_BYTES + 4999),
+            f"needs {PROCESS_BYTES + 5000} bytes of memory for its trial, and fewer are free",
         ),
         ({"halted": True}, DEVICE, "halted"),
         ({}, replace(DEVICE, refused=(NEW.id,)), "refused by this board before"),
@@ -88,10 +89,17 @@ def test_a_release_that_is_not_meant_for_a_device_is_passed_over_and_the_older_o
     assert reason in said
 
 
-@pytest.mark.parametrize("free", [5000, None])
-def test_a_release_that_fits_or_of_which_nobody_knows_is_taken(free: int | None) -> None:
+@pytest.mark.parametrize(
+    "device",
+    [
+        replace(DEVICE, free_memory_bytes=PROCESS_BYTES + 5000),
+        replace(DEVICE, free_memory_bytes=None),
+        replace(DEVICE, free_memory_bytes=0, drains=True),
+    ],
+)
+def test_a_release_that_fits_or_gets_room_or_of_which_nobody_knows_is_taken(device: Device) -> None:
     large = NEW._replace(memory_private_bytes=5000)
-    assert plan(Channel("stable", (large, OLD)), replace(DEVICE, free_memory_bytes=free)).release == large
+    assert plan(Channel("stable", (large, OLD)), device).release == large
 
 
 def test_a_board_that_has_a_release_keeps_it_when_its_share_shrinks_to_nothing() -> None:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from edge_embed_bundle.manifest import FEATURES
+from edge_embed_bundle.room import PROCESS_BYTES
 from edge_embed_bundle.updating.releases import Channel, File, Release, changed_spaces
 
 NOTHING_NEW = "nothing"
@@ -37,6 +38,8 @@ class Device:
     features: frozenset[str] = FEATURES
     #: Memory that is free now; None where the system does not tell.
     free_memory_bytes: int | None = None
+    #: Whether those who serve let go where a trial lacks memory.
+    drains: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,9 +81,10 @@ def why_not(release: Release, device: Device) -> str:
         return f"needs edge-embed {release.minimum_runtime}, and this is {device.runtime}"
     if unknown:
         return f"needs a reader that knows {', '.join(unknown)}"
-    if device.free_memory_bytes is not None and release.memory_private_bytes > device.free_memory_bytes:
+    needed_bytes = release.memory_private_bytes and release.memory_private_bytes + PROCESS_BYTES
+    if device.free_memory_bytes is not None and needed_bytes > device.free_memory_bytes and not device.drains:
         # Not how many: a reason that changes from poll to poll would be written to the flash each time.
-        return f"needs {release.memory_private_bytes} bytes of memory for its trial, and fewer are free"
+        return f"needs {needed_bytes} bytes of memory for its trial, and fewer are free; --drain makes room for it"
     if not release.takes(device.id):
         return f"rolled out to {release.percent} percent, and this device is not among them"
     if release.id in device.refused:

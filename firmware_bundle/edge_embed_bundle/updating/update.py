@@ -39,6 +39,7 @@ from edge_embed_bundle.errors import (
 )
 from edge_embed_bundle.fsops import FsOps, OsFs, held_lock, remove_tree
 from edge_embed_bundle.manifest import MANIFEST_NAME, Manifest
+from edge_embed_bundle.room import free_memory_bytes
 from edge_embed_bundle.store import RESERVE_BYTES, Probe, Store, Verdict, is_whole
 from edge_embed_bundle.updating import trust
 from edge_embed_bundle.updating.fetching import fetch, partial_path, reserve
@@ -66,6 +67,8 @@ class Request:
     retry: bool = False
     #: The root that is trusted where the store trusts none yet.
     root: bytes | None = None
+    #: Whether those who serve let go where a trial lacks memory.
+    drain: bool = False
 
 
 @dataclass(frozen=True)
@@ -152,7 +155,7 @@ class Updater:
         folder = self._incoming(release)
         fetched = self._fetch_all(release, planned.files, folder, progress(planned))
         try:
-            verdict = self._store.install(folder, self._probe, retry=request.retry, adopt=True)
+            verdict = self._store.install(folder, self._probe, retry=request.retry, adopt=True, drain=request.drain)
         except BundleError:
             # Whole when it was fetched, and not any more: this flash is not to be trusted with it.
             self._drop_incoming(None)
@@ -201,7 +204,8 @@ class Updater:
             spaces,
             () if request.retry else state.refused,
             request.new_space,
-            free_memory_bytes=_free_memory_bytes(),
+            free_memory_bytes=free_memory_bytes(),
+            drains=request.drain,
         )
 
     def _incoming(self, release: Release) -> Path:
@@ -284,12 +288,3 @@ def _check_manifest(path: Path, release: Release) -> None:
 
 def _reason(error: RefusedError, folder: Path) -> str:
     return str(error).removeprefix(f"{folder}: ")
-
-
-def _free_memory_bytes() -> int | None:
-    """Return the memory that a new process can have without anybody's loss, as Linux estimates it."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return None
