@@ -153,7 +153,7 @@ class Searcher:
     def _wanted(self, likeliest: NDArray[np.int64], cosines: NDArray[np.float32]) -> Wanted:
         """Return what is scanned of lists ``(q, p)`` whose centroids have those cosines with the queries."""
         if len(likeliest) == 1:
-            return Wanted(self._lists.take(likeliest[0], axis=0), None, cosines)
+            return Wanted(self._lists[likeliest[0]], None, cosines)
         # What is somebody's first comes before what is everybody's second.
         by_rank = likeliest.T.reshape(-1)
         lists, first_places = np.unique(by_rank, return_index=True)
