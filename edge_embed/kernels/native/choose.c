@@ -10,8 +10,8 @@
 /* Of one architecture. */
 #define MOST_VARIANTS 3
 
-/* The kernel's word counts on ARM: asking for what is not
- * there ends in an illegal instruction (arch/arm64/include/uapi/asm/hwcap.h, arch/arm's). */
+/* The kernel's word counts on ARM: asking for what is not there ends in an illegal instruction
+ * (arch/arm64/include/uapi/asm/hwcap.h, arch/arm's). */
 const ee_kernels *const *ee_variants(void) {
     static const ee_kernels *known[MOST_VARIANTS + 1];
     size_t count = 0;

@@ -44,11 +44,16 @@ float ee_score_of(ee_hit hit) {
     return score;
 }
 
-/* Put what is smaller than one of them in front of it, and the rest behind; return where it is then. It is the middle
- * one of three, so that hits that come in order cost no more than others. */
+/* Return the place of the middle one of three. */
+static inline size_t middle_of(const ee_hit *hits, size_t a, size_t b, size_t c) {
+    size_t low = hits[a] < hits[b] ? a : b, high = hits[a] < hits[b] ? b : a;
+    return hits[c] < hits[low] ? low : hits[c] < hits[high] ? c : high;
+}
+
+/* Put what is smaller than one of them in front of it, and the rest behind; return where it is then. It is one of three
+ * from within, so that hits that come in order, or up and down again, cost no more than others. */
 static size_t parted(ee_hit *hits, size_t count) {
-    size_t middle = count / 2, last = count - 1, least = hits[0] < hits[middle] ? 0 : middle, most = middle - least;
-    size_t chosen = hits[last] < hits[least] ? least : hits[last] < hits[most] ? last : most, after = 0;
+    size_t last = count - 1, chosen = middle_of(hits, count / 4, count / 2, count - 1 - count / 4), after = 0;
     ee_hit pivot = hits[chosen];
     hits[chosen] = hits[last];
     for (size_t i = 0; i < last; i++) {
