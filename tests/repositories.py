@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -46,11 +46,21 @@ class Publisher:
         at: datetime | None = None,
         days: int = 7,
         check: Callable[[Path], None] = lambda bundle: None,
+        delta_from: Sequence[Path] = (),
+        tell: Callable[[str], None] = lambda said: None,
     ) -> Release:
         """Publish a bundle, its space being another one than that of the one before; nobody runs it before."""
         repository = Repository(self.site, Keys([self.keys]), check=check)
         roll_out = RollOut(new_space="random vectors of another seed") if roll_out is None else roll_out
-        return repository.publish(bundle, roll_out, at or now(), snapshot_days=days, timestamp_days=days)
+        return repository.publish(
+            bundle,
+            roll_out,
+            at or now(),
+            delta_from=delta_from,
+            tell=tell,
+            snapshot_days=days,
+            timestamp_days=days,
+        )
 
     def sign(self, *, at: datetime | None = None, days: int = 7) -> None:
         """Sign what there is anew."""

@@ -19,11 +19,14 @@ from tuf.api.metadata import Metadata, Root, Snapshot, Targets, Timestamp
 
 from edge_embed.commands import main
 from edge_embed_bundle.bundle import Bundle
+from edge_embed_bundle.errors import DigestError
 from edge_embed_bundle.manifest import Manifest
 from edge_embed_bundle.updating.releases import FRAME_BYTES, Channel, channel_path
 from edge_embed_export.publishing.gates import GateError, check_budgets, check_bundle
 from edge_embed_export.publishing.repository import Repository, RollOut, kept
 from edge_embed_export.publishing.signing import Keys, SigningError, newest_root
+from tests import deltas
+from tests.making import make_bundle, make_unmeasured_bundle, rows_in_topics, small_source
 from tests.repositories import A_DAY, Publisher, now
 
 
@@ -46,6 +49,11 @@ def _root(publisher: Publisher) -> Root:
 
 def _metadata(publisher: Publisher, name: str) -> Metadata[Timestamp]:
     return Metadata[Timestamp].from_bytes((publisher.site / "metadata" / name).read_bytes())
+
+
+def _id(bundle: Path) -> str:
+    with Bundle.open(bundle) as opened:
+        return opened.id
 
 
 def _channel(publisher: Publisher) -> Channel:
@@ -225,6 +233,86 @@ def test_after_a_rotation_everything_is_signed_by_the_new_key(published: Publish
         metadata = _metadata(publisher, f"{name}.json")
         assert isinstance(metadata.signed, kind)
         root.verify_delegate(role, metadata.signed_bytes, metadata.signatures)
+
+
+# Deltas.
+
+
+def test_a_new_release_brings_deltas_from_the_two_before_it(
+    published: Publisher, bundle: Path, newer_bundle: Path, tmp_path: Path
+) -> None:
+    publisher = published.copy(tmp_path)
+    newest = make_bundle(tmp_path / "newest", version="1.2.0", source=small_source(seed=2)).path
+    releases = [publisher.publish(path) for path in (newer_bundle, newest)]
+    assert [[delta.parent for delta in release.deltas] for release in releases] == [
+        [_id(bundle)],
+        [_id(newer_bundle), _id(bundle)],
+    ]
+    for delta, old in zip(releases[1].deltas, (newer_bundle, bundle), strict=True):
+        file = publisher.site / "blobs" / delta.file.sha256
+        assert (file.stat().st_size, file.stat().st_mode & 0o777) == (delta.file.size_bytes, 0o644)
+        assert file.stat().st_size < 0.6 * sum(file.size_bytes for file in releases[1].files)
+        assert deltas.files(deltas.applied(old, file, tmp_path / f"from {old.name}")) == deltas.files(newest)
+    assert _channel(publisher).releases[0] == releases[1]
+
+
+def test_no_delta_starts_from_a_release_that_was_taken_back(
+    published: Publisher, bundle: Path, newer_bundle: Path, tmp_path: Path
+) -> None:
+    publisher = published.copy(tmp_path)
+    publisher.publish(bundle, RollOut(halted=True))
+    assert publisher.publish(newer_bundle).deltas == ()
+
+
+def test_a_delta_that_saves_too_little_is_left_out(publisher: Publisher, tmp_path: Path) -> None:
+    old, new = (
+        make_unmeasured_bundle(tmp_path / f"v{i}", rows_in_topics(4000, 300, seed=i), version=f"1.{i}.0", graphs=())
+        for i in range(2)
+    )
+    said: list[str] = []
+    publisher.publish(old)
+    release = publisher.publish(new, tell=said.append)
+    assert release.deltas == ()
+    assert re.fullmatch(r"delta from 1\.0\.0 .*: 1\.\d MiB where the files have 1\.\d MiB; left out", said[0])
+    names = {path.name for path in (publisher.site / "blobs").iterdir()}
+    assert names == {file.sha256 for each in _channel(publisher).releases for file in each.files}
+
+
+def test_a_bundle_that_boards_came_with_may_be_a_parent(
+    published: Publisher, newer_bundle: Path, tmp_path: Path
+) -> None:
+    publisher = published.copy(tmp_path)
+    shipped = make_bundle(tmp_path / "shipped", version="0.9.0", source=small_source(seed=3)).path
+    release = publisher.publish(newer_bundle)
+    added = publisher.publish(newer_bundle, RollOut(), delta_from=[shipped])
+    assert added.deltas[:-1] == release.deltas
+    assert added.deltas[-1].parent == _id(shipped)
+    # What was offered once stays, whatever is said of the roll-out.
+    assert publisher.publish(newer_bundle, RollOut(percent=5)).deltas == added.deltas
+
+
+def test_a_parent_whose_files_are_not_here_may_be_given(
+    published: Publisher, bundle: Path, newer_bundle: Path, tmp_path: Path
+) -> None:
+    publisher = published.copy(tmp_path)
+    (release,) = _channel(publisher).releases
+    (publisher.site / "blobs" / release.files[-1].sha256).unlink()
+    said: list[str] = []
+    assert publisher.copy(tmp_path / "without").publish(newer_bundle, tell=said.append).deltas == ()
+    assert "no delta from small 1.0.0" in said[0] and "give --delta-from" in said[0]
+    assert publisher.publish(newer_bundle, delta_from=[bundle]).deltas[0].parent == _id(bundle)
+
+
+def test_a_parent_that_rotted_in_the_repository_is_an_error(
+    published: Publisher, newer_bundle: Path, tmp_path: Path
+) -> None:
+    publisher = published.copy(tmp_path)
+    (release,) = _channel(publisher).releases
+    blob = publisher.site / "blobs" / release.files[-1].sha256
+    blob.write_bytes(bytes(blob.stat().st_size))
+    with pytest.raises(DigestError, match="expected sha256"):
+        publisher.publish(newer_bundle)
+    assert _channel(publisher).releases == (release,)
 
 
 # Gates.

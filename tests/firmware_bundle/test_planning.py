@@ -11,8 +11,16 @@ import pytest
 
 from edge_embed_bundle.errors import ManifestError
 from edge_embed_bundle.room import PROCESS_BYTES
-from edge_embed_bundle.updating.planning import ALLOW, FULL, NOTHING_NEW, Device, plan
-from edge_embed_bundle.updating.releases import FRAME_BYTES, Channel, File, Release, changed_spaces
+from edge_embed_bundle.updating.planning import ALLOW, DELTA, FULL, NOTHING_NEW, Device, by_delta, by_files, plan
+from edge_embed_bundle.updating.releases import (
+    FRAME_BYTES,
+    Channel,
+    Delta,
+    File,
+    Release,
+    changed_spaces,
+    delta_name,
+)
 
 SPACE, OTHER = "1" * 64, "2" * 64
 
@@ -43,6 +51,14 @@ def _release(version: str, **changes: object) -> Release:
 
 DEVICE = Device("a board", "0.1.0", "pi-4")
 NEW, OLD = _release("1.1.0"), _release("1.0.0")
+
+
+def _delta(parent: str, size_bytes: int) -> Delta:
+    return Delta(parent, File(delta_name(parent), size_bytes, _digest(f"from {parent}"), (_digest("c"),)))
+
+
+OLDER = _digest("0.9.0")
+SHORT = NEW._replace(deltas=(_delta(OLD.id, 500), _delta(OLDER, 800)))
 
 
 def test_the_newest_release_is_taken_whole() -> None:
@@ -129,6 +145,44 @@ def test_a_channel_without_a_release_for_a_device_leaves_it_alone() -> None:
     assert (found.kind, found.release) == (NOTHING_NEW, None)
 
 
+# Deltas.
+
+
+@pytest.mark.parametrize(
+    ("missing_bytes", "delta_bytes", "parent"),
+    [
+        (1000, {OLD.id: 500, OLDER: 800}, OLD.id),
+        (2000, {OLDER: 800}, OLDER),
+        # What is on the flash already counts nothing, of the files as of the deltas.
+        (2000, {OLD.id: 500, OLDER: 0}, OLDER),
+        (1000, {OLDER: 600}, None),
+        (1000, {OLDER: 599}, OLDER),
+        (800, {OLD.id: 500}, None),
+        (0, {OLD.id: 0}, None),
+        (1000, {}, None),
+        (1000, {_digest("another bundle"): 1}, None),
+    ],
+)
+def test_the_delta_with_the_least_to_fetch_is_taken_where_it_saves_much(
+    missing_bytes: int, delta_bytes: dict[str, int], parent: str | None
+) -> None:
+    full = plan(Channel("stable", (SHORT, OLD)), DEVICE)
+    found = by_delta(full, missing_bytes, delta_bytes)
+    if parent is None:
+        assert found == full
+    else:
+        assert found.kind == DELTA
+        assert found.delta is not None
+        assert found.delta.parent == parent
+        assert found.files == (found.delta.file, *SHORT.files)
+
+
+def test_a_delta_that_led_nowhere_is_told_and_the_files_are_taken() -> None:
+    full = plan(Channel("stable", (SHORT, OLD)), DEVICE)
+    found = by_files(by_delta(full, 1000, {OLD.id: 5}), "a reason")
+    assert (found.kind, found.delta, found.files, found.passed_over) == (FULL, None, SHORT.files, ("a reason",))
+
+
 # Roll-out.
 
 
@@ -158,17 +212,21 @@ def test_the_next_release_begins_with_other_boards() -> None:
 
 def test_a_channel_survives_its_file() -> None:
     channel = Channel(
-        "stable", (NEW._replace(new_space="why", memory_private_bytes=7), OLD._replace(halted=True, boards=("pi-4",)))
+        "stable", (SHORT._replace(new_space="why", memory_private_bytes=7), OLD._replace(halted=True, boards=("pi-4",)))
     )
     assert Channel.parse(channel.to_bytes(), source="channel") == channel
 
 
 def test_fields_of_a_newer_publisher_are_kept_and_ignored() -> None:
-    value = json.loads(Channel("stable", (NEW,)).to_bytes())
-    value["releases"][0]["wind"] = "west"
+    value = json.loads(Channel("stable", (SHORT,)).to_bytes())
+    value["releases"][0]["wind"] = value["releases"][0]["deltas"][1]["wind"] = "west"
     parsed = Channel.parse(json.dumps(value).encode(), source="channel")
-    assert parsed.releases[0].extra == {"wind": "west"}
-    assert json.loads(parsed.to_bytes())["releases"][0]["wind"] == "west"
+    assert parsed.releases[0].extra == parsed.releases[0].deltas[1].extra == {"wind": "west"}
+    assert json.loads(parsed.to_bytes()) == value
+
+
+def test_a_release_without_deltas_is_spelled_as_before_there_were_any() -> None:
+    assert b"deltas" not in Channel("stable", (NEW,)).to_bytes()
 
 
 @pytest.mark.parametrize(
@@ -194,13 +252,20 @@ def test_fields_of_a_newer_publisher_are_kept_and_ignored() -> None:
         (("releases", 0, "files", 1, "frames"), ["a" * 64, 7], "frames"),
         (("releases", 0, "files", 1, "frames"), ["a" * 64, "/"], "frames"),
         (("releases", 0, "spaces"), {"table": 3}, "spaces"),
+        (("releases", 0, "deltas"), 7, "deltas: expected a list"),
+        (("releases", 0, "deltas", 0, "parent"), "../etc", "parent"),
+        (("releases", 0, "deltas", 0, "parent"), OLDER, "deltas: expected each parent once"),
+        (("releases", 0, "deltas", 0, "parent"), NEW.id, "deltas: expected each parent once, and another bundle"),
+        (("releases", 0, "deltas", 0, "size_bytes"), 2**40, "frames"),
+        (("releases", 0, "deltas", 0, "sha256"), "a", "sha256"),
+        (("releases", 0, "deltas", 0, "frames"), [], "frames"),
         (("releases",), {}, "releases: expected a list"),
     ],
 )
 def test_a_channel_that_breaks_a_rule_is_refused_by_name(
     place: tuple[str | int, ...], value: object, match: str
 ) -> None:
-    found = json.loads(Channel("stable", (NEW, OLD)).to_bytes())
+    found = json.loads(Channel("stable", (SHORT, OLD)).to_bytes())
     parent = found
     for step in place[:-1]:
         parent = parent[step]

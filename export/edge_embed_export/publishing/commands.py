@@ -12,6 +12,7 @@ from typing import Any
 
 from edge_embed.commands import Command
 from edge_embed.errors import MissingExtraError
+from edge_embed.progress import Progress
 from edge_embed_bundle.manifest import VERSION
 from edge_embed_bundle.updating.releases import Release
 from edge_embed_bundle.values import NAME
@@ -111,6 +112,15 @@ def _configure_publish(parser: argparse.ArgumentParser) -> None:
         metavar="PROGRAM",
         help="run PROGRAM OLD NEW on the bundles of the release before and of this one; it must end with 0",
     )
+    parser.add_argument(
+        "--delta-from",
+        metavar="BUNDLE",
+        type=Path,
+        action="append",
+        default=[],
+        help="a bundle that boards may have beside the releases of the channel: make a delta from it, too; may be "
+        "given again",
+    )
     _add_days(parser)
 
 
@@ -130,8 +140,16 @@ def _publish(arguments: argparse.Namespace) -> int:
     )
     repository = Repository(arguments.repository, Keys(arguments.keys))
     days = arguments.days
+    said: list[str] = []
     release = repository.publish(
-        arguments.bundle, roll_out, datetime.now(UTC), snapshot_days=max(30, days), timestamp_days=days
+        arguments.bundle,
+        roll_out,
+        datetime.now(UTC),
+        delta_from=arguments.delta_from,
+        progress=Progress(shown=False) if arguments.json else Progress(),
+        tell=said.append,
+        snapshot_days=max(30, days),
+        timestamp_days=days,
     )
     if arguments.json:
         print(json.dumps(_release_json(release, arguments.channel)))
@@ -139,6 +157,8 @@ def _publish(arguments: argparse.Namespace) -> int:
         share = "halted" if release.halted else f"{release.percent} percent"
         boards = f", boards {', '.join(release.boards)}" if release.boards else ""
         print(f"{release} in channel {arguments.channel}: {share}{boards}")
+        for line in said:
+            print(f"  {line}")
     return 0
 
 
@@ -153,6 +173,7 @@ def _release_json(release: Release, channel: str) -> dict[str, Any]:
         "halted": release.halted,
         "new_space": release.new_space,
         "download_bytes": sum(file.size_bytes for file in release.files),
+        "deltas": [{"parent": delta.parent, "size_bytes": delta.file.size_bytes} for delta in release.deltas],
     }
 
 

@@ -2,12 +2,15 @@
 
    metadata/               signed, by role and version (signing.py)
    targets/channels/       HASH.NAME.json: the releases of a channel
-   blobs/SHA256            every file of every bundle once, manifests too
+   blobs/SHA256            every file of every bundle once, manifests too, and deltas
 
 * Blobs are written before the channel that names them, and never changed: whoever copies the folder to a server while
   boards ask copies ``blobs``, ``targets`` and ``metadata`` in this order, ``timestamp.json`` last.
-* Publishing a bundle again changes its roll-out and nothing else: its share, its boards, whether it is halted.
+* Publishing a bundle again changes its roll-out: its share, its boards, whether it is halted. Its files stay, and
+  its deltas, to which others may be added.
 * A channel keeps what some board may still be sent to: down to the second release that is for everybody.
+* A new release brings deltas from what boards are likely to have, the two newest releases that are not halted, and from
+  bundles that are given: a board may have come with one that no channel offers.
 """
 
 from __future__ import annotations
@@ -22,18 +25,22 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from edge_embed.progress import SILENT, Progress
 from edge_embed_bundle.bundle import Bundle
 from edge_embed_bundle.errors import BundleError
 from edge_embed_bundle.manifest import MANIFEST_NAME
 from edge_embed_bundle.updating.releases import (
     FRAME_BYTES,
     Channel,
+    Delta,
     File,
     Release,
     blob_path,
     channel_path,
+    delta_name,
     spaces_of,
 )
+from edge_embed_export.publishing.deltas import try_delta
 from edge_embed_export.publishing.gates import check_bundle, check_frozen, check_space
 from edge_embed_export.publishing.signing import SNAPSHOT_DAYS, TIMESTAMP_DAYS, Keys, SignedRepository
 
@@ -41,6 +48,7 @@ from edge_embed_export.publishing.signing import SNAPSHOT_DAYS, TIMESTAMP_DAYS, 
 FIRST_RUNTIME = "0.1.0"
 
 _FULL_RELEASES = 2
+_PARENTS = 2
 
 
 @dataclass(frozen=True)
@@ -71,12 +79,26 @@ class Repository:
         roll_out: RollOut,
         now: datetime,
         *,
+        delta_from: Sequence[Path] = (),
+        progress: Progress = SILENT,
+        tell: Callable[[str], None] = lambda said: None,
         snapshot_days: int = SNAPSHOT_DAYS,
         timestamp_days: int = TIMESTAMP_DAYS,
     ) -> Release:
         """Offer a bundle to the boards of a channel, or change how it is rolled out; return it as it is offered.
 
+        Args:
+            bundle: the bundle's folder.
+            roll_out: to whom.
+            now: the moment of the signatures.
+            delta_from: older bundles to make deltas from, beside those that the channel offers.
+            progress: shows how deltas are made.
+            tell: told about each delta.
+            snapshot_days: how long the snapshot's signature counts.
+            timestamp_days: how long the timestamp's does.
+
         Raises:
+            BundleError: a bundle is damaged.
             GateError: the bundle is not fit to be published; nothing was changed.
             SigningError: a key is not here; what the channel offers was not changed.
         """
@@ -85,9 +107,13 @@ class Repository:
         others = [other for other in channel.releases if other.id != release.id]
         if len(others) == len(channel.releases):
             release = self._passed(bundle, release, others, roll_out)
-            self._put_blobs(bundle, release)
+            for file in release.files:
+                self._put_blob(bundle / file.name, file)
+            parents = [other for other in others if not other.halted][:_PARENTS]
+            release = self._with_deltas(bundle, release, parents, delta_from, progress, tell)
             releases = [release, *others]
         else:
+            release = self._with_deltas(bundle, release, (), delta_from, progress, tell)
             releases = [release if other.id == release.id else other for other in channel.releases]
         channel = channel._replace(releases=kept(releases))
         self.sign(channel, now, snapshot_days=snapshot_days, timestamp_days=timestamp_days)
@@ -116,30 +142,58 @@ class Repository:
         before = next((other for other in others if not other.halted), None)
         reason = check_space({} if before is None else before.spaces, release.spaces, roll_out.new_space)
         if roll_out.frozen_check is not None:
-            with self._unpacked(before) as old:
+            with contextlib.nullcontext() if before is None else self._unpacked(before) as old:
                 check_frozen(roll_out.frozen_check, old, bundle)
         return release._replace(new_space=reason)
 
-    def _put_blobs(self, bundle: Path, release: Release) -> None:
-        (self._folder / "blobs").mkdir(parents=True, exist_ok=True)
-        for file in release.files:
-            target = self._folder / blob_path(file.sha256)
-            if target.is_file() and target.stat().st_size == file.size_bytes:
-                continue
-            partial = target.with_name(f".partial-{file.sha256}")
-            shutil.copyfile(bundle / file.name, partial)
-            partial.chmod(0o644)
-            if _file(partial, file.name) != file:
-                partial.unlink()
-                raise BundleError(f"{bundle / file.name}: expected it to stay as it was, found it changed meanwhile")
-            partial.replace(target)
+    def _put_blob(self, source: Path, file: File) -> None:
+        target = self._folder / blob_path(file.sha256)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.is_file() and target.stat().st_size == file.size_bytes:
+            return
+        partial = target.with_name(f".partial-{file.sha256}")
+        shutil.copyfile(source, partial)
+        partial.chmod(0o644)
+        if _file(partial, file.name) != file:
+            partial.unlink()
+            raise BundleError(f"{source}: expected it to stay as it was, found it changed meanwhile")
+        partial.replace(target)
+
+    def _with_deltas(
+        self,
+        bundle: Path,
+        release: Release,
+        parents: Sequence[Release],
+        given: Sequence[Path],
+        progress: Progress,
+        tell: Callable[[str], None],
+    ) -> Release:
+        """Return the release with deltas from some releases and bundles, as far as they are short."""
+        deltas = {delta.parent: delta for delta in release.deltas}
+        with contextlib.ExitStack() as stack:
+            place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edge-embed-")))
+            folders = {_id(path): path for path in given}
+            for parent in parents:
+                if parent.id in folders:
+                    continue
+                if all((self._folder / blob_path(file.sha256)).is_file() for file in parent.files):
+                    folders[parent.id] = stack.enter_context(self._unpacked(parent))
+                else:
+                    tell(f"no delta from {parent}: its files are not in {self._folder}; give --delta-from BUNDLE")
+            for identity, folder in folders.items():
+                if identity in (release.id, *deltas):
+                    continue
+                name = delta_name(identity)
+                tried = try_delta(folder, bundle, release, place / name, progress)
+                if tried.is_offered:
+                    deltas[identity] = Delta(identity, _file(place / name, name))
+                    self._put_blob(place / name, deltas[identity].file)
+                tell(tried.said)
+        return release._replace(deltas=tuple(deltas.values()))
 
     @contextlib.contextmanager
-    def _unpacked(self, release: Release | None) -> Iterator[Path | None]:
+    def _unpacked(self, release: Release) -> Iterator[Path]:
         """Make the bundle of a release of this repository, for as long as somebody looks at it."""
-        if release is None:
-            yield None
-            return
         with tempfile.TemporaryDirectory(prefix="edge-embed-") as name:
             for file in release.files:
                 source, target = self._folder / blob_path(file.sha256), Path(name) / file.name

@@ -5,19 +5,25 @@
 * A release that this board refused is never tried again unless its operator says so; the next older one is looked at.
 * Under the policy ``refuse`` a release whose vectors cannot be compared with those that serve is passed over.
 * Every release that was passed over is told with the reason.
+* A delta is taken where a bundle is at hand from which it starts, and where much less has to be fetched for it than of
+  the release's files, less what is at hand of both.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from edge_embed_bundle.manifest import FEATURES
 from edge_embed_bundle.room import PROCESS_BYTES
-from edge_embed_bundle.updating.releases import Channel, File, Release, changed_spaces
+from edge_embed_bundle.updating.releases import Channel, Delta, File, Release, changed_spaces
 
 NOTHING_NEW = "nothing"
 FULL = "full"
+DELTA = "delta"
+
+#: A delta costs work and room beside its bytes, so it has to be smaller than so many of a hundred bytes of the files.
+DELTA_PERCENT = 60
 
 REFUSE = "refuse"
 ALLOW = "allow"
@@ -44,16 +50,19 @@ class Device:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be done: nothing, or to fetch all files of a release (``full``)."""
+    """What is to be done: nothing, to fetch the files of a release (``full``), or to make them by a ``delta``."""
 
     kind: str
     release: Release | None = None
     passed_over: tuple[str, ...] = ()
+    delta: Delta | None = None
 
     @property
     def files(self) -> tuple[File, ...]:
-        """What has to be on this flash before the release can be built."""
-        return () if self.release is None or self.kind == NOTHING_NEW else self.release.files
+        """What has to be on this flash before the release can be installed."""
+        if self.release is None or self.kind == NOTHING_NEW:
+            return ()
+        return self.release.files if self.delta is None else (self.delta.file, *self.release.files)
 
 
 def plan(channel: Channel, device: Device) -> Plan:
@@ -67,6 +76,32 @@ def plan(channel: Channel, device: Device) -> Plan:
             return Plan(FULL, release, tuple(passed_over))
         passed_over.append(f"{release}: {reason}")
     return Plan(NOTHING_NEW, None, tuple(passed_over))
+
+
+def by_delta(full: Plan, missing_bytes: int, delta_bytes: Mapping[str, int]) -> Plan:
+    """Return the plan by the delta that is shortest from here; the same plan where none is short enough.
+
+    Args:
+        full: the plan to fetch all files of a release.
+        missing_bytes: what of these files is not on this flash.
+        delta_bytes: for each bundle that is, what of the delta from it is not, by the bundle's identity.
+    """
+    deltas = () if full.release is None else full.release.deltas
+    known = [delta for delta in deltas if delta.parent in delta_bytes]
+    best = min(known, key=lambda delta: delta_bytes[delta.parent], default=None)
+    if best is None or not is_short(delta_bytes[best.parent], missing_bytes):
+        return full
+    return replace(full, kind=DELTA, delta=best)
+
+
+def by_files(planned: Plan, reason: str) -> Plan:
+    """Return the plan without its delta, which was found to lead nowhere."""
+    return replace(planned, kind=FULL, delta=None, passed_over=(*planned.passed_over, reason))
+
+
+def is_short(delta_bytes: int, full_bytes: int) -> bool:
+    """Return whether a delta is worth its way."""
+    return delta_bytes * 100 < full_bytes * DELTA_PERCENT
 
 
 def why_not(release: Release, device: Device) -> str:

@@ -8,6 +8,7 @@ A channel is one strict JSON file, ``channels/NAME.json``, that the targets key 
  * Whether a device belongs to the share hangs on a hash of its id and the release's salt: the answer stays the same
    however often it asks, and whoever was in a small share is in every larger one.
  * ``halted`` takes a release back from everybody, ``percent`` 0 from those alone who have not taken it yet.
+ * ``deltas`` are shorter ways to the same files, each from one older bundle; who has none of these takes the files.
  * Fields that this reader does not know are ignored; what it must know stands in ``features``.
 """
 
@@ -46,8 +47,13 @@ class File(NamedTuple):
     @classmethod
     def read(cls, fields: Fields) -> File:
         """Read one entry of ``files``."""
+        return cls.named(fields.text("name", pattern=_FILE), fields)
+
+    @classmethod
+    def named(cls, name: str, fields: Fields) -> File:
+        """Read what is said of a file whose name is known."""
         file = cls(
-            fields.text("name", pattern=_FILE),
+            name,
             fields.count("size_bytes"),
             fields.text("sha256", pattern=HEX_DIGEST),
             fields.texts("frames"),
@@ -59,6 +65,29 @@ class File(NamedTuple):
     def frame_size(self, frame: int) -> int:
         """Return the bytes of a frame; the last one may be shorter."""
         return min(FRAME_BYTES, self.size_bytes - frame * FRAME_BYTES)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what is said of it, but for its name."""
+        return {"size_bytes": self.size_bytes, "sha256": self.sha256, "frames": list(self.frames)}
+
+
+class Delta(NamedTuple):
+    """A file that makes a release's bundle of another one, the parent (SPEC.md, *A delta*)."""
+
+    parent: str
+    file: File
+    extra: Mapping[str, Any] = NOTHING
+
+    @classmethod
+    def read(cls, fields: Fields) -> Delta:
+        """Read one entry of ``deltas``."""
+        parent = fields.text("parent", pattern=HEX_DIGEST)
+        # No file of a bundle is called so: the delta lies beside what it makes.
+        return cls(parent, File.named(delta_name(parent), fields), fields.rest())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object."""
+        return {**self.extra, "parent": self.parent, **self.file.to_json()}
 
 
 class Release(NamedTuple):
@@ -80,6 +109,7 @@ class Release(NamedTuple):
     new_space: str = ""
     #: What a runtime takes for it, as the manifest's requirements have it.
     memory_private_bytes: int = 0
+    deltas: tuple[Delta, ...] = ()
     extra: Mapping[str, Any] = NOTHING
 
     @classmethod
@@ -99,6 +129,7 @@ class Release(NamedTuple):
             fields.listed("files", File.read),
             fields.text("new_space")[:_REASON_CEILING] if fields.has("new_space") else "",
             fields.count("memory_private_bytes") if fields.has("memory_private_bytes") else 0,
+            fields.listed("deltas", Delta.read) if fields.has("deltas") else (),
             fields.rest(),
         )
         manifests = [(file.name, file.sha256) for file in release.files[:1]]
@@ -108,6 +139,8 @@ class Release(NamedTuple):
             fields.fail("files", f"a manifest of {strict_json.MANIFEST_CEILING_BYTES} bytes at most", "more")
         if len({file.name for file in release.files}) != len(release.files):
             fields.fail("files", "each name once", "one twice")
+        if len({release.id, *(delta.parent for delta in release.deltas)}) != len(release.deltas) + 1:
+            fields.fail("deltas", "each parent once, and another bundle than the release's", "one twice")
         return release
 
     def to_json(self) -> dict[str, Any]:
@@ -126,10 +159,8 @@ class Release(NamedTuple):
             "percent": self.percent,
             "salt": self.salt,
             "halted": self.halted,
-            "files": [
-                {"name": file.name, "size_bytes": file.size_bytes, "sha256": file.sha256, "frames": list(file.frames)}
-                for file in self.files
-            ],
+            "files": [{"name": file.name, **file.to_json()} for file in self.files],
+            **({"deltas": [delta.to_json() for delta in self.deltas]} if self.deltas else {}),
         }
 
     def takes(self, device_id: str) -> bool:
@@ -180,6 +211,11 @@ def changed_spaces(old: Mapping[str, str], new: Mapping[str, str]) -> tuple[str,
 def channel_path(name: str) -> str:
     """Return the target path of a channel's file."""
     return f"channels/{name}.json"
+
+
+def delta_name(parent: str) -> str:
+    """Return what a delta is called while it lies on a board."""
+    return f".delta-{parent[:12]}"
 
 
 def blob_path(sha256: str) -> str:
