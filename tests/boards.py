@@ -9,6 +9,7 @@ from pathlib import Path
 from edge_embed.version import __version__
 from edge_embed_bundle.fsops import FsOps
 from edge_embed_bundle.store import Probe, Store
+from edge_embed_bundle.updating.building import Patcher
 from edge_embed_bundle.updating.planning import ALLOW
 from edge_embed_bundle.updating.sites import FolderSite, Site
 from edge_embed_bundle.updating.update import Outcome, Request, Updater
@@ -18,10 +19,11 @@ from tests.repositories import now
 
 @dataclass(frozen=True)
 class Board:
-    """A store that updates from a repository; its probe is a fake."""
+    """A store that updates from a repository; its probe is a fake. With ``patch`` it takes deltas."""
 
     store: Path
     root: bytes | None
+    patch: Patcher | None = None
 
     def update(
         self,
@@ -39,7 +41,8 @@ class Board:
         request = Request("stable", device_id, __version__, clock or now(), board, new_space, retry, self.root)
         site = FolderSite(site) if isinstance(site, Path) else site
         probe = FakeProbe() if probe is None else probe
-        return Updater(self.store, site, probe, fs=fs, pause=lambda seconds: None).update(request)
+        updater = Updater(self.store, site, probe, patch=self.patch, fs=fs, pause=lambda seconds: None)
+        return updater.update(request)
 
     @property
     def serving(self) -> str:

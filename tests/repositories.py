@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from edge_embed_bundle.updating.releases import Release
+from edge_embed_bundle.updating.releases import FRAME_BYTES, File, Release
 from edge_embed_export.publishing.repository import Repository, RollOut
 from edge_embed_export.publishing.signing import DEFAULT_ROOT_KEYS, Keys
 
@@ -65,6 +66,19 @@ class Publisher:
     def sign(self, *, at: datetime | None = None, days: int = 7) -> None:
         """Sign what there is anew."""
         Repository(self.site, Keys([self.keys])).sign(None, at or now(), snapshot_days=days, timestamp_days=days)
+
+    def offer_delta(self, data: bytes) -> None:
+        """Sign other bytes for the one delta of the newest release."""
+        repository = Repository(self.site, Keys([self.keys]))
+        channel = repository.channel("stable")
+        newest, *others = channel.releases
+        (before,) = newest.deltas
+        frames = (data[at : at + FRAME_BYTES] for at in range(0, len(data), FRAME_BYTES))
+        digests = tuple(hashlib.sha256(frame).hexdigest() for frame in frames)
+        file = File(before.file.name, len(data), hashlib.sha256(data).hexdigest(), digests)
+        (self.site / "blobs" / file.sha256).write_bytes(data)
+        newest = newest._replace(deltas=(before._replace(file=file),))
+        repository.sign(channel._replace(releases=(newest, *others)), now())
 
     def copy(self, place: Path) -> Publisher:
         """Return a publisher of its own with the same keys and files."""

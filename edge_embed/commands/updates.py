@@ -55,6 +55,7 @@ def _update(arguments: argparse.Namespace) -> int:
     if not UPDATE.offered:
         raise MissingExtraError.of(" and ".join(_PACKAGES), "update", "updating from a repository")
     # Imported here: tuf and cryptography are for who updates alone.
+    from edge_embed.patching import Patch
     from edge_embed_bundle.updating.planning import Plan
     from edge_embed_bundle.updating.sites import open_site
     from edge_embed_bundle.updating.update import Request, Updater
@@ -76,9 +77,12 @@ def _update(arguments: argparse.Namespace) -> int:
 
         def progress(plan: Plan) -> Callable[[int], None]:
             total = sum(file.size_bytes for file in plan.files)
+            # The one before is over: what it counted led nowhere.
+            bar.close()
             return bar.enter_context(shown.task(f"fetching {plan.release}", total))
 
-        outcome = Updater(arguments.store, open_site(arguments.repository), probe).update(request, progress)
+        updater = Updater(arguments.store, open_site(arguments.repository), probe, patch=Patch)
+        outcome = updater.update(request, progress)
     _print(outcome, as_json=arguments.json)
     return 0
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -18,12 +18,16 @@ pytest.importorskip("tuf")
 pytest.importorskip("cryptography")
 
 import edge_embed
+from edge_embed.patching import Patch
 from edge_embed_bundle.errors import BundleError, EdgeEmbedError, EmptyStoreError, FetchError, StateError
 from edge_embed_bundle.manifest import Manifest
 from edge_embed_bundle.state import TRIES
 from edge_embed_bundle.store import Store, Verdict
+from edge_embed_bundle.updating.building import Patcher
 from edge_embed_bundle.updating.records import Records, Trusted
-from edge_embed_export.publishing.repository import RollOut
+from edge_embed_bundle.updating.releases import delta_name
+from edge_embed_export.publishing.repository import Repository, RollOut
+from edge_embed_export.publishing.signing import Keys
 from tests.boards import Board
 from tests.fakes.probes import CRASH, NO, YES, FakeProbe
 from tests.fakes.weak_flash import Fate, Op, RecordingFs, dice, everything, nothing, replayed
@@ -52,6 +56,8 @@ class World:
     stages: Sequence[Path]
     halted: Path
     root: bytes
+    #: Offers the second release by a delta that leads nowhere.
+    misleading: Path
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,8 @@ class Flow:
     allowed: frozenset[str | None]
     final: str
     site: Path
+    #: Whether the board takes deltas.
+    patch: Patcher | None = None
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +83,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         bundle = make_bundle(place / f"v{i}", version=f"1.{i}.0", source=source, graphs=()).path
         ids.append(publisher.publish(bundle).id)
         stages.append(shutil.copytree(publisher.site, place / f"stage-{i}"))
+        if i == 1:
+            misleading = publisher.copy(place / "misleading")
+            file = Repository(misleading.site, Keys([misleading.keys])).channel("stable").releases[0].deltas[0].file
+            data = (misleading.site / "blobs" / file.sha256).read_bytes()
+            misleading.offer_delta(data[:-9] + bytes([data[-9] ^ 1]) + data[-8:])
     publisher.publish(place / "v2", RollOut(halted=True))
-    return World(ids, stages, publisher.site, publisher.root)
+    return World(ids, stages, publisher.site, publisher.root, misleading.site)
 
 
 def _board(place: Path, world: World, *stages: int) -> Board:
@@ -95,7 +108,7 @@ def _recorded(place: Path, board: Board, site: Path, allowed: Sequence[str | Non
         board.update(site, probe=probe, fs=fs)
     except EdgeEmbedError:
         assert probe.verdicts == [NO]
-    return Flow(place / "before", tuple(fs.log), frozenset(allowed), board.serving, site)
+    return Flow(place / "before", tuple(fs.log), frozenset(allowed), board.serving, site, board.patch)
 
 
 def _first_update(place: Path, world: World) -> Flow:
@@ -141,6 +154,17 @@ def _an_update_that_goes_on(place: Path, world: World) -> Flow:
     return _recorded(place, board, site, world.ids[:2], FakeProbe())
 
 
+def _an_update_by_delta(place: Path, world: World) -> Flow:
+    board = replace(_board(place, world, 0), patch=Patch)
+    return _recorded(place, board, world.stages[1], world.ids[:2], FakeProbe())
+
+
+def _an_update_by_a_delta_that_leads_nowhere(place: Path, world: World) -> Flow:
+    """Its last frame makes what nobody signed; the files are fetched."""
+    board = replace(_board(place, world, 0), patch=Patch)
+    return _recorded(place, board, world.misleading, world.ids[:2], FakeProbe())
+
+
 FLOWS = (
     _first_update,
     _second_update,
@@ -149,6 +173,8 @@ FLOWS = (
     _a_refused_update,
     _a_release_taken_back,
     _an_update_that_goes_on,
+    _an_update_by_delta,
+    _an_update_by_a_delta_that_leads_nowhere,
 )
 
 
@@ -200,7 +226,7 @@ def test_after_a_power_cut_anywhere_the_next_update_ends_and_leaves_no_rubbish(
     flow = make(tmp_path, world)
     for cut, fate in itertools.product(range(len(flow.log) + 1), (everything, nothing, dice(1))):
         flash = replayed(flow.before, flow.log, cut, fate, tmp_path / "flash")
-        board = Board(flash / "store", world.root)
+        board = Board(flash / "store", world.root, flow.patch)
         board.update(flow.site, retry=True)
         assert _serving(board.store) == (world.ids[1] if make is _a_refused_update else flow.final), cut
         state = Store(board.store).state()
@@ -234,13 +260,17 @@ def _loses(flow: Flow, place: Path, log: Sequence[Op], first: int = 0) -> bool:
     return False
 
 
-def test_without_any_one_of_its_syncs_an_update_loses_something(world: World, tmp_path: Path) -> None:
-    flow = _second_update(tmp_path, world)
+@pytest.mark.parametrize("make", [_second_update, _an_update_by_delta])
+def test_without_any_one_of_its_syncs_an_update_loses_something(
+    make: Callable[[Path, World], Flow], world: World, tmp_path: Path
+) -> None:
+    flow = make(tmp_path, world)
     assert not _loses(flow, tmp_path, flow.log)
     syncs = [i for i, op in enumerate(flow.log) if op.kind in ("sync", "sync_folder")]
     slots = [i for i in syncs if flow.log[i].path.name.startswith("slot.")]
     needless = [i for i in syncs if not _loses(flow, tmp_path, [*flow.log[:i], *flow.log[i + 1 :]], i)]
     assert len(syncs) > 12
-    # Of the manifest the store writes a copy of its own. The record of a trial that began says no more than the next
-    # one, of the first try that was spent.
-    assert {flow.log[i].path.name for i in needless if i != slots[0]} <= {".partial-manifest.json"}
+    # Of the manifest the store writes a copy of its own; a delta that was torn leads nowhere, and costs its bytes. The
+    # record of a trial that began says no more than the next one, of the first try that was spent.
+    spared = {flow.log[i].path.name for i in needless if i != slots[0]}
+    assert spared <= {".partial-manifest.json", f".partial-{delta_name(world.ids[0])}"}

@@ -93,6 +93,15 @@ def fetch(
     return file.size_bytes - min(first * FRAME_BYTES, file.size_bytes)
 
 
+def left_bytes(file: File, target: Path) -> int:
+    """Return how many bytes of a file are still to be fetched."""
+    if target.is_file():
+        return 0
+    partial = partial_path(target)
+    done = frames_done(partial, file) if partial.is_file() else 0
+    return file.size_bytes - min(done * FRAME_BYTES, file.size_bytes)
+
+
 def frames_done(partial: Path, file: File) -> int:
     """Return how many frames at the start of an unfinished file are right."""
     with partial.open("rb") as stream:

@@ -3,10 +3,11 @@
    finish an open trial                          the old bundle serves; what a power cut left open is settled
    check: metadata by TUF, on a copy             the old bundle serves; expired or forged metadata ends it here
    remember the metadata, durable                the old bundle serves; from here on nobody leads the board back
-   plan: which release, how                      the old bundle serves; no release for this device ends it here
+   plan: which release, by files or by a delta   the old bundle serves; no release for this device ends it here
    reserve the room on the flash                 the old bundle serves; a full flash ends it here
    fetch, every frame verified                   the old bundle serves; a cut costs the frame that was on its way
-   build, verify, slot: trial, probe, confirm    store.py: the old bundle serves until the new one is confirmed
+   make the files, where a delta was fetched     the old bundle serves; a cut costs the file that was being made
+   verify, slot: trial, probe, confirm           store.py: the old bundle serves until the new one is confirmed
    drop what was fetched for it                  the new bundle serves
 
 * Metadata is remembered before what it leads to is tried, not after: between a confirmation and the memory of what
@@ -19,7 +20,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -38,14 +38,14 @@ from edge_embed_bundle.errors import (
     UpdateError,
 )
 from edge_embed_bundle.fsops import FsOps, OsFs, held_lock, remove_tree
-from edge_embed_bundle.manifest import MANIFEST_NAME, Manifest
 from edge_embed_bundle.room import free_memory_bytes
-from edge_embed_bundle.store import RESERVE_BYTES, Probe, Store, Verdict, is_whole
+from edge_embed_bundle.store import Probe, Store, Verdict
 from edge_embed_bundle.updating import trust
-from edge_embed_bundle.updating.fetching import fetch, partial_path, reserve
+from edge_embed_bundle.updating.building import Patcher
+from edge_embed_bundle.updating.incoming import Incoming
 from edge_embed_bundle.updating.planning import NOTHING_NEW, REFUSE, Device, Plan, plan
 from edge_embed_bundle.updating.records import Last, Records, Trusted, format_time
-from edge_embed_bundle.updating.releases import Channel, File, Release, channel_path, spaces_of
+from edge_embed_bundle.updating.releases import Channel, Release, channel_path, spaces_of
 from edge_embed_bundle.updating.sites import Site
 
 UP_TO_DATE = "up to date"
@@ -85,7 +85,8 @@ class Outcome:
         """The outcome as a sentence for people."""
         release = self.plan.release
         if self.kind == INSTALLED:
-            return f"{release} {self.verdict.reason or 'probed, confirmed, serves'}"
+            way = "" if self.plan.delta is None else f"; made by a delta from {self.plan.delta.parent[:12]}"
+            return f"{release} {self.verdict.reason or 'probed, confirmed, serves'}{way}"
         return "the channel has no release for this device" if release is None else f"{release} serves already"
 
 
@@ -102,13 +103,25 @@ class Updater:
         site: Site,
         probe: Probe,
         *,
+        patch: Patcher | None = None,
         fs: FsOps | None = None,
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
+        """Get ready to update.
+
+        Args:
+            store: the store's folder.
+            site: the repository.
+            probe: judges the trial.
+            patch: opens a delta over its parent; without it every release is fetched by its files.
+            fs: writes to the flash.
+            pause: waits so many seconds.
+        """
         self._fs: FsOps = OsFs() if fs is None else fs
         self._store = Store(store, fs=self._fs)
         self._site = site
         self._probe = probe
+        self._patch = patch
         self._pause = pause
         self._records = Records(self._store.path)
 
@@ -117,7 +130,8 @@ class Updater:
 
         Args:
             request: the decisions of whoever runs the board.
-            progress: asked once there is something to fetch; told the bytes of the plan's files as they are there.
+            progress: asked once there is something to fetch, and again where a delta led nowhere; told the bytes of
+                the plan's files as they are there.
 
         Raises:
             UpdateError: the repository cannot be reached or trusted. What served before serves on.
@@ -153,7 +167,8 @@ class Updater:
             return Outcome(UP_TO_DATE, planned)
         release = planned.release
         folder = self._incoming(release)
-        fetched = self._fetch_all(release, planned.files, folder, progress(planned))
+        incoming = Incoming(folder, release, self._store, self._site, self._fs, patch=self._patch, pause=self._pause)
+        planned, fetched = incoming.bring(planned, progress)
         try:
             verdict = self._store.install(folder, self._probe, retry=request.retry, adopt=True, drain=request.drain)
         except BundleError:
@@ -218,44 +233,6 @@ class Updater:
                 self._fs.sync_folder(place.parent)
         return folder
 
-    def _fetch_all(self, release: Release, files: tuple[File, ...], folder: Path, progress: Progress) -> int:
-        for file in files:
-            self._link_known(release, file, folder)
-        missing = [file for file in files if not (folder / file.name).is_file()]
-        self._check_space(missing, folder)
-        for file in missing:
-            reserve(file, folder / file.name, self._fs)
-        progress(sum(file.size_bytes for file in files if file not in missing))
-        fetched = 0
-        for file in files:
-            target = folder / file.name
-            if file in missing:
-                fetched += fetch(self._site, file, target, self._fs, progress=progress, pause=self._pause)
-            if file.name == MANIFEST_NAME:
-                _check_manifest(target, release)
-        self._fs.sync_folder(folder)
-        return fetched
-
-    def _link_known(self, release: Release, file: File, folder: Path) -> None:
-        """Take a file that the store has already, if it is whole."""
-        known = self._store.path / "blobs" / file.sha256
-        if file.name == MANIFEST_NAME:
-            known = self._store.generation(release.id) / MANIFEST_NAME
-        with contextlib.suppress(FileNotFoundError, FileExistsError):
-            if not (folder / file.name).exists() and is_whole(known, file.sha256):
-                self._fs.link(known, folder / file.name)
-
-    def _check_space(self, missing: list[File], folder: Path) -> None:
-        """Say early, and in one sentence, what the reservation would find out by failing."""
-        needed = sum(file.size_bytes for file in missing if not partial_path(folder / file.name).is_file())
-        status = os.statvfs(folder)
-        free = status.f_bavail * status.f_frsize
-        if needed and needed + RESERVE_BYTES > free:
-            raise SpaceError(
-                f"{self._store.path}: expected {needed + RESERVE_BYTES} free bytes for the new generation, "
-                f"found {free}; nothing was changed"
-            )
-
     def _drop_incoming(self, release: Release | None) -> None:
         """Remove what was fetched for any other release."""
         if self._records.incoming.is_dir():
@@ -273,17 +250,6 @@ class Updater:
     def _alone(self) -> contextlib.AbstractContextManager[None]:
         busy = f"{self._store.path}: another process is updating this store; try again"
         return held_lock(self._records.folder / "lock", busy)
-
-
-def _check_manifest(path: Path, release: Release) -> None:
-    """See that the manifest says what the channel says of it, before the large files are fetched."""
-    manifest = Manifest.parse(path.read_bytes(), source=f"{release}: {MANIFEST_NAME}")
-    found = {(name, blob.size_bytes, blob.sha256) for name, blob in manifest.blobs.items()}
-    signed = {(file.name, file.size_bytes, file.sha256) for file in release.files if file.name != MANIFEST_NAME}
-    if found != signed or spaces_of(manifest) != release.spaces:
-        raise TrustError(
-            f"{release}: expected the files and spaces that the channel names, found others in its manifest"
-        )
 
 
 def _reason(error: RefusedError, folder: Path) -> str:
