@@ -15,7 +15,7 @@ from edge_embed.probing import probe
 from edge_embed.progress import Progress
 from edge_embed_bundle.bundle import Bundle
 from edge_embed_bundle.errors import StateError
-from edge_embed_bundle.scrub import DEFAULT_RATE_BYTES, Scrub
+from edge_embed_bundle.scrub import DEFAULT_RATE_BYTES, Scrub, Scrubbed
 from edge_embed_bundle.state import State
 from edge_embed_bundle.store import Rotten, Store
 from edge_embed_bundle.updating.records import Records, format_time
@@ -144,6 +144,9 @@ def _configure_scrub(parser: argparse.ArgumentParser) -> None:
         type=parse_size,
         help=f"bytes to read in a second, at most ({format_size(DEFAULT_RATE_BYTES)})",
     )
+    parser.add_argument(
+        "--repository", metavar="URL", help="fetch what rotted from here, as update does: only the frames that did"
+    )
 
 
 def _scrub(arguments: argparse.Namespace) -> int:
@@ -152,20 +155,37 @@ def _scrub(arguments: argparse.Namespace) -> int:
     store = Store(arguments.store)
     progress = Progress(shown=False) if arguments.json else Progress()
     with progress.task("scrubbing", _stored_bytes(store)) as advance:
-        found = Scrub(store, rate_bytes=arguments.rate, progress=advance).run()
+        scrub = Scrub(store, rate_bytes=arguments.rate, progress=advance)
+        found = scrub.run()
+    if arguments.repository is not None and found.rotten:
+        found = _mended(store, scrub, arguments.repository, progress)
     if arguments.json:
         rotten = [_rotten_json(each) for each in found.rotten]
         said = {"read_bytes": found.read_bytes, "rotten": rotten, "quarantined": list(found.quarantined)}
+        said["mended"] = [each.sha256 for each in found.mended]
         print(json.dumps({**said, "problems": list(found.problems), **_state_json(store.state())}))
     else:
         for each in found.rotten:
             print(f"rotten: {_rotten_said(each)}")
         for generation in found.quarantined:
-            print(f"quarantined {generation[:12]}; {str(store.state().active)[:12]} serves")
+            again = "" if generation in store.state().refused else "; it is whole again"
+            print(f"quarantined {generation[:12]}; {str(store.state().active)[:12]} serves{again}")
         for problem in found.problems:
-            print(problem)
-        print(f"{format_size(found.read_bytes)} read, {len(found.rotten)} blobs rotten")
-    return 1 if found.rotten or found.problems else 0
+            print(printable(problem))
+        mended = f", {len(found.mended)} mended" if arguments.repository is not None else ""
+        print(f"{format_size(found.read_bytes)} read, {len(found.rotten)} blobs rotten{mended}")
+    return 0 if found.is_whole else 1
+
+
+def _mended(store: Store, scrub: Scrub, repository: str, progress: Progress) -> Scrubbed:
+    # Imported here: who only looks at a store does not wait for a web client.
+    from edge_embed_bundle.updating.mending import mend
+    from edge_embed_bundle.updating.sites import open_site
+
+    site = open_site(repository)
+    total = sum(size_bytes for each in scrub.found().rotten for _, size_bytes in each.ranges)
+    with progress.task("fetching what rotted", total) as advance:
+        return scrub.mend(lambda rotten: mend(store, rotten, site, progress=advance))
 
 
 def _stored_bytes(store: Store) -> int:
@@ -207,8 +227,8 @@ INSTALL = Command(
 STATUS = Command("status", "what a store serves", "edge-embed status /var/lib/notes", _configure_store, _status)
 SCRUB = Command(
     "scrub",
-    "read a store again, slowly, and put away what rotted",
-    "edge-embed scrub /var/lib/notes --rate 4MiB",
+    "read a store again, slowly; put away what rotted, or mend it",
+    "edge-embed scrub /var/lib/notes --rate 4MiB --repository https://updates.example/notes",
     _configure_scrub,
     _scrub,
 )

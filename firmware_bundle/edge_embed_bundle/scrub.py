@@ -5,6 +5,7 @@
 * Rot is noted in ``rotten/`` before anything else changes, and forgotten when the blob is found right, or came anew.
 * A rotten generation is put into quarantine: if it serves, the other one takes over, after all of it was read; if it is
   the other one, it is refused. Where nothing else is whole, what serves goes on, and is said to be rotten.
+* What was found rotten can be mended afterwards (``Scrub.mend``): a generation that is whole again is refused no more.
 * Nobody waits for a scrub: it holds the store's lock only to note what it found. What it has read leaves the page
   cache, where nobody maps it.
 
@@ -31,12 +32,20 @@ DEFAULT_RATE_BYTES = 4 * 2**20
 
 @dataclass(frozen=True)
 class Scrubbed:
-    """What a scrub found: how much it read, what is rotten, which generations it put away, and why not others."""
+    """What a scrub found: how much it read, what was rotten, which generations it put away, why not others, what of
+    the rotten was mended.
+    """
 
     read_bytes: int
     rotten: tuple[Rotten, ...]
     quarantined: tuple[str, ...]
     problems: tuple[str, ...]
+    mended: tuple[Rotten, ...] = ()
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every byte is right now."""
+        return self.mended == self.rotten and not self.problems
 
 
 class Scrub:
@@ -68,7 +77,10 @@ class Scrub:
         self._steps = self._passes()
         self._rotten: list[Rotten] = []
         self._quarantined: list[str] = []
+        self._mended: list[Rotten] = []
         self._problems: list[str] = []
+        #: Why rotten generations were not put away.
+        self._serving: list[str] = []
 
     def step(self) -> bool:
         """Read at most ``CHUNK_BYTES`` more, waiting as the rate wants; return whether something is left."""
@@ -80,9 +92,23 @@ class Scrub:
             pass
         return self.found()
 
+    def mend(self, mend: Callable[[Rotten], None]) -> Scrubbed:
+        """Let each blob that was found rotten be mended, and return what was found."""
+        for rotten in self._rotten:
+            try:
+                mend(rotten)
+                self._mended.append(rotten)
+            except EdgeEmbedError as error:
+                self._problems.append(f"{rotten.name} is rotten and was not mended: {error}")
+        if not self._problems:
+            # What went on rotten for want of another one is whole by now.
+            self._serving.clear()
+        return self.found()
+
     def found(self) -> Scrubbed:
         """Return what was found until now."""
-        return Scrubbed(self._read_bytes, tuple(self._rotten), tuple(self._quarantined), tuple(self._problems))
+        problems = (*self._problems, *self._serving)
+        return Scrubbed(self._read_bytes, tuple(self._rotten), tuple(self._quarantined), problems, tuple(self._mended))
 
     def _passes(self) -> Iterator[int]:
         started, state = self._now(), self._store.state()
@@ -151,7 +177,7 @@ class Scrub:
             self._store.quarantine(generation)
             self._quarantined.append(generation)
         except EdgeEmbedError as error:
-            self._problems.append(f"{generation[:12]} is rotten and goes on: {error}")
+            self._serving.append(f"{generation[:12]} is rotten and goes on: {error}")
 
 
 class _Reading:

@@ -69,11 +69,12 @@ class Request(http.server.BaseHTTPRequestHandler):
         if not asked:
             self.send(200, data)
             return
-        start = int(asked.removeprefix("bytes=").removesuffix("-"))
-        if start >= len(data):
+        start, _, last = asked.removeprefix("bytes=").partition("-")
+        first, stop = int(start), min(int(last) + 1, len(data)) if last else len(data)
+        if first >= len(data):
             self.send(416, b"")
             return
-        self.send(206, data[start:], {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"})
+        self.send(206, data[first:stop], {"Content-Range": f"bytes {first}-{stop - 1}/{len(data)}"})
 
     def send(self, status: int, body: bytes, headers: dict[str, str] | None = None, *, length: int | None = -1) -> None:
         """Answer with a status and a body; ``length`` lies about it, None says nothing."""

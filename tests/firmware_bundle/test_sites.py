@@ -60,10 +60,23 @@ def test_a_file_is_read_from_any_byte_on_wherever_it_stands(site: Path) -> None:
         for place in (WebSite(server.address), FolderSite(site)):
             for start in (0, 1, FRAME_BYTES, len(DATA) - 1):
                 assert b"".join(place.read(blob_path(SHA256), start)) == DATA[start:]
+                for stop in (start + 1, min(start + FRAME_BYTES + 5, len(DATA))):
+                    assert b"".join(place.read(blob_path(SHA256), start, stop)) == DATA[start:stop]
             assert place.exists(blob_path(SHA256))
             assert not place.exists("metadata/7.root.json")
             with pytest.raises(AbsentError, match="expected a"):
                 next(place.read("metadata/7.root.json"))
+
+
+def test_a_server_that_knows_no_ranges_drops_what_was_not_asked_for_and_not_for_ever(site: Path) -> None:
+    with RepositoryServer(site, bad_servers.without_ranges("blobs")) as server:
+        found = WebSite(server.address).read(blob_path(SHA256), FRAME_BYTES - 1, FRAME_BYTES + 1)
+        assert b"".join(found) == DATA[FRAME_BYTES - 1 : FRAME_BYTES + 1]
+    with (
+        RepositoryServer(site, bad_servers.dripping("blobs", 0.01)) as server,
+        pytest.raises(FetchError, match="2048 bytes a second before byte 1048576"),
+    ):
+        next(WebSite(server.address, silence_seconds=0.3).read(blob_path(SHA256), FRAME_BYTES))
 
 
 def test_asking_whether_a_file_exists_costs_no_body(site: Path) -> None:

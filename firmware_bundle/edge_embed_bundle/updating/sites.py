@@ -1,7 +1,7 @@
 """Where static files come from: a web server, or a folder such as a stick's. One interface, and nothing trusted.
 
-* A file is read from any byte on. A server that knows no ranges is read from its start, and what was not asked for is
-  dropped, so the caller never notices but by the time it takes.
+* A file is read from any byte on, up to any other. A server that knows no ranges is read from its start, and what was
+  not asked for is dropped, so the caller never notices but by the time it takes.
 * Nothing is kept: whoever reads stops when it has enough, and so an endless answer ends.
 * A redirection is not followed: a repository has one address, and its owner's word for it.
 * In a folder, a file is a plain file: links, pipes and devices of a stranger's stick are refused.
@@ -19,6 +19,7 @@ import socket
 import ssl
 import stat
 import threading
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -35,6 +36,9 @@ SILENCE_SECONDS = 30.0
 #: How long it may take from the first connection to the end of the headers.
 HEADERS_SECONDS = 60.0
 
+#: Bytes a second at which a server without ranges must send what was not asked for: no caller sees that it drips.
+SLOWEST_BYTES = 2048
+
 _CHUNK_BYTES = 64 * 1024
 _RANGE = re.compile(r"bytes ([0-9]{1,15})-[0-9]{1,15}/([0-9]{1,15}|\*)")
 
@@ -49,8 +53,8 @@ class Site(Protocol):
     def exists(self, path: str) -> bool:
         """Return whether a file may be there: no is certain, yes is not."""
 
-    def read(self, path: str, start: int = 0) -> Generator[bytes, None, None]:
-        """Yield the bytes of a file from ``start`` on.
+    def read(self, path: str, start: int = 0, stop: int | None = None) -> Generator[bytes, None, None]:
+        """Yield the bytes of a file from ``start`` on, to its end or to before ``stop``.
 
         Raises:
             AbsentError: there is no such file.
@@ -92,25 +96,29 @@ class WebSite:
     def exists(self, path: str) -> bool:
         """See :meth:`Site.exists`; costs no body, whatever page the server has for what is absent."""
         try:
-            with self._opened("HEAD", path, 0):
+            with self._opened("HEAD", path):
                 return True
         except AbsentError:
             return False
         except _UnsupportedError:
             return True
 
-    def read(self, path: str, start: int = 0) -> Generator[bytes, None, None]:
+    def read(self, path: str, start: int = 0, stop: int | None = None) -> Generator[bytes, None, None]:
         """See :meth:`Site.read`."""
-        with self._opened("GET", path, start) as answer, self._named(path):
-            skipped = start - self._first_byte(path, answer, start)
-            expected = answer.length
-            while chunk := answer.read1(_CHUNK_BYTES):
+        with self._opened("GET", path, start, stop) as answer, self._named(path):
+            at = self._first_byte(path, answer, start)
+            expected, began = answer.length, time.monotonic()
+            while (stop is None or at < stop) and (chunk := answer.read1(_CHUNK_BYTES)):
                 expected = None if expected is None else expected - len(chunk)
-                wanted = chunk[skipped:]
-                skipped = max(0, skipped - len(chunk))
+                wanted = chunk[max(0, start - at) : None if stop is None else stop - at]
+                at += len(chunk)
                 if wanted:
                     yield wanted
-            if expected:
+                elif time.monotonic() - began > self._silence_seconds + at / SLOWEST_BYTES:
+                    raise FetchError(
+                        f"{self.name}/{path}: expected {SLOWEST_BYTES} bytes a second before byte {start}, found {at}"
+                    )
+            if expected and (stop is None or at < stop):
                 raise FetchError(f"{self.name}/{path}: expected {expected} bytes more, found the answer at its end")
 
     def _first_byte(self, path: str, answer: http.client.HTTPResponse, start: int) -> int:
@@ -125,8 +133,12 @@ class WebSite:
         return int(found[1])
 
     @contextlib.contextmanager
-    def _opened(self, method: str, path: str, start: int) -> Iterator[http.client.HTTPResponse]:
-        headers = {**self._headers, "Range": f"bytes={start}-"} if start else self._headers
+    def _opened(
+        self, method: str, path: str, start: int = 0, stop: int | None = None
+    ) -> Iterator[http.client.HTTPResponse]:
+        headers = dict(self._headers)
+        if start or stop is not None:
+            headers["Range"] = f"bytes={start}-" + ("" if stop is None else f"{stop - 1}")
         request = urllib.request.Request(  # noqa: S310 (open_site lets http and https through alone)
             f"{self.name}/{urllib.parse.quote(path, safe='/%')}", headers=headers, method=method
         )
@@ -239,7 +251,7 @@ class FolderSite:
         """See :meth:`Site.exists`."""
         return (self._folder / path).is_file()
 
-    def read(self, path: str, start: int = 0) -> Generator[bytes, None, None]:
+    def read(self, path: str, start: int = 0, stop: int | None = None) -> Generator[bytes, None, None]:
         """See :meth:`Site.read`."""
         place = self._folder / path
         try:
@@ -251,7 +263,9 @@ class FolderSite:
         try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise FetchError(f"{place}: expected a plain file, found something else")
-            while chunk := os.pread(descriptor, _CHUNK_BYTES, start):
+            while chunk := os.pread(
+                descriptor, _CHUNK_BYTES if stop is None else min(_CHUNK_BYTES, stop - start), start
+            ):
                 start += len(chunk)
                 yield chunk
         except OSError as error:
