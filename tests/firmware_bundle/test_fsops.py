@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import resource
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -90,3 +93,28 @@ def test_a_small_file_is_replaced_as_a_whole_whatever_was_left_behind(tmp_path: 
     replace_file(OsFs(), path, b"two")
     assert path.read_bytes() == b"two"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@contextlib.contextmanager
+def _a_user() -> Iterator[None]:
+    """Be somebody whom the system asks for permissions."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_a_file_that_was_sealed_before_it_got_its_name_is_written_on_by_its_owner() -> None:
+    # Not in pytest's folder, which another user does not enter.
+    with _a_user(), tempfile.TemporaryDirectory() as place:
+        path = Path(place) / "file"
+        OsFs().reserve(path, 4)
+        for offset, data in ((0, b"abcd"), (2, b"xy")):
+            with OsFs().overwrite(path, offset=offset) as file:
+                file.write(data)
+                file.seal()
+        assert (path.read_bytes(), path.stat().st_mode & 0o777) == (b"abxy", 0o444)
