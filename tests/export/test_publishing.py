@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 import stat
 import sys
 from dataclasses import replace
@@ -22,6 +23,7 @@ from edge_embed_bundle.bundle import Bundle
 from edge_embed_bundle.errors import DigestError
 from edge_embed_bundle.manifest import Manifest
 from edge_embed_bundle.updating.releases import FRAME_BYTES, Channel, channel_path
+from edge_embed_bundle.values import Blob
 from edge_embed_export.publishing.gates import GateError, check_budgets, check_bundle
 from edge_embed_export.publishing.repository import Repository, RollOut, kept
 from edge_embed_export.publishing.signing import Keys, SigningError, newest_root
@@ -276,6 +278,26 @@ def test_a_delta_that_saves_too_little_is_left_out(publisher: Publisher, tmp_pat
     assert re.fullmatch(r"delta from 1\.0\.0 .*: 1\.\d MiB where the files have 1\.\d MiB; left out", said[0])
     names = {path.name for path in (publisher.site / "blobs").iterdir()}
     assert names == {file.sha256 for each in _channel(publisher).releases for file in each.files}
+
+
+def test_a_bundle_that_no_delta_makes_is_published_without(
+    published: Publisher, newer_bundle: Path, tmp_path: Path
+) -> None:
+    publisher = published.copy(tmp_path)
+    strange = shutil.copytree(newer_bundle, tmp_path / "strange")
+    with Bundle.open(strange) as opened:
+        manifest = opened.manifest
+    rows = manifest.tables[0].tensors["rows"]
+    data = bytearray((strange / rows.blob).read_bytes())
+    data[rows.offset_bytes + rows.size_bytes + 1] = 7  # between this section and the next one
+    for name in (rows.blob, "manifest.json"):
+        (strange / name).chmod(0o644)
+    (strange / rows.blob).write_bytes(data)
+    blob = Blob(len(data), hashlib.sha256(data).hexdigest())
+    said: list[str] = []
+    _rewritten(strange, manifest._replace(blobs={**manifest.blobs, rows.blob: blob}))
+    assert publisher.publish(strange, tell=said.append).deltas == ()
+    assert "expected zeros between its sections" in said[0]
 
 
 def test_a_bundle_that_boards_came_with_may_be_a_parent(

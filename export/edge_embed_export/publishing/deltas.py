@@ -1,7 +1,8 @@
 """A delta for a release: made where it saves a board enough, and left out where it does not.
 
 * What counts is what a board that has the parent would fetch without it: the files that the parent does not share.
-* A delta that was written has been applied once, and gave the release's bundle bit for bit (``make_delta``).
+* A delta that was written has been applied once, and gave the release's bundle bit for bit; where none can, as of
+  files that hold something between their sections, the release goes out without.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 from edge_embed.memory import format_size
 from edge_embed.progress import Progress
 from edge_embed_bundle.bundle import Bundle
+from edge_embed_bundle.errors import BundleError
 from edge_embed_bundle.updating.planning import is_short
 from edge_embed_bundle.updating.releases import Release
 from edge_embed_export.deltas import make_delta
@@ -19,9 +21,8 @@ from edge_embed_export.deltas import make_delta
 
 @dataclass(frozen=True)
 class Tried:
-    """A delta that was made: whether it is worth offering, and the figures for people."""
+    """Whether a delta is worth offering, and what to tell people."""
 
-    parent: str
     is_offered: bool
     said: str
 
@@ -37,10 +38,13 @@ def try_delta(old: Path, new: Path, release: Release, target: Path, progress: Pr
         with progress.task(f"reading {parent.manifest.version} and {bundle.manifest.version}", total) as advance:
             parent.verify(advance)
             bundle.verify(advance)
-        delta_bytes = make_delta(parent, bundle, target, progress).size_bytes
+        named = f"delta from {parent.manifest.version} ({parent.id[:12]})"
+        try:
+            delta_bytes = make_delta(parent, bundle, target, progress).size_bytes
+        except BundleError as error:
+            return Tried(False, f"no {named}: {error}")
         shared = {blob.sha256 for blob in parent.manifest.blobs.values()}
         files_bytes = sum(file.size_bytes for file in release.files if file.sha256 not in shared)
         is_offered = is_short(delta_bytes, files_bytes)
         sizes = f"{format_size(delta_bytes)} where the files have {format_size(files_bytes)}"
-        said = f"delta from {parent.manifest.version} ({parent.id[:12]}): {sizes}"
-        return Tried(parent.id, is_offered, said if is_offered else f"{said}; left out")
+        return Tried(is_offered, f"{named}: {sizes}" if is_offered else f"{named}: {sizes}; left out")
