@@ -521,19 +521,21 @@ class Runtime:
 
     def _current(self) -> Serving:
         """Return the generation to answer from, after moving to a newly confirmed one."""
-        watch = self._watch
-        # One thread moves; the others answer from the old generation, which is whole.
-        has_let_go = self._serving is None
+        # Taken first: what another thread lets go of meanwhile is whole as long as somebody holds it.
+        serving, watch = self._serving, self._watch
         is_news = watch is not None and (
-            watch.changed() or has_let_go or (self.problem is not None and self._retries())
+            serving is None or watch.changed() or (self.problem is not None and self._retries())
         )
-        # Where there is nothing to answer from, the others wait for the one that moves.
-        if is_news and self._moving.acquire(blocking=has_let_go):
+        # One thread moves; the others answer from the old generation or, where that was let go, wait.
+        if is_news and self._moving.acquire(blocking=serving is None):
             try:
+                # Where it is to be let go, this call is not the one to hold it.
+                serving = None
                 self._move()
+                serving = self._serving
             finally:
                 self._moving.release()
-        return _given(self._serving)
+        return _given(serving)
 
     def _retries(self) -> bool:
         return time.monotonic() >= self._retry_at
