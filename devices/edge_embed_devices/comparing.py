@@ -12,6 +12,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from edge_embed.errors import RequestError
+from edge_embed.named_files import read_named
 from edge_embed_bundle import strict_json
 from edge_embed_devices.checking import Line
 
@@ -44,10 +45,7 @@ def earlier(path: Path, board: str) -> dict[str, float]:
         RequestError: the file holds something else, or a check for another board.
         BundleError: the file is no strict JSON.
     """
-    with path.open("rb") as file:
-        data = file.read(strict_json.MANIFEST_CEILING_BYTES + 1)
-    if len(data) > strict_json.MANIFEST_CEILING_BYTES:
-        raise RequestError(f"{path}: expected what check --json printed, found more than a megabyte")
+    data = read_named(path, "what check --json printed", strict_json.MANIFEST_CEILING_BYTES)
     found = strict_json.loads(data, source=str(path))
     lines = found.get("lines")
     if not isinstance(lines, list) or not all(isinstance(line, dict) for line in lines):

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from edge_embed.errors import RequestError
+from edge_embed.named_files import read_named
 from edge_embed_bundle.values import NAME
 
 THIS_MACHINE = "this-machine"
@@ -164,13 +165,7 @@ def _files() -> dict[str, Path]:
 
 def _fields(path: Path) -> dict[str, Any]:
     """Return what stands in a file: its keys are known, its sources are texts."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(_CEILING_BYTES + 1)
-    except OSError as error:
-        raise RequestError(f"{path}: expected a board's profile, found: {error.strerror}") from error
-    if len(data) > _CEILING_BYTES:
-        raise RequestError(f"{path}: expected a board's profile of at most {_CEILING_BYTES} bytes, found more")
+    data = read_named(path, "a board's profile", _CEILING_BYTES)
     try:
         fields = tomllib.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:

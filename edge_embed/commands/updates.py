@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from edge_embed.commands import Command
 from edge_embed.commands.stores import DRAIN_HELP, trial_said
 from edge_embed.errors import MissingExtraError, RequestError
+from edge_embed.named_files import read_named
 from edge_embed.probing import probe
 from edge_embed.progress import Progress
 from edge_embed.version import __version__
@@ -68,7 +69,7 @@ def _update(arguments: argparse.Namespace) -> int:
         arguments.board,
         arguments.new_space,
         arguments.retry,
-        _root(arguments.root),
+        None if arguments.root is None else read_named(arguments.root, "the owner's root.json", _ROOT_CEILING_BYTES),
         arguments.drain,
     )
     shown = Progress(shown=False) if arguments.json else Progress()
@@ -122,19 +123,6 @@ def _device_id(given: str | None) -> str:
         return MACHINE_ID.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError(f"{MACHINE_ID}: expected this machine's id, found none; give --device-id") from error
-
-
-def _root(path: Path | None) -> bytes | None:
-    if path is None:
-        return None
-    try:
-        with path.open("rb") as file:
-            data = file.read(_ROOT_CEILING_BYTES + 1)
-    except OSError as error:
-        raise RequestError(f"{path}: expected the owner's root.json, found: {error.strerror}") from error
-    if len(data) > _ROOT_CEILING_BYTES:
-        raise RequestError(f"{path}: expected at most {_ROOT_CEILING_BYTES} bytes of root.json, found more")
-    return data
 
 
 UPDATE = Command(

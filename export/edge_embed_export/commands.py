@@ -14,6 +14,7 @@ from pathlib import Path
 from edge_embed.commands import Command
 from edge_embed.errors import RequestError
 from edge_embed.memory import format_size, parse_size
+from edge_embed.named_files import read_named
 from edge_embed.progress import SILENT, Progress
 from edge_embed_bundle.bundle import Bundle
 from edge_embed_bundle.manifest import BAG_MODES, BagRecipe, LatencyBudget
@@ -29,7 +30,6 @@ from edge_embed_export.distilling import DIMENSIONS, distilled
 from edge_embed_export.encoders import export_encoder
 from edge_embed_export.evaluation import KINDS, Evaluation, read_evaluation
 from edge_embed_export.exporter import Report, export
-from edge_embed_export.files import read_named
 from edge_embed_export.image_encoders import export_image_encoder
 from edge_embed_export.options import (
     ALL_TABLES,

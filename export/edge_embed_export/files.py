@@ -1,55 +1,16 @@
-"""The gate for files that a user names beside a source: keys, counts, questions, texts.
-
-A device has no end and a pipe may have no writer, so only a regular file is opened.
-"""
+"""The JSON files of a model that a user names: its settings, its tokens."""
 
 from __future__ import annotations
 
 import json
-import os
-import stat
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from edge_embed.errors import RequestError
+from edge_embed.named_files import read_named
 
 # A tokenizer of 250,000 tokens takes 17 MB.
 _JSON_CEILING_BYTES = 256 * 2**20
-
-
-def open_named(path: Path, expected: str) -> BinaryIO:
-    """Open a file that the user named.
-
-    Args:
-        path: the file.
-        expected: what it should be, for the error.
-
-    Raises:
-        RequestError: it is absent, unreadable or no regular file.
-    """
-    try:
-        # Without a writer, opening a pipe would wait for one.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        raise RequestError(f"{path}: expected {expected}, found: {error.strerror}") from error
-    mode = os.fstat(descriptor).st_mode
-    if not stat.S_ISREG(mode):
-        os.close(descriptor)
-        raise RequestError(f"{path}: expected {expected}, found {'a folder' if stat.S_ISDIR(mode) else 'no file'}")
-    return os.fdopen(descriptor, "rb")
-
-
-def read_named(path: Path, expected: str) -> bytes:
-    """Return the bytes of a file that the user named.
-
-    Raises:
-        RequestError: as :func:`open_named`.
-    """
-    try:
-        with open_named(path, expected) as file:
-            return file.read()
-    except OSError as error:
-        raise RequestError(f"{path}: expected {expected}, found: {error.strerror}") from error
 
 
 def read_json(path: Path) -> Any:
@@ -58,18 +19,11 @@ def read_json(path: Path) -> Any:
     Raises:
         RequestError: as :func:`open_named`; or it is too large, or no JSON.
     """
-    expected = "a model's settings"
-    try:
-        with open_named(path, expected) as file:
-            data = file.read(_JSON_CEILING_BYTES + 1)
-    except OSError as error:
-        raise RequestError(f"{path}: expected {expected}, found: {error.strerror}") from error
-    if len(data) > _JSON_CEILING_BYTES:
-        raise RequestError(f"{path}: expected {expected} of at most {_JSON_CEILING_BYTES} bytes, found more")
+    data = read_named(path, "a model's settings", _JSON_CEILING_BYTES)
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise RequestError(f"{path}: expected {expected} in JSON, found: {str(error)[:100]}") from error
+        raise RequestError(f"{path}: expected a model's settings in JSON, found: {str(error)[:100]}") from error
 
 
 def read_settings(path: Path) -> dict[str, Any]:

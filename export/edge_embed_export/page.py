@@ -13,9 +13,9 @@ from pathlib import Path
 
 from edge_embed.errors import RequestError
 from edge_embed.memory import format_size
+from edge_embed.named_files import open_named
 from edge_embed.version import __version__
 from edge_embed_export.evaluation import Evaluation
-from edge_embed_export.files import open_named
 from edge_embed_export.plots import Series, check_plots, lines, points
 from edge_embed_export.pricing import Price
 from edge_embed_export.quality import QUANTILES, Quality

@@ -24,13 +24,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from edge_embed.errors import RequestError
+from edge_embed.named_files import read_named
 from edge_embed_export.evaluation.analogies import Analogies
 from edge_embed_export.evaluation.folders import read_collection
 from edge_embed_export.evaluation.labelled import Labelled
 from edge_embed_export.evaluation.odd_one_out import OddOneOut
 from edge_embed_export.evaluation.similarity import Similarity
 from edge_embed_export.evaluation.tasks import Questions, Task
-from edge_embed_export.files import read_named
 
 # What the kind is seen from.
 _HEAD_LINES = 200

@@ -17,8 +17,8 @@ import re
 from pathlib import Path
 
 from edge_embed.errors import RequestError
+from edge_embed.named_files import read_named
 from edge_embed_export.evaluation.retrieval import Retrieval
-from edge_embed_export.files import read_named
 
 _ROLES = {
     "judgements": ("qrel",),

@@ -25,9 +25,9 @@ from edge_embed.engines.onnx_files import external_files
 from edge_embed.engines.onnx_gate import check_graph_file
 from edge_embed.engines.tflite_files import Detail, TfliteFile, examine
 from edge_embed.errors import BundleError, MissingExtraError, RequestError
+from edge_embed.named_files import read_named
 from edge_embed_bundle.encoders import EncoderGraph, Quantization
 from edge_embed_bundle.fields import Fields
-from edge_embed_export.files import read_named
 
 _CEILING_BYTES = 2**31
 _CHILD_BYTES = 8 * 2**30

@@ -20,10 +20,10 @@ from typing import Any, NamedTuple
 from edge_embed.engines.tflite_files import Table
 from edge_embed.errors import RequestError
 from edge_embed.images import PIXELS_CEILING
+from edge_embed.named_files import read_named
 from edge_embed_bundle.encoders import CHANNELS, ImageInput
 from edge_embed_bundle.errors import ManifestError
 from edge_embed_bundle.fields import Fields
-from edge_embed_export.files import read_named
 from edge_embed_export.graphs.files import GraphFile, Port
 
 #: Looked for beside ``model.tflite``, in this order: ``model.image.toml``, ``model.image.json``, the folder's own.

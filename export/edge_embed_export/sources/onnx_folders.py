@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from edge_embed.errors import RequestError
+from edge_embed.named_files import read_named
 from edge_embed_bundle.encoders import EncoderGraph, GraphInput, GraphOutput
 from edge_embed_bundle.values import FILE_NAME
-from edge_embed_export.files import read_named
 from edge_embed_export.graphs.files import GraphFile, Port, describe, try_out
 from edge_embed_export.sources.encoders import EncoderSource
 from edge_embed_export.sources.graph_network import GraphNetwork, digest_of

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_embed.errors import RequestError
+from edge_embed.named_files import open_named
 from edge_embed.progress import SILENT, Progress
-from edge_embed_export.files import open_named
 from edge_embed_export.matrix import BLOCK_ROWS, Keys, Matrix, Places, Spool, blocks_of
 from edge_embed_export.sources import TABLE, Reading, Source, SourceTable, SourceText
 

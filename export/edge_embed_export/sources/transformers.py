@@ -19,10 +19,11 @@ from types import MappingProxyType
 from typing import Any, Self
 
 from edge_embed.errors import RequestError
+from edge_embed.named_files import read_named
 from edge_embed_bundle.encoders import EncoderGraph, GraphInput, GraphOutput, TextInput
 from edge_embed_bundle.values import NAME
 from edge_embed_bundle.writer import BlobWriter, BundleWriter
-from edge_embed_export.files import read_json, read_named, read_settings
+from edge_embed_export.files import read_json, read_settings
 from edge_embed_export.graphs import onnx_text, tflite_text
 from edge_embed_export.sources.encoders import EncoderSource
 from edge_embed_export.transformer import Transformer, read_transformer
