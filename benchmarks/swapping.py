@@ -153,8 +153,8 @@ class _Asker(threading.Thread):
         self.mixed = 0
         self._known = known
         self._calls = calls_of(runtime)
-        # Room for a quarter of an hour, touched now: what is noted later must not look like memory that is lost.
-        self._noted = {name: array("q", bytes(16 * 250_000)) for name in known}
+        # Room for more than will come, touched now: what is noted later must not look like memory that is lost.
+        self._noted = {name: array("q", bytes(16 * 400_000)) for name in known}
         self._counts = dict.fromkeys(known, 0)
         self._done = threading.Event()
 
