@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import edge_embed
+from edge_embed.patching import Patch
 from edge_embed_bundle.bundle import Bundle
 from edge_embed_bundle.errors import EdgeEmbedError, EmptyStoreError, StoreError
 from edge_embed_bundle.scrub import Scrub
 from edge_embed_bundle.store import Store
+from edge_embed_bundle.updating.building import Patcher
 from tests.boards import Board
 from tests.fakes.probes import FakeProbe, PowerCutError
 from tests.making import make_bundle, small_source
@@ -99,8 +101,8 @@ def make_acts(place: Path) -> list[Act]:
     publisher.publish(bundles[0])
     root = publisher.root
 
-    def update(store: Path) -> None:
-        Board(store, root).update(publisher.site, retry=True)
+    def update(store: Path, patch: Patcher | None = None) -> None:
+        Board(store, root, patch).update(publisher.site, retry=True)
 
     def install(number: int) -> Callable[[Path], None]:
         return lambda store: _done(Store(store).install(bundles[number], FakeProbe(), retry=True))
@@ -117,7 +119,8 @@ def make_acts(place: Path) -> list[Act]:
 
     first, second, third = install(0), install(1), install(2)
     updated = before("update", update)
-    publisher.publish(bundles[1])
+    if not publisher.publish(bundles[1]).deltas:
+        raise AssertionError("a release is offered by a delta, too")
     return [
         Act("first install", before("nothing"), first, allowed(0) | {None}, ids[0]),
         Act("install", before("install", first), second, allowed(0, 1), ids[1]),
@@ -126,6 +129,7 @@ def make_acts(place: Path) -> list[Act]:
         Act("rollback", before("rollback", first, second), _rollback, allowed(0, 1), ids[0]),
         Act("scrub", before("scrub", first, second, _rot), _scrub, allowed(0, 1), ids[0], rotten=ids[1]),
         Act("update", updated, update, allowed(0, 1), ids[1]),
+        Act("update by a delta", updated, lambda store: update(store, Patch), allowed(0, 1), ids[1]),
     ]
 
 
