@@ -93,6 +93,9 @@ def why_not() -> str:
     """Return why no process can be held here, or nothing."""
     if shutil.which("strace") is None:
         return "there is no strace here (Debian: apt-get install strace)"
+    yama = Path("/proc/sys/kernel/yama/ptrace_scope")
+    if os.geteuid() and yama.exists() and yama.read_text().strip() != "0":
+        return f"only root may hold a process that is not its child here ({yama})"
     done = subprocess.run(["strace", "-e", "inject=fsync:error=EIO", "true"], capture_output=True, text=True)
     return "" if done.returncode == 0 else f"strace may not hold a process here: {done.stderr.strip()}"
 
