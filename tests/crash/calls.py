@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -142,9 +142,9 @@ def _be(act: Act, place: Path, said: Path, limit_bytes: int) -> None:
         os._exit(status)
 
 
-def _wait_for(condition: object) -> None:
+def _wait_for(condition: Callable[[], bool]) -> None:
     end = time.monotonic() + _WAIT_SECONDS
-    while not condition():  # type: ignore[operator]
+    while not condition():
         if time.monotonic() > end:
             raise TimeoutError("strace did not take hold of a process")
         time.sleep(0.001)
@@ -177,14 +177,13 @@ def faults_of(act: Act, case: Case, place: Path) -> list[str]:
     """Run one case; return what is wrong afterwards."""
     store = act.begin(place / "board")
     ended, _ = run(act, place, case.injection, 0 if case.call else case.number)
-    if case.fate == _KILL:
-        faults = [] if ended.status is None else ["nobody was killed"]
-    elif ended.status not in (_DONE, _SAID):
-        faults = [f"it said {ended.said!r}"]
-    else:
-        faults = ["it said more than a sentence, or nothing"] * (
-            ended.status == _SAID and len(ended.said.splitlines()) != 1
-        )
+    faults = []
+    if case.fate == _KILL and ended.status is not None:
+        faults.append("nobody was killed")
+    elif case.fate != _KILL and ended.status not in (_DONE, _SAID):
+        faults.append(f"it said {ended.said!r}")
+    elif ended.status == _SAID and len(ended.said.splitlines()) != 1:
+        faults.append(f"expected a sentence, it said {ended.said!r}")
     faults += act.faults(store, is_done=ended.status == _DONE)
     shutil.rmtree(place / "board")
     return faults
