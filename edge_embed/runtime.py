@@ -566,19 +566,25 @@ class Runtime:
             watch.forget()
             raise
 
+    def _is_to_let_go(self, state: State) -> bool:
+        """Return whether a trial that somebody makes lacks memory, of which this runtime holds some."""
+        if not state.needs_bytes or state.trial is None or self._serving is None:
+            return False
+        # Imported here: hardly anybody who serves ever needs it.
+        from edge_embed_bundle.room import is_held
+
+        return is_held(generation_folder(self._folder, state.trial))
+
     def _make_room(self, state: State) -> None:
-        """Let go of what serves while a trial that somebody makes lacks memory, and wait for its end."""
+        """Let go of what serves where a trial wants its memory, and wait for the end of that."""
         serving = self._serving
-        if not state.needs_bytes or state.trial is None or serving is None:
+        if serving is None or state.trial is None or not self._is_to_let_go(state):
             return
-        # Imported here, and the collector too: hardly anybody who serves ever needs them.
         import gc
 
         from edge_embed_bundle.room import is_held
 
         folder, end = generation_folder(self._folder, state.trial), time.monotonic() + _LONGEST_TRIAL_SECONDS
-        if not is_held(folder):
-            return
         with self._placing:
             self._serving, self._shortcut = None, _NoShortcut()
         serving.unpin()
@@ -622,7 +628,11 @@ class Runtime:
         watch = _given(self._watch)
         attempts_left = _OPEN_ATTEMPTS
         while True:
-            active = watch.read().active
+            state = watch.read()
+            if self._is_to_let_go(state):
+                # That came between two looks, so it is still news for the next call.
+                watch.forget()
+            active = state.active
             if active is None:
                 raise EmptyStoreError(
                     f"{self._folder}: expected a confirmed bundle, found none; edge-embed install one"

@@ -9,15 +9,18 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
 import edge_embed
 from edge_embed import memory
 from edge_embed_bundle.errors import RefusedError
-from edge_embed_bundle.room import PROCESS_BYTES
+from edge_embed_bundle.fsops import OsFs
+from edge_embed_bundle.room import PROCESS_BYTES, held
+from edge_embed_bundle.slots import Slots
 from edge_embed_bundle.store import Store, Verdict
 from tests.fakes.probes import NO, FakeProbe
 
@@ -162,6 +165,37 @@ def test_who_cannot_open_what_he_let_go_for_answers_from_what_served_before(stor
         assert runtime.lookup("word1").any()
         assert runtime.manifest.version == "1.0.0"
         assert runtime.problem is not None and "of private memory" in runtime.problem
+
+
+def test_a_trial_that_begins_in_the_middle_of_a_move_is_made_room_for_by_the_next_call(
+    store: Path, bundle: Path
+) -> None:
+    slots, fs = Slots(store), OsFs()
+    trial = next(path for path in (store / "generations").iterdir())
+    mapped: list[int] = []
+
+    def begin(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_code.co_name == "_open_active":
+            sys.setprofile(None)
+            trying.enter_context(held(trial))
+            slots.write(slots.read().spend_try(), fs)
+
+    def end() -> None:
+        time.sleep(0.3)
+        mapped.append(len(_maps(store)))
+        trying.close()
+
+    with ExitStack() as trying, edge_embed.open(store) as runtime:
+        assert runtime.lookup("word1").any()
+        slots.write(slots.read().begin_trial(trial.name, needs_bytes=1), fs)
+        # As an installer in another process may, at a place that is known.
+        sys.setprofile(begin)
+        assert runtime.lookup("word1").any()
+        ending = threading.Thread(target=end)
+        ending.start()
+        assert runtime.lookup("word1").any()
+        ending.join()
+    assert mapped == [0]
 
 
 def test_a_runtime_that_is_closed_while_it_waits_is_closed(store: Path, newer_bundle: Path) -> None:
