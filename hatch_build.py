@@ -2,7 +2,10 @@
 
 * One file for CPython 3.11 and newer (the stable ABI) and numpy 1.24 and newer.
 * ``EDGE_EMBED_PURE=1`` leaves the kernels out; ``EDGE_EMBED_NATIVE=1`` makes their absence an error, for who
-  publishes wheels; ``CC`` and ``CFLAGS`` are heeded, so a cross compiler or a sanitizer is one variable away.
+  publishes wheels; ``CC`` and ``CFLAGS`` are heeded, so a cross compiler or a sanitizer is one variable away. Who
+  compiles for another machine (``wheels.py``) names its headers, ``EDGE_EMBED_HEADERS``, and the platform of the wheel,
+  ``EDGE_EMBED_PLATFORM``.
+* Only an editable install compiles into the tree: a wheel, maybe another machine's, leaves the tree's kernels alone.
 * ``rows.c`` is compiled once for each instruction set that the kernels choose from when they are loaded.
 """
 
@@ -42,20 +45,32 @@ _ANYWHERE = (("baseline", ()),)
 class KernelsHook(BuildHookInterface):  # type: ignore[type-arg]
     """Compiles the extension and puts it, with the tag that it makes true, into what is built."""
 
+    _folder: tempfile.TemporaryDirectory[str] | None = None
+
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Compile, or say why the result is pure."""
         if self.target_name != "wheel" or os.environ.get("EDGE_EMBED_PURE", "0") not in ("", "0"):
             return
+        self._folder = tempfile.TemporaryDirectory(prefix="edge-embed-wheel-")
+        extension = Path(self.root, EXTENSION) if version == "editable" else Path(self._folder.name, EXTENSION.name)
         try:
-            compile_kernels(Path(self.root), Path(self.root) / EXTENSION)
+            compile_kernels(Path(self.root), extension)
         except (OSError, ImportError, subprocess.CalledProcessError) as error:
             if os.environ.get("EDGE_EMBED_NATIVE", "0") not in ("", "0"):
                 raise
             self.app.display_warning(f"the kernels were not compiled, so numpy serves in their place: {error}")
             return
         build_data["pure_python"] = False
-        build_data["tag"] = f"cp311-abi3-{_platform()}"
-        build_data["artifacts"].append(str(EXTENSION))
+        build_data["tag"] = f"cp311-abi3-{os.environ.get('EDGE_EMBED_PLATFORM') or _platform()}"
+        if version == "editable":
+            build_data["artifacts"].append(str(EXTENSION))
+        else:
+            build_data["force_include"][str(extension)] = str(EXTENSION)
+
+    def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
+        """Remove what was compiled: the wheel has it."""
+        if self._folder is not None:
+            self._folder.cleanup()
 
 
 def compile_kernels(root: Path, extension: Path) -> None:
@@ -66,12 +81,10 @@ def compile_kernels(root: Path, extension: Path) -> None:
         ImportError: there is no numpy, or a Python without the stable ABI.
         subprocess.CalledProcessError: the compiler refused.
     """
-    import numpy as np
-
     if sysconfig.get_config_var("Py_GIL_DISABLED"):
         raise ImportError("a free-threaded Python has no stable ABI")
     compiler = shlex.split(os.environ.get("CC") or "cc")
-    includes = (f"-I{sysconfig.get_path('include')}", "-isystem", np.get_include())
+    includes = [option for folder in _headers() for option in ("-isystem", folder)]
     # Beside its place first: an extension that a process has mapped is replaced, never written over.
     made = extension.with_suffix(".new")
     options = (*includes, "-shared", *shlex.split(os.environ.get("CFLAGS", "")))
@@ -107,6 +120,14 @@ def link(compiler: Sequence[str], root: Path, made: Path, source: Path, *options
         for name, more in _VARIANTS.get(target.split("-")[0], _ANYWHERE):
             compiled("rows.c", name, *more, f"-DEE_VARIANT=ee_{name}", f'-DEE_VARIANT_NAME="{name}"')
         subprocess.run([*command, str(source), *objects, "-lm", "-o", str(made)], check=True)
+
+
+def _headers() -> list[str]:
+    if named := os.environ.get("EDGE_EMBED_HEADERS"):
+        return named.split(os.pathsep)
+    import numpy as np
+
+    return [sysconfig.get_path("include"), np.get_include()]
 
 
 def _platform() -> str:
