@@ -51,10 +51,13 @@ class Board:
     python: Path
     site: Path
 
+    def command(self, *words: str) -> tuple[list[str], dict[str, str]]:
+        """Return what runs the board's Python, and its environment, which knows nothing of this machine's."""
+        return [str(self.python), *words], {"PATH": os.defpath, "PYTHONPATH": str(self.site)}
+
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """Run the board's Python, which knows nothing of this machine's."""
-        environment = {"PATH": os.defpath, "PYTHONPATH": str(self.site)}
-        command = [str(self.python), *words]
+        """Run the board's Python to its end."""
+        command, environment = self.command(*words)
         return subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment, check=False)
 
 
