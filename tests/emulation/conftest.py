@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -21,6 +22,26 @@ from wheels import ROOT, TARGETS, Target, build
 KEPT = ROOT / ".venv" / "boards"
 
 Wheels = Callable[[Target | None], Path]
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+def made_once(make: Callable[[K], V]) -> Callable[[K], V]:
+    """Return what makes a thing once, and skips each test of one that cannot be had here, which is tried once, too."""
+    found: dict[K, V | UnavailableError] = {}
+
+    def made(key: K) -> V:
+        if key not in found:
+            try:
+                found[key] = make(key)
+            except UnavailableError as error:
+                found[key] = error
+        thing = found[key]
+        if isinstance(thing, UnavailableError):
+            pytest.skip(str(thing))
+        return thing
+
+    return made
 
 
 @pytest.fixture(scope="session")
@@ -34,12 +55,9 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Wheels:
         with (shared / f"wheel-{platform}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             built = list((shared / "wheels").glob(f"*{platform}.whl"))
-            try:
-                return built[0] if built else build(target, shared / "wheels")
-            except UnavailableError as error:
-                pytest.skip(str(error))
+            return built[0] if built else build(target, shared / "wheels")
 
-    return wheel
+    return made_once(wheel)
 
 
 @dataclass(frozen=True)
@@ -64,20 +82,20 @@ class Board:
 @pytest.fixture(scope="session")
 def boards(wheels: Wheels, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Board]:
     """What returns a board by the names of its userland and its core, with the native kernels or without."""
-    sites: dict[tuple[str, bool], Path] = {}
+
+    def make(name: str) -> dict[str, Path]:
+        return userlands.make(USERLANDS[name], KEPT)
+
+    def install(what: tuple[str, bool]) -> Path:
+        name, native = what
+        (target,) = (target for target in TARGETS if target.machine == USERLANDS[name].machine)
+        site = tmp_path_factory.mktemp("site")
+        userlands.install(wheels(target if native else None), site, USERLANDS[name])
+        return site
+
+    pythons, sites = made_once(make), made_once(install)
 
     def board(name: str, core: str, *, native: bool = True) -> Board:
-        userland = USERLANDS[name]
-        (target,) = (target for target in TARGETS if target.machine == userland.machine)
-        wheel = wheels(target if native else None)
-        try:
-            python = userlands.make(userland, KEPT)[core]
-            if (name, native) not in sites:
-                site = tmp_path_factory.mktemp("site")
-                userlands.install(wheel, site, userland)
-                sites[name, native] = site
-        except UnavailableError as error:
-            pytest.skip(str(error))
-        return Board(userland, core, python, sites[name, native])
+        return Board(USERLANDS[name], core, pythons(name)[core], sites((name, native)))
 
     return board

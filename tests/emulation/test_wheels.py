@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
+import pip
 import pytest
 
 from edge_embed_devices.emulation.debian import UnavailableError
-from tests.emulation.conftest import Wheels
+from edge_embed_devices.emulation.userlands import USERLANDS
+from tests.emulation.conftest import Board, Wheels
 
 pytest.importorskip("hatchling", reason="wheels are built by hatchling")
 from wheels import TARGETS, Target, WheelError, build, check, newest_glibc
@@ -52,3 +57,30 @@ def test_the_same_tree_gives_the_same_wheel(target: Target | None, wheels: Wheel
     except UnavailableError as error:
         pytest.skip(str(error))
     assert again.read_bytes() == wheel.read_bytes()
+
+
+#: Said on the board itself, by what pip decides with.
+TAKES = """
+import os, sys
+# pip reads in the interpreter itself whether a 32-bit board has hardware floats; here a script stands for it.
+sys.executable = os.path.realpath("/proc/self/exe")
+from pip._vendor.packaging.tags import sys_tags
+from pip._vendor.packaging.utils import parse_wheel_filename
+print(not parse_wheel_filename(sys.argv[1])[3].isdisjoint(sys_tags()))
+"""
+
+
+@pytest.mark.parametrize("name", USERLANDS)
+def test_a_board_takes_the_wheel_for_its_machine_and_no_other(
+    name: str, wheels: Wheels, boards: Callable[..., Board], tmp_path: Path
+) -> None:
+    board = boards(name, USERLANDS[name].cores[0].name)
+    (tmp_path / "pip").symlink_to(Path(pip.__file__).parent)
+    environment = {"PATH": os.defpath, "PYTHONPATH": str(tmp_path)}
+    taken = {}
+    for target in TARGETS:
+        command = [str(board.python), "-c", TAKES, wheels(target).name]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr
+        taken[target.machine] = done.stdout.strip() == "True"
+    assert [machine for machine, takes in taken.items() if takes] == [USERLANDS[name].machine]

@@ -85,6 +85,8 @@ def _fetched(packages: Sequence[str], suite: str, architecture: str, folder: Pat
         # Another user, which apt becomes to fetch where it is root, may not write into these folders.
         "APT::Sandbox::User": "root",
         "Acquire::Languages": "none",
+        "Acquire::Retries": 1,
+        "Acquire::http::Timeout": 20,
     }
     command = [apt, "-qq", *(f"-o{name}={value}" for name, value in settings.items())]
     _run([*command, "update", "-oAPT::Update::Error-Mode=any"])

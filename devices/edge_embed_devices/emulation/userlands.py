@@ -159,7 +159,13 @@ def _install(wheels: tuple[str, ...], target: Path, userland: Userland) -> None:
     platforms = [f"manylinux_2_{minor}_{userland.machine}" for minor in glibcs]
     platforms += [f"manylinux2014_{userland.machine}", f"linux_{userland.machine}"]
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile"]
-    command += ["--no-deps", "--only-binary=:all:", f"--python-version={userland.python}", f"--target={target}"]
+    command += [
+        "--upgrade",
+        "--no-deps",
+        "--only-binary=:all:",
+        f"--python-version={userland.python}",
+        f"--target={target}",
+    ]
     command += [f"--platform={platform}" for platform in platforms]
     try:
         done = subprocess.run(
