@@ -397,7 +397,7 @@ class Runtime:
             UnknownKeyError: the table does not have a key.
         """
         deadline_ns = _deadline_ns(deadline_ms)
-        if sum(given is not None for given in (key, text, image, vector)) != 1:
+        if (key is not None) + (text is not None) + (image is not None) + (vector is not None) != 1:
             raise RequestError("expected exactly one of key, text, image and vector to search for")
         if not isinstance(k, int | np.integer) or k < 1:
             raise RequestError(f"expected k of at least 1, found {k!r}")

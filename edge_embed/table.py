@@ -179,9 +179,10 @@ class Table:
         found = self.nearest(queries, k, without, probes=probes, shortlist=shortlist, deadline_ns=deadline_ns)
         answers = []
         for rows, scores in zip(found.rows, found.scores, strict=True):
-            count = np.count_nonzero(rows >= 0)
-            keys = tuple(self.names.of(rows[:count]))
-            answers.append(Neighbours(keys, scores[:count], self.space.id, found.complete))
+            if len(rows) and rows[-1] < 0:
+                there = np.count_nonzero(rows >= 0)
+                rows, scores = rows[:there], scores[:there]
+            answers.append(Neighbours(tuple(self.names.of(rows)), scores, self.space.id, found.complete))
         return answers
 
     def nearest(
@@ -211,7 +212,7 @@ class Table:
         queries = _within_float32(queries)
         if without is None:
             without = _NONE if len(queries) == 1 else np.full(len(queries), -1, np.int64)
-        k = min(k, self.model.rows - int(without.max(initial=-1) >= 0))
+        k = min(k, self.model.rows - int(without is not _NONE and without.max(initial=-1) >= 0))
         probes = probes_for(self._searcher.probes, k) if probes is None else probes
         shortlist = self._searcher.shortlist if shortlist is None else shortlist
         return self._searcher.nearest(
