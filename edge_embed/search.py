@@ -62,6 +62,8 @@ class Searcher:
         self._all_rows = np.array([[0, model.rows]], np.int64)
         self.probes = self.lists = self.shortlist = 0
         self._plane: kernels.Rows | None = None
+        #: Whether the plane holds what rows have beyond their centroids, or rows themselves.
+        self._is_beyond = model.centroids_are_plane
         if model.search is not None:
             self.probes = model.search.probes
             self._lists = _runs(tensors["list_ends"], model.rows, f"{place}: {model.name}")
@@ -134,10 +136,11 @@ class Searcher:
         """Compare the best rows of the plane as they are; where flash is slow, ask for all of them first."""
         length = min(shortlist * k, len(self._norms))
         asked = (wanted.runs, wanted.by_query, without, deadline_ns)
+        bases = wanted.cosines if self._is_beyond else None
         if not self._pages.waited:
             with self._pages.compared():
-                return Found(*rows.nearest(queries, self._norms, k, *asked, plane, length, wanted.cosines))
-        listed, _, complete = plane.nearest(queries, self._norms, length, *asked, None, 0, wanted.cosines)
+                return Found(*rows.nearest(queries, self._norms, k, *asked, plane, length, bases))
+        listed, _, complete = plane.nearest(queries, self._norms, length, *asked, None, 0, bases)
         self._pages.ask(np.unique(listed[listed >= 0]))
         best, scores = np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.float32)
         with self._pages.compared():

@@ -26,6 +26,7 @@ IDENTITY = {
     "opq-words": "3c179a324fe371691323b5a45e76cfa2134d62e244f4fe26c8f47a78a1b3b3a3",
     "rq-words": "deed6408a99a363d57b549632cc4dad78b3cd8740ecf68564ecdd85b21b4ba59",
     "int8-lists": "ce53425eb41b8effa6fa542aff1b47f7bde4140b7184e9efe6f2289448cde9ee",
+    "lists-4-bit": "f380a9df164d294911e28eb954d29b14cec50a4f9628539d8213766905821954",
     "fasttext-labels": "2f1b981b9f79bd78bd3aa0d0993664d8cc139f121b4e5e47d36c3987b0581540",
     "floret-words": "c4c5d3c520d6e17e3f6893e17a255a3f7acde337a3437fddf4fe014c61ca360b",
 }
@@ -43,6 +44,7 @@ TOKYO = {
     "opq-words": "a060ad3fbc2ed83a457154bffe62043e40bb883eac5e2abf778b8f3fe0a0efbf",
     "rq-words": "1784ad3f6bdfbf3a710f4cbf46a01b3e7c636a3ebc052ebfe9fd913fb8caf0bf",
     "int8-lists": "7b39ad3f00000000846c49bf7306113e4298613e7b392dbf180a933f6bb5f1bf",
+    "lists-4-bit": "7b39ad3f00000000846c49bf7306113e4298613e7b392dbf180a933f6bb5f1bf",
     "fasttext-labels": "2aaa64be98e251be8e35b4be261f65be",
     "floret-words": "6270e0be6fd5bf3e320838becce44b3d3a56f7be0e93753e",
 }
@@ -60,8 +62,9 @@ def test_a_golden_bundle_opens_and_gives_every_golden_answer(name: str) -> None:
         assert runtime.lookup("東京").tobytes().hex() == TOKYO[name]
 
 
-def test_the_golden_lists_are_searched_as_on_the_day_they_were_made() -> None:
-    with edge_embed.open(GOLDEN / "int8-lists") as runtime:
+@pytest.mark.parametrize("name", ["int8-lists", "lists-4-bit"])
+def test_the_golden_lists_are_searched_as_on_the_day_they_were_made(name: str) -> None:
+    with edge_embed.open(GOLDEN / name) as runtime:
         assert all(outcome.passed for outcome in runtime.check_golden())
         found = runtime.search("東京", k=3)
         assert found.keys == TOKYOS_NEIGHBOURS

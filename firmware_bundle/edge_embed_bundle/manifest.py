@@ -746,9 +746,6 @@ def _check_tensors(model: TableModel, fields: Fields) -> None:
         needed |= {name: SHARED_TENSORS[name] for name in ("key_offsets", "key_bytes")}
     needed |= {name: SHARED_TENSORS[name] for name in ("norms", "bucket_ids", "tree") if name in model.tensors}
     if model.search is not None:
-        is_narrow = model.centroids_are_plane or "centroids" not in model.tensors
-        if model.search.shortlist is not None and not is_narrow:
-            fields.fail("search.shortlist", "centroids of uint8 beside a plane", model.tensors["centroids"].dtype)
         plane = () if model.search.shortlist is None else PLANE_TENSORS
         needed |= {name: SHARED_TENSORS[name] for name in ("norms", *LIST_TENSORS, *plane)}
         if model.centroids_are_plane:

@@ -113,11 +113,6 @@ BROKEN_SEARCHES: dict[str, tuple[Place, Any, str]] = {
     "no norms": ((*TENSORS, "norms"), ABSENT, "tensors: expected the tensor norms"),
     "no centroids": ((*TENSORS, "centroids"), ABSENT, "tensors: expected the tensor centroids"),
     "no ends": ((*TENSORS, "list_ends"), ABSENT, "tensors: expected the tensor list_ends"),
-    "a plane beside centroids of 8 bits": (
-        (*TENSORS, "centroids", "dtype"),
-        "int8",
-        "search.shortlist: expected centroids of uint8 beside a plane",
-    ),
     "no plane": ((*TENSORS, "plane"), ABSENT, "tensors: expected the tensor plane"),
     "ends of fewer lists": ((*TENSORS, "list_ends", "shape", 0), 3, "expected uint8 of shape (3, 5)"),
     "ends of no list": ((*TENSORS, "list_ends", "shape"), [], "tensors."),

@@ -34,7 +34,8 @@ def main(folder: Path) -> None:
         source = small_source(dimensions=8, keys=MANY_WORDS)
         make_bundle(folder / f"{codec.partition(':')[0]}-words", source=source, codec=codec)
     source = small_source(dimensions=8, keys=MANY_WORDS)
-    make_bundle(folder / "int8-lists", source=source, graphs=(), clustered=True, plane=True, recall=0.9)
+    # ``int8-lists`` was made like this when centroids had 8 bits and a plane held the rows themselves.
+    make_bundle(folder / "lists-4-bit", source=source, graphs=(), clustered=True, plane=True, recall=0.9)
     with tempfile.TemporaryDirectory() as made:
         encoder = write_encoder(Path(made) / "encoder", prompts={"query": "word1"})
         make_encoder_bundle(folder / "int8-encoder", encoder, collection=SENTENCES)
