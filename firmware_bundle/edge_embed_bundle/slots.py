@@ -7,7 +7,8 @@
    a change without a system call.
 
 Layout, little-endian: magic (8), sequence (8), active, previous, trial (32 each; zeros: none), tries left (1),
-refused count (1), zeros (6), memory that the trial lacks (8), refused (8 x 32), zeros to 480, sha256 of bytes 0 to 480.
+refused count (1), which of these for their rot alone (1, a bit each), zeros (5), memory that the trial lacks (8),
+refused (8 x 32), zeros to 480, sha256 of bytes 0 to 480.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ SLOT_BYTES = 512
 SLOT_NAMES = ("slot.0", "slot.1")
 
 _MAGIC = b"EESLOT01"
-_HEAD = struct.Struct("<8sQ32s32s32sBB6xQ")
+_HEAD = struct.Struct("<8sQ32s32s32sBBB5xQ")
 _REFUSED_AT = 128
 _DIGEST_AT = 480
 _NONE = bytes(32)
@@ -60,6 +61,7 @@ def pack(state: State) -> bytes:
         *(_NONE if name is None else bytes.fromhex(name) for name in (state.active, state.previous, state.trial)),
         state.tries_left,
         len(state.refused),
+        sum(1 << i for i, name in enumerate(state.refused) if name in state.rotten),
         state.needs_bytes,
     )
     refused = b"".join(bytes.fromhex(name) for name in state.refused)
@@ -71,12 +73,13 @@ def unpack(data: bytes) -> State | None:
     """Return the record of a slot, or None if it is not a whole one."""
     if len(data) != SLOT_BYTES or small_sha256(data[:_DIGEST_AT]) != data[_DIGEST_AT:]:
         return None
-    magic, sequence, active, previous, trial, tries_left, count, needs_bytes = _HEAD.unpack_from(data)
+    magic, sequence, active, previous, trial, tries_left, count, bits, needs_bytes = _HEAD.unpack_from(data)
     if magic != _MAGIC or count > REFUSED_CEILING or tries_left > TRIES or sequence >= _SEQUENCE_CEILING:
         return None
     active, previous, trial = (None if name == _NONE else name.hex() for name in (active, previous, trial))
     refused = tuple(data[_REFUSED_AT + 32 * i : _REFUSED_AT + 32 * (i + 1)].hex() for i in range(count))
-    return State(sequence, active, previous, trial, tries_left, refused, needs_bytes)
+    rotten = frozenset(name for i, name in enumerate(refused) if bits >> i & 1)
+    return State(sequence, active, previous, trial, tries_left, refused, needs_bytes, rotten)
 
 
 class Slots:

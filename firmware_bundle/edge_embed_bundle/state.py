@@ -9,7 +9,8 @@ one is on trial:
                                  +----+  the probe crashed, or the power went: a try is gone, the next one is spent
                no tries left -> refuse
     rollback:  active <-> previous
-    rot:       of the active one: as a rollback; of the previous one: it is refused; mended: it is forgiven
+    rot:       of the active one: as a rollback; of the previous one: it is refused; mended: it is forgiven, if it was
+               refused for its rot and for nothing else
 
  * A try is spent, and durable, *before* the trial is loaded: whatever kills the board counts as a failed try.
  * The trial never serves before it is confirmed; the active one goes on.
@@ -41,6 +42,8 @@ class State:
     refused: tuple[str, ...] = ()
     #: Memory that the trial needs and that was not free: who serves lets go until it ends. 0: the trial fits beside.
     needs_bytes: int = 0
+    #: Those of the refused that were put away for their rot alone.
+    rotten: frozenset[str] = frozenset()
 
     def begin_trial(self, generation: str, *, needs_bytes: int = 0) -> State:
         """Put a generation on trial. A refused one is forgiven: who calls has decided to try it again."""
@@ -81,8 +84,13 @@ class State:
             raise StateError("expected a previous generation, found none")
         return self._next(refused=self._refused_with(self.previous))
 
+    def put_away(self, generation: str) -> State:
+        """Leave what rotted: the active generation, for the previous one, or the previous one where it stands."""
+        after = self.roll_back() if generation == self.active else self.refuse_previous()
+        return replace(after, rotten=after.rotten | {generation})
+
     def forgive(self, generation: str) -> State:
-        """Forget that a generation was refused: what was wrong with it is mended."""
+        """Forget that a generation was put away: what rotted is mended."""
         return self._next(refused=tuple(other for other in self.refused if other != generation))
 
     @property
@@ -94,4 +102,5 @@ class State:
         return (*(other for other in self.refused if other != generation), generation)[-REFUSED_CEILING:]
 
     def _next(self, **changes: object) -> State:
-        return replace(self, sequence=self.sequence + 1, **changes)  # type: ignore[arg-type]
+        after = replace(self, sequence=self.sequence + 1, **changes)  # type: ignore[arg-type]
+        return replace(after, rotten=after.rotten & set(after.refused))

@@ -267,14 +267,14 @@ class Store:
             is_put_away = generation != state.active and generation in state.refused
             if generation not in (state.active, state.previous) or is_put_away or self._is_whole(generation):
                 return state
-            after = state.roll_back() if generation == state.active else state.refuse_previous()
+            after = state.put_away(generation)
             if after.active is not None and after.active != state.active:
                 self._verify(after.active, None)
             self._change(after)
             return after
 
     def mend(self, rotten: Rotten, fetch: Callable[[int, int], bytes]) -> None:
-        """Write a blob anew, out of its good frames and of those that are fetched again; who uses it is forgiven.
+        """Write a blob anew, out of its good frames and of those that come again; its rot is forgiven.
 
         Args:
             rotten: what a scrub found.
@@ -305,7 +305,7 @@ class Store:
                 self._fs.sync_folder(folder)
             self._forget("rotten", rotten.sha256)
             state = self.state()
-            for generation in {generation for generation, _ in users} & set(state.refused):
+            for generation in {generation for generation, _ in users} & state.rotten:
                 if self._is_whole(generation):
                     self._change(self.state().forgive(generation))
 

@@ -96,6 +96,17 @@ def test_the_command_fetches_the_rotten_frame_alone_and_lifts_the_quarantine(
     assert Scrub(store, rate_bytes=RATE).run().is_whole
 
 
+def test_what_its_operator_left_stays_left_though_its_rot_is_mended(
+    store: Store, site: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    left = store.active()
+    store.rollback()
+    _rot(left, 5)
+    assert _scrub(store, capsys=capsys, status=1)["quarantined"] == [left.name]
+    found = _scrub(store, "--repository", str(site), capsys=capsys)
+    assert (len(found["mended"]), found["refused"]) == (1, [left.name])
+
+
 def test_what_serves_though_it_is_rotten_is_mended_where_it_serves(
     bundles: Sequence[Path], site: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -29,14 +29,18 @@ from edge_embed_bundle.state import REFUSED_CEILING, TRIES, State
 
 # A generation is named by a sha256; 64 zeros are how a slot spells that there is none.
 NAMES = st.binary(min_size=32, max_size=32).filter(any).map(bytes.hex)
+REFUSED = st.lists(NAMES, max_size=REFUSED_CEILING, unique=True).map(tuple)
 STATES = st.builds(
-    State,
+    lambda bits, refused, **fields: State(
+        refused=refused, rotten=frozenset(name for i, name in enumerate(refused) if bits >> i & 1), **fields
+    ),
+    bits=st.integers(0, 2**REFUSED_CEILING - 1),
+    refused=REFUSED,
     sequence=st.integers(0, 2**63 - 1),
     active=st.none() | NAMES,
     previous=st.none() | NAMES,
     trial=st.none() | NAMES,
     tries_left=st.integers(0, TRIES),
-    refused=st.lists(NAMES, max_size=REFUSED_CEILING).map(tuple),
     needs_bytes=st.integers(0, 2**64 - 1),
 )
 A, B = "a" * 64, "b" * 64

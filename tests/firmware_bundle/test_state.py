@@ -132,3 +132,17 @@ def test_a_previous_generation_that_rotted_is_refused_where_it_stands() -> None:
     assert (after.active, after.previous, after.refused, after.sequence) == (A, B, (B,), 6)
     with pytest.raises(StateError, match="expected a previous generation, found none"):
         NEW.refuse_previous()
+
+
+def test_who_was_put_away_for_its_rot_is_forgiven_and_nobody_who_was_refused_for_something_else() -> None:
+    away = SERVING.put_away(A)
+    assert (away.active, away.previous, away.refused) == (B, A, (A,))
+    assert away.rotten == {A}
+    assert away.forgive(A).refused == ()
+    assert away.forgive(A).rotten == frozenset()
+    assert SERVING.put_away(B).rotten == {B}
+    # Gone back to, and left again by its operator: that is another reason.
+    assert away.roll_back().rotten == frozenset()
+    assert away.roll_back().roll_back().rotten == frozenset()
+    # Tried again, and found wanting.
+    assert away.begin_trial(A).refuse().rotten == frozenset()
