@@ -31,7 +31,7 @@ from edge_embed_export.publishing.repository import Repository
 from edge_embed_export.publishing.signing import Keys
 from tests import deltas
 from tests.boards import Board
-from tests.fakes.bad_servers import RepositoryServer, resetting, saying, wrong
+from tests.fakes.bad_servers import RepositoryServer, resetting, saying, shortened, wrong
 from tests.making import make_unmeasured_bundle, rows_in_topics, vectors_of, with_table
 from tests.repositories import Publisher, now
 
@@ -208,7 +208,7 @@ def test_a_delta_is_resumed_at_its_frames(publisher: Publisher, board: Board, bu
 # Where it leads nowhere.
 
 
-@pytest.mark.parametrize("fault", [wrong, lambda path: saying(path, 404)])
+@pytest.mark.parametrize("fault", [wrong, shortened, lambda path: saying(path, 404)])
 def test_a_delta_that_does_not_come_is_left_for_the_files_in_the_same_update(
     publisher: Publisher, board: Board, bundles: Sequence[Path], fault: Callable[..., Callable[..., bool]]
 ) -> None:

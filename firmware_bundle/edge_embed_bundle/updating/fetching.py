@@ -29,7 +29,11 @@ FRAME_SECONDS = 600.0
 
 
 class WrongBytesError(FetchError):
-    """A frame is not what was signed; asking again would bring the same."""
+    """The file is not what was signed; asking again would bring the same."""
+
+
+class _EndError(FetchError):
+    """An answer that was whole ends too early: the connection's fault, or the file's."""
 
 
 def partial_path(target: Path) -> Path:
@@ -82,9 +86,12 @@ def fetch(
                     failures = 0
             except (AbsentError, WrongBytesError):
                 raise
-            except FetchError:
+            except FetchError as error:
                 failures += 1
                 if failures == ATTEMPTS:
+                    if isinstance(error, _EndError):
+                        # No longer after all attempts: so it lies on the server, cut short as it was copied there.
+                        raise WrongBytesError(str(error)) from error
                     raise
                 pause(2.0**failures)
         out.seal()
@@ -134,6 +141,6 @@ def _verified(site: Site, file: File, first: int, frame_seconds: float) -> Itera
                 return
             if time.monotonic() - started > frame_seconds:
                 raise FetchError(f"{place}: expected a frame of 1 MiB within {frame_seconds:g} s, found {len(frame)}")
-    raise FetchError(
+    raise _EndError(
         f"{place}: expected {file.size_bytes} bytes, found the end after {wanted * FRAME_BYTES + len(frame)}"
     )
