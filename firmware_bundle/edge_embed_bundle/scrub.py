@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from edge_embed_bundle.bundle import CHUNK_BYTES, Bundle, Progress
-from edge_embed_bundle.errors import BundleError, BusyError, EdgeEmbedError, StoreError
+from edge_embed_bundle.errors import BundleError, EdgeEmbedError, StoreError
 from edge_embed_bundle.store import FRAME_BYTES, Rotten, Store
 from edge_embed_bundle.values import Blob
 
@@ -157,8 +157,8 @@ class Scrub:
         """Return what is rotten in a blob that was read, noted; None if nothing is."""
         known = self._store.sums(blob.sha256)
         if reading.sha256 == blob.sha256:
-            # Somebody else may be changing the store; the next pass notes it then.
-            with contextlib.suppress(BusyError):
+            # Somebody else may be changing the store, or the flash take nothing any more; what is right stays right.
+            with contextlib.suppress(StoreError):
                 self._store.note_sums(blob.sha256, reading.sums, known)
             return None
         same = [] if known is None else [ours == theirs for ours, theirs in zip(reading.sums, known, strict=False)]

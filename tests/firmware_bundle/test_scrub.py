@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ import pytest
 from edge_embed.commands import main
 from edge_embed_bundle.bundle import Bundle
 from edge_embed_bundle.errors import DigestError, RefusedError
+from edge_embed_bundle.fsops import OsFs
 from edge_embed_bundle.scrub import Scrub, Scrubbed
 from edge_embed_bundle.store import FRAME_BYTES, Store
 from tests.fakes.probes import FakeProbe
@@ -153,6 +155,24 @@ def test_a_note_that_rotted_is_no_note(store: Store) -> None:
     assert _scrub(store).rotten == ()
     _rot(store.active(), 5)
     assert _scrub(store).rotten[0].frames == (0,)  # the notes were written anew
+
+
+class _ReadOnlyFs(OsFs):
+    """A flash that its file system gave up and mounted read-only."""
+
+    def make_folder(self, path: Path) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+
+def test_a_flash_that_takes_nothing_any_more_is_scrubbed_all_the_same(store: Store) -> None:
+    read_only = Store(store.path, fs=_ReadOnlyFs())
+    found = _scrub(read_only)
+    assert found.is_whole
+    assert found.read_bytes == sum(_size_bytes(each) for each in (store.path / "generations").iterdir())
+    _rot(store.active(), 5)
+    found = _scrub(read_only)
+    assert [each.name for each in found.rotten] == [TABLE]
+    assert "is rotten and not noted" in found.problems[0]
 
 
 def test_a_repaired_generation_is_forgiven_and_its_rot_forgotten(store: Store, bundles: tuple[Path, Path]) -> None:
