@@ -439,6 +439,27 @@ def test_the_commands_publish_what_a_board_takes(
     assert channel_path("stable") == "channels/stable.json"
 
 
+def test_a_revocation_without_the_online_keys_says_what_is_done_and_what_is_left(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    online, offline, site = tmp_path / "online", tmp_path / "offline", str(tmp_path / "site")
+    assert main(["keys", "create", str(online)]) == 0
+    assert main(["publish", str(bundle), "--repository", site, "--keys", str(online)]) == 0
+    offline.mkdir()
+    for path in (*online.glob("root-*.pem"), online / "1.root.json"):
+        shutil.copy(path, offline)
+    for path in online.glob("root-*.pem"):
+        path.unlink()
+    (targets,) = online.glob("targets-*.pem")
+    revoked = targets.stem.removeprefix("targets-")
+    assert main(["keys", "revoke", revoked, "--keys", str(offline), "--repository", site]) == 2
+    said = capsys.readouterr().err
+    assert f"the new root and its key lie in {offline} and count, and {site} is not signed by them yet" in said
+    assert (offline / "2.root.json").is_file()
+    assert main(["keys", "sign", "--keys", str(offline), "--keys", str(online), "--repository", site]) == 0
+    assert (Path(site) / "metadata" / "2.root.json").is_file()
+
+
 def test_a_bundle_whose_golden_answers_are_wrong_is_not_published(publisher: Publisher, damageable: Path) -> None:
     data = bytearray((damageable / "golden.bin").read_bytes())
     data[3] ^= 0x40

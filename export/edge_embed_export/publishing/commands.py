@@ -60,7 +60,7 @@ def _add_days(parser: argparse.ArgumentParser) -> None:
 def _keys(arguments: argparse.Namespace) -> int:
     with _extra():
         from edge_embed_export.publishing.repository import Repository
-        from edge_embed_export.publishing.signing import Keys
+        from edge_embed_export.publishing.signing import Keys, SigningError
 
     now = datetime.now(UTC)
     if arguments.action == "create":
@@ -74,7 +74,17 @@ def _keys(arguments: argparse.Namespace) -> int:
         keys.replace(keys.named(arguments.id), now)
     if getattr(arguments, "repository", None) is not None:
         days = arguments.days
-        Repository(arguments.repository, keys).sign(None, now, snapshot_days=max(30, days), timestamp_days=days)
+        try:
+            Repository(arguments.repository, keys).sign(None, now, snapshot_days=max(30, days), timestamp_days=days)
+        except SigningError as error:
+            if arguments.action == "sign":
+                raise
+            # To do it all again would make yet another key.
+            place, repository = keys.folders[0], arguments.repository
+            raise SigningError(
+                f"{error}; the new root and its key lie in {place} and count, and {repository} is not signed by "
+                f"them yet: edge-embed keys sign --repository {repository} --keys {place} and the other's ends it"
+            ) from error
     listed = keys.listed() if arguments.action != "sign" else []
     if arguments.json:
         print(json.dumps({"keys": [{"role": key.role, "id": key.id, "here": key.here} for key in listed]}))
