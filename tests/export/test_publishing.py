@@ -439,6 +439,40 @@ def test_the_commands_publish_what_a_board_takes(
     assert channel_path("stable") == "channels/stable.json"
 
 
+@pytest.mark.parametrize(
+    ("damaged", "data", "reason"),
+    [
+        ("site/metadata/timestamp.json", b"x", "Failed to deserialize"),
+        ("site/metadata/1.targets.json", b"", "Failed to deserialize"),
+        ("site/targets/channels/*.stable.json", b"{}", "length 2 does not match"),
+        ("keys/1.root.json", b"[]", "Failed to deserialize"),
+    ],
+)
+def test_a_repository_that_is_damaged_on_the_workstation_is_named_in_one_sentence(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damaged: str, data: bytes, reason: str
+) -> None:
+    publish = ["publish", str(bundle), "--repository", str(tmp_path / "site"), "--keys", str(tmp_path / "keys")]
+    assert main(["keys", "create", str(tmp_path / "keys")]) == 0
+    assert main(publish) == 0
+    if damaged.startswith("keys"):
+        shutil.rmtree(tmp_path / "site")
+    (place,) = tmp_path.glob(damaged)
+    place.write_bytes(data)
+    capsys.readouterr()
+    assert main(publish) == 2
+    said = capsys.readouterr().err
+    assert str(place) in said and reason in said and said.count("\n") == 1
+
+
+def test_a_root_that_is_something_else_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keys = tmp_path / "keys"
+    assert main(["keys", "create", str(keys)]) == 0
+    assert main(["keys", "sign", "--keys", str(keys), "--repository", str(tmp_path / "site")]) == 0
+    shutil.copy(tmp_path / "site" / "metadata" / "1.targets.json", keys / "2.root.json")
+    assert main(["keys", "list", "--keys", str(keys)]) == 2
+    assert "expected metadata of root, found targets" in capsys.readouterr().err
+
+
 def test_a_revocation_without_the_online_keys_says_what_is_done_and_what_is_left(
     bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -169,8 +169,12 @@ class SignedRepository:
         info = None if targets is None else targets.signed.targets.get(path)
         if info is None:
             return None
-        data = (self._targets / _prefixed(info)).read_bytes()
-        info.verify_length_and_hashes(data)
+        place = self._targets / _prefixed(info)
+        try:
+            data = place.read_bytes()
+            info.verify_length_and_hashes(data)
+        except (OSError, RepositoryError) as error:
+            raise SigningError(f"{place}: expected the file that targets.json vouches for, found: {error}") from error
         return data
 
     def sign(
@@ -238,11 +242,11 @@ class SignedRepository:
     def _newest(self, role: str, kind: type[S]) -> Metadata[S] | None:
         if role == "timestamp":
             path = self._metadata / "timestamp.json"
-            return Metadata[S].from_bytes(path.read_bytes()) if path.is_file() else None
+            return _read(path, kind) if path.is_file() else None
         numbers = [_number(path) for path in self._metadata.glob(f"*.{role}.json")]
         if not numbers:
             return None
-        return Metadata[S].from_bytes((self._metadata / f"{max(numbers)}.{role}.json").read_bytes())
+        return _read(self._metadata / f"{max(numbers)}.{role}.json", kind)
 
 
 def newest_root(folders: Sequence[Path]) -> Metadata[Root]:
@@ -250,7 +254,17 @@ def newest_root(folders: Sequence[Path]) -> Metadata[Root]:
     found = {_number(path): path for folder in folders for path in folder.glob("*.root.json")}
     if not found:
         raise SigningError(f"{folders[0]}: expected 1.root.json, found none; edge-embed keys create makes one")
-    return Metadata[Root].from_bytes(found[max(found)].read_bytes())
+    return _read(found[max(found)], Root)
+
+
+def _read(path: Path, kind: type[S]) -> Metadata[S]:
+    try:
+        metadata = Metadata[S].from_bytes(path.read_bytes())
+    except RepositoryError as error:
+        raise SigningError(f"{path}: expected metadata as it was signed, found: {error}") from error
+    if not isinstance(metadata.signed, kind):
+        raise SigningError(f"{path}: expected metadata of {kind.type}, found {metadata.signed.type}")
+    return metadata
 
 
 def _holds(root: Root, role: str, metadata: Metadata[Any], now: datetime, days: int) -> bool:
