@@ -27,7 +27,7 @@ from pathlib import Path
 
 from edge_embed.progress import SILENT, Progress
 from edge_embed_bundle.bundle import Bundle
-from edge_embed_bundle.errors import BundleError
+from edge_embed_bundle.errors import BundleError, DigestError
 from edge_embed_bundle.manifest import MANIFEST_NAME
 from edge_embed_bundle.updating.releases import (
     FRAME_BYTES,
@@ -149,7 +149,7 @@ class Repository:
     def _put_blob(self, source: Path, file: File) -> None:
         target = self._folder / blob_path(file.sha256)
         target.parent.mkdir(parents=True, exist_ok=True)
-        if target.is_file() and target.stat().st_size == file.size_bytes:
+        if _is_whole(target, file):
             return
         partial = target.with_name(f".partial-{file.sha256}")
         shutil.copyfile(source, partial)
@@ -176,10 +176,16 @@ class Repository:
             for parent in parents:
                 if parent.id in folders:
                     continue
-                if all((self._folder / blob_path(file.sha256)).is_file() for file in parent.files):
-                    folders[parent.id] = stack.enter_context(self._unpacked(parent))
-                else:
+                places = {self._folder / blob_path(file.sha256): file for file in parent.files}
+                if not all(path.is_file() for path in places):
                     tell(f"no delta from {parent}: its files are not in {self._folder}; give --delta-from BUNDLE")
+                    continue
+                for path, file in places.items():
+                    if not _is_whole(path, file):
+                        raise DigestError(
+                            f"{path}: expected sha256 {file.sha256} of {file.name} of {parent}, found other bytes"
+                        )
+                folders[parent.id] = stack.enter_context(self._unpacked(parent))
             for identity, folder in folders.items():
                 if identity in (release.id, *deltas):
                     continue
@@ -246,6 +252,10 @@ def kept(releases: Sequence[Release]) -> tuple[Release, ...]:
 def _id(bundle: Path) -> str:
     with Bundle.open(bundle) as opened:
         return opened.id
+
+
+def _is_whole(path: Path, file: File) -> bool:
+    return path.is_file() and _file(path, file.name) == file
 
 
 def _file(path: Path, name: str) -> File:
