@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge_embed.commands import Command
+from edge_embed.commands import Command, printable
 from edge_embed.commands.stores import DRAIN_HELP, trial_said
 from edge_embed.errors import MissingExtraError, RequestError
 from edge_embed.named_files import read_named
@@ -111,7 +111,7 @@ def _print(outcome: Outcome, *, as_json: bool) -> None:
     if "memory" in outcome.verdict.report:
         print(trial_said(outcome.verdict.report))
     for reason in outcome.plan.passed_over:
-        print(f"passed over: {reason}")
+        print(f"passed over: {printable(reason)}")
     for reason in dict.fromkeys(outcome.verdict.report.get("skipped", {}).values()):
         print(f"not probed: {reason}")
 

@@ -64,10 +64,11 @@ def test_a_board_updates_over_http_and_status_tells_it_all(
         again = ("update", store, "--repository", server.address, "--device-id", "a board")
         assert _json(*again)["outcome"] == "up to date"
 
-        publisher.publish(newer_bundle, RollOut(new_space="another seed"))
+        publisher.publish(newer_bundle, RollOut(new_space="another\x1b[2J seed"))
         kept = _run(*again)
         assert (kept.returncode, kept.stderr) == (0, "")
         assert kept.stdout.splitlines()[1].startswith("passed over: small 1.1.0")
+        assert r"(another\x1b[2J seed)" in kept.stdout
         status = _json("status", store)
         assert status["active"] == _id(bundle)
         assert "another space for table" in status["updates"]["last"]["passed_over"][0]
