@@ -2,12 +2,14 @@
 
 * The child process opens the bundle as a serving process would, answers, measures and prints one JSON object. A
   bundle that crashes, hangs or eats memory takes the child with it, not the installer and not what serves.
+* Where the memory of a board ends, the child is the one that the system ends, before those who serve.
 * ``judge`` compares that report with the bundle's own budgets; it sees no disk and no clock.
 * A child that died or hung may be tried again; a wrong answer or a missed budget is final.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -112,5 +114,12 @@ def _report_here(path: Path) -> dict[str, Any]:
         return {"error": str(error)}
 
 
+def _go_first() -> None:
+    """Let the system end this process, and none that serves, where memory ends."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
+
+
 if __name__ == "__main__":
+    _go_first()
     print(json.dumps(_report_here(Path(sys.argv[1]))))

@@ -9,8 +9,13 @@ from typing import Any
 
 import pytest
 
+from edge_embed import probing
 from edge_embed.probing import ProbeCrashError, judge, probe, report
+from edge_embed_bundle.errors import RefusedError
 from edge_embed_bundle.manifest import Budgets, LatencyBudget
+from edge_embed_bundle.state import TRIES
+from edge_embed_bundle.store import Store, Verdict
+from tests.fakes.probes import FakeProbe
 
 BUDGETS = Budgets("pi-4", 64 * 2**20, {"lookup": LatencyBudget(100, 500), "search": LatencyBudget(1000, 5000)})
 
@@ -137,6 +142,47 @@ def test_a_child_that_says_something_else_than_a_report_is_a_crash(
     verdict = probe(bundle)
     assert verdict.crashed
     assert "which is no report" in verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("load", "reason"),
+    [
+        ("import os; os.kill(os.getpid(), 9)", "ended with status -9"),
+        ("import time; time.sleep(600)", "gave no answer within 3 seconds"),
+        ("import resource; resource.setrlimit(resource.RLIMIT_AS, (2**26, 2**26))", "ended with status 1"),
+    ],
+)
+def test_what_crashes_hangs_or_eats_memory_at_its_load_is_left_after_three_tries_and_never_tried_again(
+    load: str, reason: str, bundle: Path, newer_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+
+    def counted(generation: Path) -> Verdict:
+        tried.append(generation.name)
+        return probe(generation)
+
+    store = Store(tmp_path / "store")
+    store.install(bundle, FakeProbe())
+    serving = store.active()
+    (tmp_path / "sitecustomize.py").write_text(load)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(probing, "TIMEOUT_SECONDS", 3)
+    with pytest.raises(RefusedError, match=reason):
+        store.install(newer_bundle, counted)
+    with pytest.raises(RefusedError, match=r"refused .* before"):
+        store.install(newer_bundle, counted)
+    assert len(tried) == TRIES
+    assert store.active() == serving
+
+
+def test_where_memory_ends_the_probe_goes_before_those_who_serve(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last_words = "import atexit, shutil; atexit.register(shutil.copy, '/proc/self/oom_score_adj', {!r})"
+    (tmp_path / "sitecustomize.py").write_text(last_words.format(str(tmp_path / "seen")))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    report(bundle)
+    assert (tmp_path / "seen").read_text() == "1000\n"
 
 
 def test_a_bundle_that_asks_nothing_does_not_pass(damageable: Path) -> None:
