@@ -159,12 +159,15 @@ def _read_manifest(folder: str, opened: int) -> bytes:
 
 def _open_plain(folder: str, opened: int, name: str) -> tuple[int, int]:
     """Open a plain file of the folder for reading; return its descriptor and its size in bytes."""
+    descriptor = -1
     try:
         # O_NONBLOCK: opening a pipe that somebody put there must not wait for a writer.
         descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=opened)
+        status = os.fstat(descriptor)
     except OSError as error:
+        if descriptor >= 0:
+            os.close(descriptor)
         raise MissingBlobError(f"{folder}/{name}: expected a plain file, found: {error.strerror}") from error
-    status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
         os.close(descriptor)
         raise MissingBlobError(f"{folder}/{name}: expected a plain file, found {stat.filemode(status.st_mode)}")

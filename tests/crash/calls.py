@@ -42,6 +42,7 @@ _CHANGES = (
     "mkdir",
     "link",
     "linkat",
+    "symlink",
     "rename",
     "renameat",
     "renameat2",
@@ -50,7 +51,8 @@ _CHANGES = (
     "rmdir",
     "flock",
 )
-_READS = ("read", "pread64", "preadv")
+# ``os.preadv``, by which bundles are verified, is ``preadv2`` to the system.
+_READS = ("read", "pread64", "preadv", "preadv2", "getdents64", "newfstatat", "statfs")
 _CALL = re.compile(r"(\w+)\((.*)\) += ")
 _ERRORS = ("EIO", "ENOSPC")
 _KILL = "kill"
