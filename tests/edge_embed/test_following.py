@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -64,6 +65,32 @@ def test_a_trial_does_not_serve_before_it_is_confirmed(store: Store, newer_bundl
         store.install(newer_bundle, looking)  # type: ignore[arg-type]
         assert seen == ["1.0.0"]
         assert runtime.manifest.version == "1.1.0"
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda runtime, keys: runtime.lookup(keys),
+        lambda runtime, keys: runtime.encode(keys),
+        lambda runtime, keys: [each.scores for each in runtime.search(keys, k=3)],
+    ],
+    ids=["lookup", "encode", "search"],
+)
+def test_what_is_confirmed_inside_a_call_answers_the_next_one(
+    store: Store, bundle: Path, newer_bundle: Path, ask: Callable[[edge_embed.Runtime, Iterable[str]], object]
+) -> None:
+    def keys() -> Iterator[str]:
+        yield "word1"
+        store.install(newer_bundle, FakeProbe())
+        yield "word2"
+
+    with (
+        edge_embed.open(store.path) as runtime,
+        edge_embed.open(bundle) as old,
+        edge_embed.open(newer_bundle) as new,
+    ):
+        np.testing.assert_array_equal(ask(runtime, keys()), ask(old, ["word1", "word2"]))
+        np.testing.assert_array_equal(ask(runtime, ["word1", "word2"]), ask(new, ["word1", "word2"]))
 
 
 def test_an_install_by_another_process_is_followed(store: Store, newer_bundle: Path) -> None:
