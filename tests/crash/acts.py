@@ -122,12 +122,13 @@ def make_acts(place: Path) -> list[Act]:
     if not publisher.publish(bundles[1]).deltas:
         raise AssertionError("a release is offered by a delta, too")
     return [
-        Act("first install", before("nothing"), first, allowed(0) | {None}, ids[0]),
+        # Those that write least come first.
+        Act("rollback", before("rollback", first, second), _rollback, allowed(0, 1), ids[0]),
+        Act("confirm", before("confirm", first, _cut_off(bundles[1])), second, allowed(0, 1), ids[1]),
+        Act("scrub", before("scrub", first, second, _rot), _scrub, allowed(0, 1), ids[0], rotten=ids[1]),
         Act("install", before("install", first), second, allowed(0, 1), ids[1]),
         Act("third install", before("third", first, second), third, allowed(1, 2), ids[2]),
-        Act("confirm", before("confirm", first, _cut_off(bundles[1])), second, allowed(0, 1), ids[1]),
-        Act("rollback", before("rollback", first, second), _rollback, allowed(0, 1), ids[0]),
-        Act("scrub", before("scrub", first, second, _rot), _scrub, allowed(0, 1), ids[0], rotten=ids[1]),
+        Act("first install", before("nothing"), first, allowed(0) | {None}, ids[0]),
         Act("update", updated, update, allowed(0, 1), ids[1]),
         Act("update by a delta", updated, lambda store: update(store, Patch), allowed(0, 1), ids[1]),
     ]

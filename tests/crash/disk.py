@@ -18,7 +18,7 @@ import random
 import select
 import struct
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,20 +64,28 @@ def read_log(path: Path, end: int) -> list[Entry]:
     return entries
 
 
-def apply(entries: Sequence[Entry], cut: int, seed: int, disk: Path) -> None:
-    """Bring a disk to what it may hold if the power goes after ``cut`` entries.
+def kept(entries: Sequence[Entry], cut: int, seed: int) -> dict[int, bytes]:
+    """Return what a disk may hold of some entries, by offsets, if the power goes after ``cut`` of them.
 
     What was not flushed is there with seed 0, is lost with seed 1, and with others lies as their dice fall.
     """
     last_flush = max((i for i, entry in enumerate(entries[:cut]) if entry.is_flush), default=0)
     dice = random.Random(seed)  # noqa: S311, a repeatable die, no secret
+    blocks = {}
+    for i, entry in enumerate(entries[:cut]):
+        share = 1.0 if i < last_flush or seed == 0 else 0.0 if seed == 1 else dice.choice((0.0, 0.5, 1.0))
+        for start in range(0, len(entry.data), BLOCK_BYTES):
+            if share == 1 or dice.random() < share:
+                blocks[entry.offset + start] = entry.data[start : start + BLOCK_BYTES]
+    return blocks
+
+
+def apply(blocks: Mapping[int, bytes], disk: Path) -> None:
+    """Bring a disk to what it may hold."""
     with disk.open("r+b") as file:
-        for i, entry in enumerate(entries[:cut]):
-            share = 1.0 if i < last_flush or seed == 0 else 0.0 if seed == 1 else dice.choice((0.0, 0.5, 1.0))
-            for start in range(0, len(entry.data), BLOCK_BYTES):
-                if share == 1 or dice.random() < share:
-                    file.seek(entry.offset + start)
-                    file.write(entry.data[start : start + BLOCK_BYTES])
+        for offset, data in blocks.items():
+            file.seek(offset)
+            file.write(data)
 
 
 class _Server:

@@ -27,11 +27,13 @@ from typing import Any, Self
 from edge_embed_bundle.fsops import OsFs, WritableFile
 from edge_embed_bundle.store import Store
 from tests.crash.acts import Act, make_acts
-from tests.crash.disk import FILE, Entry, apply, read_log
+from tests.crash.disk import FILE, Entry, apply, kept, read_log
 from tests.fakes.probes import FakeProbe
 
 SKIPPED = 77
 _SHOWN = 5
+#: So many moments are looked at for each that is asked for: many leave the same disk.
+_DRAWS = 30
 
 
 @dataclass(frozen=True)
@@ -178,7 +180,7 @@ def faults_at(
     """Return what is wrong after a power cut."""
     disk = place / "state.img"
     _copy(before, disk)
-    apply(entries, cut, seed, disk)
+    apply(kept(entries, cut, seed), disk)
     try:
         with mounted(system, disk, place / "mount") as root:
             return act.faults(root / "board" / "store", is_done=cut == len(entries))
@@ -187,28 +189,35 @@ def faults_at(
 
 
 def cuts(entries: Sequence[Entry], states: int) -> list[tuple[int, int]]:
-    """Return so many moments with a seed: the end, with what is safe and with all, and others by chance."""
+    """Return moments with a seed that leave so many different disks, or fewer where there are no more.
+
+    The end comes first, with what is safe and with all; the others are found by chance.
+    """
     dice = random.Random(len(entries))  # noqa: S311, a repeatable die, no secret
-    chosen = [(len(entries), 1), (len(entries), 0)]
-    chosen += [(dice.randint(0, len(entries)), i) for i in range(2, max(2, states))]
-    return chosen[:states]
+    drawn = [(len(entries), 1), (len(entries), 0)]
+    drawn += [(dice.randint(0, len(entries)), i) for i in range(2, _DRAWS * states)]
+    chosen: dict[frozenset[tuple[int, bytes]], tuple[int, int]] = {}
+    for moment in drawn:
+        if len(chosen) < states:
+            chosen.setdefault(frozenset(kept(entries, *moment).items()), moment)
+    return list(chosen.values())
 
 
-def ask(act: Act, system: FileSystem, place: Path, states: int) -> int:
-    """Cut the power at so many moments of an act; print and return in how many something was wrong."""
+def ask(act: Act, system: FileSystem, place: Path, states: int) -> tuple[int, int]:
+    """Cut the power at so many moments of an act; print and return how many there were, and in how many a fault."""
     before, entries = record(act, system, place)
     flushes = sum(entry.is_flush for entry in entries)
-    found = []
-    for cut, seed in cuts(entries, states):
+    chosen, found = cuts(entries, states), []
+    for cut, seed in chosen:
         faults = faults_at(act, system, place, before, entries, cut, seed)
         found += [f"  after {cut} of {len(entries)}, seed {seed}: {'; '.join(faults)}"] if faults else []
     print(
-        f"{system.name}: {act.name}: {len(entries) - flushes} writes, {flushes} flushes; {states} states, "
+        f"{system.name}: {act.name}: {len(entries) - flushes} writes, {flushes} flushes; {len(chosen)} states, "
         f"{len(found)} faults",
         flush=True,
     )
     print("".join(f"{line}\n" for line in found[:_SHOWN]), end="", flush=True)
-    return len(found)
+    return len(chosen), len(found)
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -244,9 +253,13 @@ def main() -> int:
                 print(f"{system.name}: skipped: {why}")
                 continue
             asked += 1
-            for act in acts:
-                faults += ask(act, system, place, -(-arguments.states // len(acts)))
-            if not ask(naive(next(act for act in acts if act.name == "install"), place / "v1"), system, place, 10):
+            left = arguments.states
+            for i, act in enumerate(acts):
+                # What one act has too few states for the others get.
+                asked_states, found = ask(act, system, place, -(-left // (len(acts) - i)))
+                left, faults = left - asked_states, faults + found
+            install = next(act for act in acts if act.name == "install")
+            if not ask(naive(install, place / "v1"), system, place, 10)[1]:
                 print("a writer that syncs its slots alone loses nothing here: these power cuts are too kind")
                 faults += 1
     return 1 if faults else 0 if asked else SKIPPED
