@@ -6,6 +6,7 @@ everything kept, with only what was synced kept, and with some random shares of 
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -199,8 +200,8 @@ def test_after_a_power_cut_anywhere_the_next_install_succeeds_and_leaves_no_rubb
     (tmp_path / "board").mkdir()
     flow = make(tmp_path, bundles)
     target = bundles[2]
-    for cut in range(len(flow.log) + 1):
-        flash = replayed(flow.before, flow.log, cut, dice(cut), tmp_path / f"next-{cut}")
+    for cut, fate in itertools.product(range(len(flow.log) + 1), (nothing, dice(1))):
+        flash = replayed(flow.before, flow.log, cut, fate, tmp_path / "flash")
         store = flash / "store"
         Store(store).install(target, FakeProbe())
         assert _serving(store) == _id(target)
