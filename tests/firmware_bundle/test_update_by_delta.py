@@ -267,6 +267,26 @@ def test_a_delta_that_leads_to_another_bundle_is_left_for_the_files(
     assert "expected it to lead to" in outcome.plan.passed_over[-1]
 
 
+def test_a_delta_that_makes_other_bytes_by_its_own_rules_is_left_for_the_files(
+    publisher: Publisher, board: Board, bundles: Sequence[Path]
+) -> None:
+    """Its frames have the digests of what they make, its manifest is the right one: a file of it is not."""
+    blob = publisher.site / "blobs" / _the_delta(publisher).file.sha256
+    data = blob.read_bytes()
+    frames = deltas.frames_of(data)
+    with deltas.patch(bundles[0], blob) as patch:
+        sections = [section for name in patch.made for section in delta.sections_of(patch.manifest, name)]
+    # Nothing is derived from the slots of keys.
+    slots = next(i for i, section in enumerate(sections) if section.tensor == "index_slots")
+    zeros = bytes(len(sections[slots].units_of(0)) * sections[slots].unit_bytes)
+    place = 1 + sum(section.frames for section in sections[:slots])
+    frames[place] = deltas.frame(delta.WAYS.index("bytes"), deltas.packed(delta.number(0) + zeros), zeros)
+    publisher.offer_delta(data[: delta.HEAD.size] + b"".join(frames))
+    outcome = board.update(publisher.site)
+    assert _is_new(board, bundles, outcome)
+    assert "table.bin: expected sha256" in outcome.plan.passed_over[-1]
+
+
 def _rot(path: Path, at: int) -> None:
     path.chmod(0o644)
     with path.open("r+b") as file:
