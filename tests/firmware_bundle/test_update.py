@@ -105,7 +105,10 @@ def test_without_a_root_of_trust_nothing_is_asked(publisher: Publisher, tmp_path
 
 
 def test_a_poll_that_finds_nothing_new_costs_the_timestamp_alone(publisher: Publisher, board: Board) -> None:
-    before = {path: path.stat().st_mtime_ns for path in board.store.rglob("*") if path.is_file()}
+    def written() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in board.store.rglob("*") if path.is_file()}
+
+    before = written()
     with RepositoryServer(publisher.site) as server:
         assert board.update(WebSite(server.address)).kind == UP_TO_DATE
         assert [(asked.method, asked.path) for asked in server.asked] == [
@@ -113,10 +116,11 @@ def test_a_poll_that_finds_nothing_new_costs_the_timestamp_alone(publisher: Publ
             ("GET", "metadata/timestamp.json"),
         ]
         assert server.body_bytes <= 500
+        # Nothing is written for it, but the outcome when it differs from the last one.
+        after = written()
+        assert {path.name for path in after if after[path] != before.get(path)} == {"last.json"}
         board.update(WebSite(server.address))
-    # Nothing is written for it, but the outcome when it differs from the last one.
-    after = {path: path.stat().st_mtime_ns for path in board.store.rglob("*") if path.is_file()}
-    assert {path.name for path in after if after[path] != before.get(path)} == {"last.json"}
+        assert written() == after
 
 
 def test_an_update_brings_the_new_release_and_keeps_the_one_before(
