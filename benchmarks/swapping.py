@@ -56,6 +56,8 @@ _PAUSE_SECONDS = 0.1
 _AFTER_SECONDS = 0.02
 _SETTLING_SECONDS = 0.2
 _BATCH_TEXTS = 8
+# More than a thread makes of a kind while one swap and its pause last, on a machine that is busy, too.
+_CALLS_A_SWAP = 1_500
 #: As the service unit of an update has it.
 _NICE = 10
 
@@ -120,7 +122,7 @@ def calls_of(runtime: edge_embed.Runtime) -> dict[str, Callable[[], bytes]]:
     }
 
 
-def ask(store: Path, bundles: Sequence[Path], threads: int, times: Path) -> None:
+def ask(store: Path, bundles: Sequence[Path], threads: int, times: Path, room: int) -> None:
     """Ask until stdin ends; say the level at each of its lines, and in the end what was seen."""
     known: dict[str, set[bytes]] = {}
     for bundle in bundles:
@@ -130,7 +132,7 @@ def ask(store: Path, bundles: Sequence[Path], threads: int, times: Path) -> None
     if {len(answers) for answers in known.values()} != {len(bundles)}:
         raise AssertionError("two generations answer alike: nobody could tell them apart")
     with edge_embed.open(store) as runtime:
-        askers = [_Asker(runtime, known) for _ in range(threads)]
+        askers = [_Asker(runtime, known, room) for _ in range(threads)]
         for asker in askers:
             asker.start()
         for _ in sys.stdin:
@@ -147,14 +149,14 @@ def ask(store: Path, bundles: Sequence[Path], threads: int, times: Path) -> None
 class _Asker(threading.Thread):
     """Asks one thing after the other, rests, and begins again."""
 
-    def __init__(self, runtime: edge_embed.Runtime, known: dict[str, set[bytes]]) -> None:
+    def __init__(self, runtime: edge_embed.Runtime, known: dict[str, set[bytes]], room: int) -> None:
         super().__init__()
         self.failed: list[str] = []
         self.mixed = 0
         self._known = known
         self._calls = calls_of(runtime)
-        # Room for more than will come, touched now: what is noted later must not look like memory that is lost.
-        self._noted = {name: array("q", bytes(16 * 400_000)) for name in known}
+        # Touched now: what is noted later must not look like memory that is lost.
+        self._noted = {name: array("q", bytes(16 * room)) for name in known}
         self._counts = dict.fromkeys(known, 0)
         self._done = threading.Event()
 
@@ -179,18 +181,20 @@ class _Asker(threading.Thread):
                     continue
                 ended, at = time.monotonic_ns(), self._counts[name]
                 self.mixed += answer not in self._known[name]
-                if at + 2 <= len(self._noted[name]):
-                    self._noted[name][at], self._noted[name][at + 1] = began, ended
-                    self._counts[name] = at + 2
+                if at + 2 > len(self._noted[name]):
+                    self.failed.append(f"{name}: no room for the times of more than {at // 2} calls")
+                    return
+                self._noted[name][at], self._noted[name][at + 1] = began, ended
+                self._counts[name] = at + 2
 
 
 class _Process:
     """One that asks, seen from outside."""
 
-    def __init__(self, store: Path, bundles: Sequence[Path], threads: int, times: Path) -> None:
+    def __init__(self, store: Path, bundles: Sequence[Path], threads: int, times: Path, room: int) -> None:
         self._times = times
         command = [sys.executable, "-m", "benchmarks.swapping", "--ask", str(store), "--threads", str(threads)]
-        command += ["--times", str(times), *(f"--bundle={bundle}" for bundle in bundles)]
+        command += ["--times", str(times), "--room", str(room), *(f"--bundle={bundle}" for bundle in bundles)]
         root = Path(__file__).parents[1]
         self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=root)
 
@@ -237,7 +241,8 @@ def swapped(place: Path, bundles: Sequence[Path], swaps: int, *, pause_seconds: 
     swap(0)
     try:
         for i, threads in enumerate(ASKERS):
-            processes.append(_Process(store.path, bundles, threads, place / f"times-{i}.npz"))
+            room = _CALLS_A_SWAP * (_WARM_UP_SWAPS + swaps)
+            processes.append(_Process(store.path, bundles, threads, place / f"times-{i}.npz", room))
         for process in processes:
             process.level()
         os.nice(nice)
@@ -370,10 +375,11 @@ def main() -> int:
     parser.add_argument("--ask", type=Path, metavar="STORE", help="be one of the processes that ask")
     parser.add_argument("--threads", type=int, default=1, help="with --ask")
     parser.add_argument("--times", type=Path, help="with --ask: where the times of its calls go")
+    parser.add_argument("--room", type=int, default=0, help="with --ask: how many calls of a kind a thread may note")
     parser.add_argument("--bundle", type=Path, action="append", help="with --ask: a generation, for its answers")
     arguments = parser.parse_args()
     if arguments.ask is not None:
-        ask(arguments.ask, arguments.bundle, arguments.threads, arguments.times)
+        ask(arguments.ask, arguments.bundle, arguments.threads, arguments.times, arguments.room)
         return 0
     with tempfile.TemporaryDirectory(prefix="edge-embed-benchmark-", dir="/var/tmp") as folder:
         place = Path(folder)
