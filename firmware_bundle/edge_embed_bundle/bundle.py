@@ -48,8 +48,13 @@ class Bundle:
         self._maps: dict[str, mmap.mmap] = {}
 
     @classmethod
-    def open(cls, path: Path | str) -> Self:
+    def open(cls, path: Path | str, *, damaged: bool = False) -> Self:
         """Open the bundle in a folder and check all that can be checked without reading the blobs.
+
+        Args:
+            path: the folder.
+            damaged: open it, too, where blobs are gone or have another size: for who finds out what to mend, and maps
+                nothing.
 
         Raises:
             BundleError: the folder is no bundle, or not the one its manifest describes.
@@ -66,8 +71,13 @@ class Bundle:
             data = _read_manifest(folder, descriptor)
             manifest = Manifest.parse(data, source=f"{folder}/{MANIFEST_NAME}")
             for name, blob in manifest.blobs.items():
-                descriptors[name], size = _open_plain(folder, descriptor, name)
-                if size != blob.size_bytes:
+                try:
+                    descriptors[name], size = _open_plain(folder, descriptor, name)
+                except MissingBlobError:
+                    if damaged:
+                        continue
+                    raise
+                if size != blob.size_bytes and not damaged:
                     raise TruncatedError(f"{folder}/{name}: expected {blob.size_bytes} bytes, found {size}")
             return cls(folder, data, descriptors, manifest)
         except BaseException:
@@ -122,6 +132,10 @@ class Bundle:
         first -= first % mmap.PAGESIZE
         if mapped is not None and first < end:
             mapped.madvise(advice, first, end - first)
+
+    def has(self, name: str) -> bool:
+        """Return whether a blob is there; without a doubt where the bundle was not opened as a damaged one."""
+        return name in self._descriptors
 
     def descriptor(self, name: str) -> int:
         """Return the open descriptor of a blob; it belongs to the bundle."""

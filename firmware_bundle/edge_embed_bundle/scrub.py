@@ -2,6 +2,7 @@
 
 * A blob is right if its digest is the manifest's. The first time that it is, the digests of its frames (1 MiB) are
   noted in ``sums/``, so that later not the whole of it has to be fetched again but the frames that rotted.
+* A blob that is gone, or has another length, is rotten as well: the frames that are not there have to come again.
 * Rot is noted in ``rotten/`` before anything else changes, and forgotten when the blob is found right, or came anew.
 * A rotten generation is put into quarantine: if it serves, the other one takes over, after all of it was read; if it is
   the other one, it is refused. Where nothing else is whole, what serves goes on, and is said to be rotten.
@@ -75,7 +76,7 @@ class Scrub:
         self._progress = progress
         self._read_bytes = 0
         self._steps = self._passes()
-        self._rotten: list[Rotten] = []
+        self._rotten: dict[str, Rotten] = {}
         self._quarantined: list[str] = []
         self._mended: list[Rotten] = []
         self._problems: list[str] = []
@@ -94,7 +95,7 @@ class Scrub:
 
     def mend(self, mend: Callable[[Rotten], None]) -> Scrubbed:
         """Let each blob that was found rotten be mended, and return what was found."""
-        for rotten in self._rotten:
+        for rotten in self._rotten.values():
             try:
                 mend(rotten)
                 self._mended.append(rotten)
@@ -108,11 +109,12 @@ class Scrub:
     def found(self) -> Scrubbed:
         """Return what was found until now."""
         problems = (*self._problems, *self._serving)
-        return Scrubbed(self._read_bytes, tuple(self._rotten), tuple(self._quarantined), problems, tuple(self._mended))
+        rotten, mended = tuple(self._rotten.values()), tuple(self._mended)
+        return Scrubbed(self._read_bytes, rotten, tuple(self._quarantined), problems, mended)
 
     def _passes(self) -> Iterator[int]:
         started, state = self._now(), self._store.state()
-        seen: dict[str, Rotten | None] = {}
+        seen: dict[tuple[str, int | None], bool] = {}
         for generation in dict.fromkeys(name for name in (state.active, state.previous) if name is not None):
             sound = True
             for count, is_sound in self._generation(generation, seen):
@@ -128,10 +130,10 @@ class Scrub:
             if not sound:
                 self._put_away(generation)
 
-    def _generation(self, generation: str, seen: dict[str, Rotten | None]) -> Iterator[tuple[int, bool]]:
+    def _generation(self, generation: str, seen: dict[tuple[str, int | None], bool]) -> Iterator[tuple[int, bool]]:
         """Yield the bytes that were read, and whether what they end is sound."""
         try:
-            with Bundle.open(self._store.generation(generation)) as bundle:
+            with Bundle.open(self._store.generation(generation), damaged=True) as bundle:
                 if bundle.id != generation:
                     self._problems.append(
                         f"{bundle.folder}/manifest.json: expected sha256 {generation}, found {bundle.id}"
@@ -139,38 +141,43 @@ class Scrub:
                     yield len(bundle.manifest_bytes), False
                     return
                 for name, blob in bundle.manifest.blobs.items():
-                    if blob.sha256 not in seen:
-                        reading = _Reading(bundle.descriptor(name))
+                    # One file under all its names, as a rule; a name may be gone, or lead to another one.
+                    descriptor = bundle.descriptor(name) if bundle.has(name) else None
+                    file = blob.sha256, None if descriptor is None else os.fstat(descriptor).st_ino
+                    if file not in seen:
+                        reading = _Reading(descriptor, blob.size_bytes)
                         for count in reading.chunks():
                             yield count, True
-                        seen[blob.sha256] = self._judged(blob, name, reading)
-                    yield 0, seen[blob.sha256] is None
+                        seen[file] = self._judged(blob, name, reading)
+                    yield 0, seen[file]
         except BundleError as error:
-            # A file that is gone, cut short, or a manifest that is none.
+            # A manifest that is gone, or none.
             self._problems.append(str(error))
             yield 0, False
         except OSError as error:
             self._problems.append(f"{self._store.generation(generation)}: expected files to read, found: {error}")
             yield 0, False
 
-    def _judged(self, blob: Blob, name: str, reading: _Reading) -> Rotten | None:
-        """Return what is rotten in a blob that was read, noted; None if nothing is."""
+    def _judged(self, blob: Blob, name: str, reading: _Reading) -> bool:
+        """Return whether a blob that was read is right; what is rotten in it is noted."""
         known = self._store.sums(blob.sha256)
-        if reading.sha256 == blob.sha256:
+        if reading.is_there and reading.sha256 == blob.sha256:
             # Somebody else may be changing the store, or the flash take nothing any more; what is right stays right.
             with contextlib.suppress(StoreError):
                 self._store.note_sums(blob.sha256, reading.sums, known)
-            return None
+            return True
         same = [] if known is None else [ours == theirs for ours, theirs in zip(reading.sums, known, strict=False)]
         frames = range(-(-blob.size_bytes // FRAME_BYTES))
-        bad = tuple(i for i in frames if i >= len(same) or not same[i])
-        rotten = Rotten(blob.sha256, name, blob.size_bytes, bad)
-        self._rotten.append(rotten)
+        # Where every frame is right, something stands behind the last one.
+        bad = {i for i in frames if i >= len(same) or not same[i]} or set(frames[-1:])
+        if blob.sha256 in self._rotten:
+            bad.update(self._rotten[blob.sha256].frames)
+        rotten = self._rotten[blob.sha256] = Rotten(blob.sha256, name, blob.size_bytes, tuple(sorted(bad)))
         try:
             self._store.note_rot(rotten)
         except StoreError as error:
             self._problems.append(f"{name} is rotten and not noted: {error}")
-        return rotten
+        return False
 
     def _put_away(self, generation: str) -> None:
         try:
@@ -181,12 +188,19 @@ class Scrub:
 
 
 class _Reading:
-    """A file's digests, of its frames and of all of it, taken as it is read."""
+    """A file's digests, of its frames and of all of it, taken as it is read; None is one that is gone."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int | None, size_bytes: int) -> None:
         self._descriptor = descriptor
+        # One more than it should have: that it has too many shows in its digest.
+        self._most_bytes = size_bytes + 1
         self._all = hashlib.sha256()
         self.sums: list[bytes] = []
+
+    @property
+    def is_there(self) -> bool:
+        """Whether there is a file."""
+        return self._descriptor is not None
 
     @property
     def sha256(self) -> str:
@@ -195,10 +209,12 @@ class _Reading:
 
     def chunks(self) -> Iterator[int]:
         """Read the file; yield how many bytes at a time."""
-        buffer, at, frame = bytearray(CHUNK_BYTES), 0, hashlib.sha256()
-        while count := os.preadv(self._descriptor, [buffer], at):
-            frame.update(memoryview(buffer)[:count])
-            self._all.update(memoryview(buffer)[:count])
+        if self._descriptor is None:
+            return
+        buffer, at, frame = memoryview(bytearray(CHUNK_BYTES)), 0, hashlib.sha256()
+        while count := os.preadv(self._descriptor, [buffer[: self._most_bytes - at]], at):
+            frame.update(buffer[:count])
+            self._all.update(buffer[:count])
             # The next pass is to read the flash, and others want the memory; mapped pages stay.
             os.posix_fadvise(self._descriptor, at, count, os.POSIX_FADV_DONTNEED)
             at += count

@@ -294,7 +294,10 @@ class Store:
             ]
             if not users:
                 raise StoreError(f"{self.path}: expected a generation with the blob {rotten.sha256[:12]}, found none")
-            self._write_mended(rotten, self.generation(users[0][0]) / users[0][1], fetch)
+            files = [self.generation(generation) / name for generation, name in users]
+            # Where none is left, no frame is taken from it.
+            old = next((file for file in files if file.is_file()), Path(os.devnull))
+            self._write_mended(rotten, old, fetch)
             for generation, name in users:
                 folder = self.generation(generation)
                 with contextlib.suppress(FileNotFoundError):
@@ -311,7 +314,7 @@ class Store:
 
     def _blobs_of(self, generation: str) -> list[tuple[str, str]]:
         try:
-            with Bundle.open(self.generation(generation)) as bundle:
+            with Bundle.open(self.generation(generation), damaged=True) as bundle:
                 return [(name, blob.sha256) for name, blob in bundle.manifest.blobs.items()]
         except BundleError:
             return []

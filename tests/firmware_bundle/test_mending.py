@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,11 @@ import pytest
 
 from edge_embed.commands import main
 from edge_embed_bundle.bundle import Bundle
-from edge_embed_bundle.errors import DigestError, FetchError
+from edge_embed_bundle.errors import DigestError, FetchError, StoreError
 from edge_embed_bundle.scrub import Scrub
 from edge_embed_bundle.store import FRAME_BYTES, Rotten, Store
 from edge_embed_bundle.updating.mending import mend
-from edge_embed_bundle.updating.sites import WebSite
+from edge_embed_bundle.updating.sites import FolderSite, WebSite
 from tests.fakes.bad_servers import Fault, RepositoryServer, dripping, saying, without_ranges, wrong
 from tests.fakes.probes import FakeProbe
 from tests.making import make_unmeasured_bundle, rows_in_topics
@@ -143,6 +145,64 @@ def test_frames_that_stand_side_by_side_are_one_request(store: Store, site: Path
         mend(store, _rotten(store), WebSite(server.address))
         assert [asked.range for asked in server.asked] == [f"bytes=0-{2 * FRAME_BYTES - 1}"]
     assert Scrub(store, rate_bytes=RATE).run().is_whole
+
+
+def test_of_a_file_that_is_cut_short_what_is_missing_is_fetched(
+    store: Store, bundles: Sequence[Path], site: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cut, size = store.active(), (store.active() / TABLE).stat().st_size
+    os.truncate(cut / TABLE, FRAME_BYTES + 1000)
+    with RepositoryServer(site) as server:
+        found = _scrub(store, "--repository", server.address, capsys=capsys)
+        assert server.body_bytes == size - FRAME_BYTES
+    assert (found["quarantined"], found["refused"], found["problems"]) == ([cut.name], [], [])
+    assert (cut / TABLE).read_bytes() == (bundles[1] / TABLE).read_bytes()
+    assert Scrub(store, rate_bytes=RATE).run().is_whole
+
+
+@pytest.mark.parametrize("also", [False, True])
+def test_a_file_that_is_gone_is_fetched(
+    store: Store, bundles: Sequence[Path], site: Path, capsys: pytest.CaptureFixture[str], also: bool
+) -> None:
+    gone, size = store.active(), (store.active() / TABLE).stat().st_size
+    (gone / TABLE).unlink()
+    if also:
+        with Bundle.open(bundles[1]) as bundle:
+            (store.path / "blobs" / bundle.manifest.blobs[TABLE].sha256).unlink()
+    with RepositoryServer(site) as server:
+        assert _scrub(store, "--repository", server.address, capsys=capsys)["refused"] == []
+        assert server.body_bytes == size
+    assert store.rollback().active == gone.name
+    with Bundle.open(gone) as bundle:
+        bundle.verify()
+
+
+def test_a_file_that_both_generations_lack_is_fetched_once(bundles: Sequence[Path], site: Path, tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    again = make_unmeasured_bundle(tmp_path / "again", rows_in_topics(40_000, 32), version="1.0.1", graphs=())
+    for bundle in (bundles[0], again):
+        store.install(bundle, FakeProbe())
+    kept = [store.generation(str(name)) for name in (store.state().active, store.state().previous)]
+    assert (kept[0] / TABLE).samefile(kept[1] / TABLE)
+    for generation in kept:
+        (generation / TABLE).unlink()
+    scrub = Scrub(store, rate_bytes=RATE)
+    assert len(scrub.run().rotten) == 1
+    assert scrub.mend(lambda rotten: mend(store, rotten, FolderSite(site))).is_whole
+    assert (kept[0] / TABLE).samefile(kept[1] / TABLE)
+
+
+def test_room_is_taken_before_a_byte_is_asked_for(store: Store, site: Path) -> None:
+    (store.active() / TABLE).unlink()
+    rotten, (soft, hard) = _rotten(store), resource.getrlimit(resource.RLIMIT_FSIZE)
+    with RepositoryServer(site) as server:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (rotten.size_bytes - 1, hard))
+        try:
+            with pytest.raises(StoreError, match="expected room"):
+                mend(store, rotten, WebSite(server.address))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert not server.asked
 
 
 def test_a_server_that_knows_no_ranges_mends_all_the_same(store: Store, site: Path) -> None:

@@ -1,15 +1,17 @@
-"""The frames of a blob that rotted, fetched again from any repository that has it.
+"""The frames of a blob that rotted, or are gone, fetched again from any repository that has it.
 
 * Nothing of the repository is trusted, and no metadata asked for: the mended blob has the digest that the manifest of
   an installed bundle names, or nothing is changed (``Store.mend``).
 * The frames wait in a file without a name until all of them are there: the store is locked for the writing alone, and a
   power cut leaves nothing behind.
+* The room for them is taken before a byte is asked for.
 * No more is read than the frames, and none may take longer than one of an update.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import tempfile
 import time
@@ -41,7 +43,10 @@ def mend(
     try:
         with tempfile.TemporaryFile(dir=store.path) as file:
             # Where each frame stands in the blob: there it stands in the file, whose holes take no room.
-            for start, stop in _stretches(rotten):
+            stretches = list(_stretches(rotten))
+            for start, stop in stretches:
+                _reserve(file.fileno(), start, stop)
+            for start, stop in stretches:
                 _fetch(site, rotten, start, stop, file.fileno(), progress, frame_seconds)
             store.mend(rotten, lambda offset, size: os.pread(file.fileno(), size, offset))
     except OSError as error:
@@ -58,6 +63,15 @@ def _stretches(rotten: Rotten) -> Iterator[tuple[int, int]]:
         stop = offset + size
     if start < stop:
         yield start, stop
+
+
+def _reserve(descriptor: int, start: int, stop: int) -> None:
+    try:
+        os.posix_fallocate(descriptor, start, stop - start)
+    except OSError as error:
+        # A file system that cannot promise room says so when it is written.
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            raise
 
 
 def _fetch(
