@@ -66,6 +66,14 @@ class Verdict:
     report: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Settled:
+    """A trial that was cut off, and how it ended afterwards."""
+
+    generation: str
+    verdict: Verdict
+
+
 class Probe(Protocol):
     """The check that a generation must pass on this board before it serves."""
 
@@ -180,10 +188,14 @@ class Store:
         except BundleError as error:
             return Installed(generation, role, problem=str(error))
 
-    def settle(self, probe: Probe) -> None:
-        """Make the store if there is none yet, finish a trial that was cut off, clear what nobody names any more."""
+    def settle(self, probe: Probe) -> Settled | None:
+        """Make the store if there is none yet, finish a trial that was cut off, clear what nobody names any more.
+
+        Returns:
+            How that trial ended; None where there was none.
+        """
         with self._locked():
-            self._settle(probe)
+            return self._settle(probe)
 
     def install(
         self,
@@ -216,12 +228,13 @@ class Store:
             StoreError: the store is busy, damaged or full.
         """
         with Bundle.open(source) as bundle, self._locked():
-            self._settle(probe)
+            settled = self._settle(probe)
             state = self.state()
             if bundle.id in state.refused and not retry:
+                why = f": {settled.verdict.reason}" if settled is not None and settled.generation == bundle.id else ""
                 raise RefusedError(
                     f"{source}: this board refused {bundle.manifest.name} {bundle.manifest.version} "
-                    f"({bundle.id[:12]}) before; pass --retry to try it again"
+                    f"({bundle.id[:12]}) before{why}; pass --retry to try it again"
                 )
             if not adopt:
                 self._check_space(bundle)
@@ -401,16 +414,20 @@ class Store:
 
     # The steps of an installation, in their order.
 
-    def _settle(self, probe: Probe) -> None:
+    def _settle(self, probe: Probe) -> Settled | None:
         """Finish a trial that a power cut or a crash left open, then clear what it left behind."""
-        state = self.state()
+        state, settled = self.state(), None
         if state.trial is not None:
-            if self._is_whole(state.trial):
-                self._try(probe)
-            else:
+            try:
+                self._verify(state.trial, None)
+            except BundleError as error:
                 self._change(state.refuse())
+                settled = Settled(state.trial, Verdict(False, str(error)))
+            else:
+                settled = Settled(state.trial, self._try(probe))
         # From here on, what stands in the store is what a slot names: an interrupted copy is gone.
         self._collect_garbage()
+        return settled
 
     def _stage(self, bundle: Bundle, progress: Progress | None, *, adopt: bool) -> None:
         """Copy the missing blobs, build the generation's folder, make it durable under its name."""

@@ -22,7 +22,7 @@ from edge_embed_bundle.fsops import OsFs
 from edge_embed_bundle.room import PROCESS_BYTES, held
 from edge_embed_bundle.slots import Slots
 from edge_embed_bundle.store import Store, Verdict
-from tests.fakes.probes import NO, FakeProbe
+from tests.fakes.probes import NO, FakeProbe, PowerCutError
 
 PLENTY = 2**40
 
@@ -118,6 +118,17 @@ def test_for_who_asks_nothing_a_trial_does_not_wait_for_ever_and_is_refused(stor
         assert idle.lookup("word1").any()
         assert (idle.manifest.version, idle.problem, probe.asked) == ("1.0.0", None, [])
     assert len(board.state().refused) == 1
+
+
+def test_that_memory_was_lacking_is_told_by_who_ends_a_trial_that_was_cut_off(store: Path, newer_bundle: Path) -> None:
+    frees = iter((0, PLENTY))
+    with pytest.raises(PowerCutError):
+        Store(store, free_memory=frees.__next__).install(newer_bundle, FakeProbe(dies=True), drain=True)
+    board = Store(store, free_memory=lambda: 0, patience_seconds=0.1)
+    with pytest.raises(RefusedError, match=r"bytes of free memory for its trial, found 0 after"):
+        board.install(newer_bundle, FakeProbe(), drain=True)
+    with pytest.raises(RefusedError, match=r"refused small 1\.1\.0 \(\w+\) before; pass --retry"):
+        board.install(newer_bundle, FakeProbe(), drain=True)
 
 
 def test_an_installer_that_is_killed_in_the_trial_keeps_nobody_from_serving(store: Path, newer_bundle: Path) -> None:

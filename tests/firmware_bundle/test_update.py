@@ -199,6 +199,35 @@ def test_a_trial_that_was_cut_off_is_finished_even_when_the_repository_is_gone(
     assert board.serving == _id(bundles[1])
 
 
+def test_why_a_trial_that_was_cut_off_is_refused_afterwards_is_told(
+    publisher: Publisher, board: Board, bundles: Sequence[Path]
+) -> None:
+    publisher.publish(bundles[1])
+    with pytest.raises(PowerCutError):
+        board.update(publisher.site, probe=FakeProbe(dies=True))
+    outcome = board.update(publisher.site, probe=FakeProbe([NO]))
+    assert (outcome.kind, board.serving) == (UP_TO_DATE, _id(bundles[0]))
+    told, before = outcome.plan.passed_over
+    assert told == f"{_id(bundles[1])[:12]}: its trial was cut off, and then refused: {NO.reason}"
+    assert "refused by this board before" in before
+    last = Records(board.store).last()
+    assert last is not None
+    assert last.passed_over == outcome.plan.passed_over
+
+
+def test_why_a_trial_is_refused_afterwards_is_kept_though_the_repository_is_gone(
+    publisher: Publisher, board: Board, bundles: Sequence[Path], tmp_path: Path
+) -> None:
+    publisher.publish(bundles[1])
+    with pytest.raises(PowerCutError):
+        board.update(publisher.site, probe=FakeProbe(dies=True))
+    with pytest.raises(FetchError):
+        board.update(tmp_path / "no stick", probe=FakeProbe([NO]))
+    last = Records(board.store).last()
+    assert last is not None
+    assert (last.outcome, NO.reason in last.passed_over[0]) == ("failed", True)
+
+
 def test_an_interrupted_fetch_is_taken_up_by_the_next_update(
     publisher: Publisher, board: Board, bundles: Sequence[Path]
 ) -> None:

@@ -39,7 +39,7 @@ from edge_embed_bundle.errors import (
 )
 from edge_embed_bundle.fsops import FsOps, OsFs, held_lock, remove_tree
 from edge_embed_bundle.room import free_memory_bytes
-from edge_embed_bundle.store import Probe, Store, Verdict
+from edge_embed_bundle.store import Probe, Settled, Store, Verdict
 from edge_embed_bundle.updating import trust
 from edge_embed_bundle.updating.building import Patcher
 from edge_embed_bundle.updating.incoming import Incoming
@@ -138,14 +138,16 @@ class Updater:
             RefusedError: the probe said no. What served before serves on.
             StoreError: the store is busy, damaged or full.
         """
-        self._store.settle(self._probe)
+        refused = _refused(self._store.settle(self._probe))
         with self._alone():
             try:
                 outcome = self._on_flash(request, progress)
             except EdgeEmbedError as error:
                 kind = REFUSED if isinstance(error, RefusedError) else FAILED
-                self._remember(request, kind, str(error), None)
+                self._remember(request, kind, str(error), Plan(NOTHING_NEW, passed_over=refused))
                 raise
+            planned = replace(outcome.plan, passed_over=(*refused, *outcome.plan.passed_over))
+            outcome = replace(outcome, plan=planned)
             self._remember(request, outcome.kind, outcome.said, outcome.plan)
             return outcome
 
@@ -240,16 +242,22 @@ class Updater:
                 if release is None or folder.name != release.id:
                     remove_tree(self._fs, folder)
 
-    def _remember(self, request: Request, kind: str, said: str, planned: Plan | None) -> None:
-        release = "" if planned is None or planned.release is None else str(planned.release)
+    def _remember(self, request: Request, kind: str, said: str, planned: Plan) -> None:
+        release = "" if planned.release is None else str(planned.release)
         at = format_time(request.clock)
-        passed = () if planned is None else planned.passed_over
-        last = Last(kind, said[:1000], self._site.name, request.channel, at, release, passed)
+        last = Last(kind, said[:1000], self._site.name, request.channel, at, release, planned.passed_over)
         self._records.save_last(last, self._fs)
 
     def _alone(self) -> contextlib.AbstractContextManager[None]:
         busy = f"{self._store.path}: another process is updating this store; try again"
         return held_lock(self._records.folder / "lock", busy)
+
+
+def _refused(settled: Settled | None) -> tuple[str, ...]:
+    """Return why a trial that was cut off ended with a no."""
+    if settled is None or settled.verdict.passed:
+        return ()
+    return (f"{settled.generation[:12]}: its trial was cut off, and then refused: {settled.verdict.reason}",)
 
 
 def _reason(error: RefusedError, folder: Path) -> str:
