@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -31,7 +32,7 @@ from edge_embed_export.publishing.repository import Repository
 from edge_embed_export.publishing.signing import Keys
 from tests import deltas
 from tests.boards import Board
-from tests.fakes.bad_servers import RepositoryServer, resetting, saying, shortened, wrong
+from tests.fakes.bad_servers import RepositoryServer, redirecting, resetting, saying, shortened, wrong, wrong_range
 from tests.making import make_unmeasured_bundle, rows_in_topics, vectors_of, with_table
 from tests.repositories import Publisher, now
 
@@ -182,7 +183,7 @@ def _once(server: RepositoryServer, fault: Callable[..., bool]) -> Callable[...,
 
     def both(request: object, path: str, data: bytes) -> bool:
         if fault(request, path, data):
-            server.fault = saying(path, 500)
+            server.fault = saying("blobs", 500)
             return True
         return False
 
@@ -208,7 +209,16 @@ def test_a_delta_is_resumed_at_its_frames(publisher: Publisher, board: Board, bu
 # Where it leads nowhere.
 
 
-@pytest.mark.parametrize("fault", [wrong, shortened, lambda path: saying(path, 404)])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        wrong,
+        shortened,
+        wrong_range,
+        *(functools.partial(saying, status=status) for status in (404, 416, 500, 501, 503)),
+        functools.partial(redirecting, target="https://elsewhere.example/delta"),
+    ],
+)
 def test_a_delta_that_does_not_come_is_left_for_the_files_in_the_same_update(
     publisher: Publisher, board: Board, bundles: Sequence[Path], fault: Callable[..., Callable[..., bool]]
 ) -> None:
@@ -221,6 +231,17 @@ def test_a_delta_that_does_not_come_is_left_for_the_files_in_the_same_update(
     last = Records(board.store).last()
     assert last is not None
     assert last.passed_over == outcome.plan.passed_over
+
+
+def test_a_delta_that_breaks_off_at_every_attempt_is_taken_up_by_the_next_update(
+    publisher: Publisher, board: Board, bundles: Sequence[Path]
+) -> None:
+    wanted = _the_delta(publisher).file
+    with RepositoryServer(publisher.site, resetting(f"blobs/{wanted.sha256}", 1000, 99)) as server:
+        with pytest.raises(FetchError):
+            board.update(WebSite(server.address))
+        assert set(_blobs(server)) == {wanted.sha256}
+    assert board.update(publisher.site).plan.kind == DELTA
 
 
 def _flipped(data: bytes) -> bytes:

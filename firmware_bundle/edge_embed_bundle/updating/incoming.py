@@ -4,6 +4,7 @@
 * The room for all that is missing is taken before a byte of it is asked for; for a delta, beside what it makes.
 * A delta that leads nowhere (it or its parent is damaged, or it is not there) goes, and is not tried again for this
   release; one that finds no room goes, too. What is missing of the files is fetched in the same update.
+* So it is where a server that is there does not hand the delta out; what is here of it stays until the files are.
 * A delta is gone before its release is installed.
 """
 
@@ -24,7 +25,7 @@ from edge_embed_bundle.updating.building import Patcher, build, check_leads_to
 from edge_embed_bundle.updating.fetching import WrongBytesError, fetch, left_bytes, partial_path, reserve
 from edge_embed_bundle.updating.planning import Plan, by_delta, by_files
 from edge_embed_bundle.updating.releases import Delta, File, Release, spaces_of
-from edge_embed_bundle.updating.sites import Site
+from edge_embed_bundle.updating.sites import Site, StatusError
 
 #: Stands here where a delta of this release led nowhere. No file of a bundle is called so.
 _NO_DELTA = ".no-delta"
@@ -71,6 +72,8 @@ class Incoming:
                 if planned.delta.file in missing:
                     fetched += self._fetch(planned.delta.file, told)
                 self._make(planned.delta, self._patch, missing, told)
+            except StatusError as error:
+                planned = by_files(planned, f"a delta of {self._release}: {error}")
             except (BundleError, AbsentError, WrongBytesError, SpaceError, OSError) as error:
                 planned = by_files(planned, f"a delta of {self._release}: {error}")
                 self._drop_deltas()

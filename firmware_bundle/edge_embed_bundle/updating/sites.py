@@ -43,6 +43,10 @@ _CHUNK_BYTES = 64 * 1024
 _RANGE = re.compile(r"bytes ([0-9]{1,15})-[0-9]{1,15}/([0-9]{1,15}|\*)")
 
 
+class StatusError(FetchError):
+    """The server is there, and answers with something else than the file or its absence."""
+
+
 class Site(Protocol):
     """A repository of static files."""
 
@@ -58,6 +62,7 @@ class Site(Protocol):
 
         Raises:
             AbsentError: there is no such file.
+            StatusError: the server says something else.
             FetchError: the file could not be read on.
         """
 
@@ -126,7 +131,7 @@ class WebSite:
             return 0
         found = _RANGE.fullmatch(answer.headers.get("Content-Range", ""))
         if answer.status != http.client.PARTIAL_CONTENT or found is None or int(found[1]) > start:
-            raise FetchError(
+            raise StatusError(
                 f"{self.name}/{path}: expected status 200, or 206 with a range from byte {start}, "
                 f"found {answer.status} {answer.headers.get('Content-Range', 'without a range')[:60]!r}"
             )
@@ -160,7 +165,7 @@ class WebSite:
             if error.code in (405, 501):
                 raise _UnsupportedError(f"{place}: found status {error.code}") from error
             where = f" to {error.headers.get('Location', 'nowhere')[:100]!r}" if 300 <= error.code < 400 else ""
-            raise FetchError(f"{place}: expected a file, found status {error.code}{where}") from error
+            raise StatusError(f"{place}: expected a file, found status {error.code}{where}") from error
         except urllib.error.URLError as error:
             raise FetchError(f"{place}: expected an answer, found: {error.reason}") from error
         except TimeoutError as error:
@@ -169,7 +174,7 @@ class WebSite:
             raise FetchError(f"{place}: expected an answer, found: {type(error).__name__} {error}"[:300]) from error
 
 
-class _UnsupportedError(FetchError):
+class _UnsupportedError(StatusError):
     """The server does not know the method."""
 
 
