@@ -17,8 +17,8 @@ from edge_embed_bundle.bundle import Bundle
 from edge_embed_bundle.errors import StateError
 from edge_embed_bundle.scrub import DEFAULT_RATE_BYTES, Scrub, Scrubbed
 from edge_embed_bundle.state import State
-from edge_embed_bundle.store import Rotten, Store
-from edge_embed_bundle.updating.records import Records, format_time
+from edge_embed_bundle.store import Rotten, Status, Store
+from edge_embed_bundle.updating.records import Last, Records, format_time
 
 _SHOWN_FRAMES = 8
 
@@ -77,6 +77,7 @@ def _status(arguments: argparse.Namespace) -> int:
     damaged = any(generation.problem or generation.rotten for generation in status.generations)
     records, trusted, distrust = Records(arguments.store), None, ""
     last = records.last()
+    since = "" if last is None else _since(last, status)
     try:
         trusted = records.trusted()
     except StateError as error:
@@ -97,6 +98,7 @@ def _status(arguments: argparse.Namespace) -> int:
             "floor": None if trusted is None else format_time(trusted.floor),
             "problem": distrust,
             "last": None if last is None else last.to_json(),
+            "since": since,
         }
         print(json.dumps({**_state_json(status.state), "generations": generations, "updates": updates}))
         return 1 if damaged else 0
@@ -113,6 +115,8 @@ def _status(arguments: argparse.Namespace) -> int:
         print(f"refused   {refused[:12]}")
     if last is not None:
         print(f"update    {last.outcome} at {last.at}: {printable(last.said)}")
+        if since:
+            print(f"          {since}")
         print(f"          channel {last.channel} of {last.repository}")
         for reason in last.passed_over:
             print(f"          passed over: {printable(reason)}")
@@ -121,6 +125,18 @@ def _status(arguments: argparse.Namespace) -> int:
     if trusted is not None:
         print(f"trust     its repository was signed at {format_time(trusted.floor)} or later")
     return 1 if damaged else 0
+
+
+def _since(last: Last, status: Status) -> str:
+    """Return what serves instead of the release that the last update left serving, and why; nothing if that serves."""
+    state, active = status.state, next((each for each in status.generations if each.role == "active"), None)
+    if active is None or not last.release or last.release.endswith(f"({active.id[:12]})"):
+        return ""
+    serves = f"since then {active.name} {active.version} ({active.id[:12]}) serves"
+    left = state.previous
+    if left not in state.refused or not last.release.endswith(f"({left[:12]})"):
+        return serves
+    return f"{serves}: the other one rotted" if left in state.rotten else f"{serves}: its operator went back"
 
 
 def _rollback(arguments: argparse.Namespace) -> int:

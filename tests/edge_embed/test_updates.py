@@ -101,6 +101,41 @@ def test_what_goes_wrong_is_one_sentence_and_a_status_and_what_served_serves(
     assert Store(store).active().name == _id(bundle)
 
 
+def test_what_an_update_brought_and_its_operator_left_is_not_told_as_if_it_served(
+    publisher: Publisher, bundle: Path, newer_bundle: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    update = ("update", store, "--repository", publisher.site, "--device-id", "a board", "--new-space", "allow")
+    _json(*update, "--root", publisher.keys / "1.root.json")
+    publisher.publish(newer_bundle)
+    _json(*update)
+    assert _json("status", store)["updates"]["since"] == ""
+    _run("rollback", store)
+    said = f"since then small 1.0.0 ({_id(bundle)[:12]}) serves: its operator went back"
+    status = _json("status", store)["updates"]
+    assert (status["last"]["outcome"], status["since"]) == ("installed", said)
+    assert f"          {said}\n" in _run("status", store).stdout
+    # Here the channel has nothing that this board takes but what serves.
+    assert _json(*update)["outcome"] == "up to date"
+    assert _json("status", store)["updates"]["since"] == ""
+
+
+def test_what_an_update_brought_and_rotted_or_was_replaced_is_not_told_as_if_it_served(
+    publisher: Publisher, bundle: Path, newer_bundle: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    _run("install", newer_bundle, "--store", store)
+    update = ("update", store, "--repository", publisher.site, "--device-id", "a board", "--new-space", "allow")
+    _json(*update, "--root", publisher.keys / "1.root.json")
+    (Store(store).active() / "manifest.json").unlink()
+    _run("scrub", store)
+    said = f"since then small 1.1.0 ({_id(newer_bundle)[:12]}) serves"
+    assert _json("status", store, status=1)["updates"]["since"] == f"{said}: the other one rotted"
+    _json(*update, "--retry")
+    _run("install", newer_bundle, "--store", store)
+    assert _json("status", store)["updates"]["since"] == said
+
+
 def test_without_its_extra_an_update_says_which_one_and_status_works(tmp_path: Path, bundle: Path) -> None:
     body = "import sys; sys.modules['tuf'] = None; from edge_embed.commands import main; sys.exit(main())"
     words = ["update", str(tmp_path / "store"), "--repository", "https://updates.example"]
