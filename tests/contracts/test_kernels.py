@@ -307,7 +307,7 @@ def test_threads_share_one_table(kernels: Any) -> None:
     assert set(answers) == {expected}
 
 
-@pytest.mark.parametrize("dimensions", [1, 2, 63, 64, 384, 511, 512, 513, 1024, 1025, 2000])
+@pytest.mark.parametrize("dimensions", [1, 2, 63, 64, 384, 511, 512, 513, 543, 575, 1024, 1025, 2000])
 @pytest.mark.parametrize("extreme", [False, True])
 def test_a_scan_of_int8_rows_has_the_references_bits(kernels: Any, dimensions: int, extreme: bool) -> None:
     random = np.random.default_rng(dimensions)

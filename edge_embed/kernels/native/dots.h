@@ -250,17 +250,19 @@ static inline __attribute__((always_inline)) int64_t dot_row(ee_add add, const u
     size_t whole = row_bytes / STRIDE * STRIDE, at = 0;
     int64_t sum = 0;
     do {
-        size_t stop = whole - at < PART ? whole : at + PART;
+        size_t first = at, stop = whole - at < PART ? whole : at + PART;
         ee_sums sums;
         memset(&sums, 0, sizeof sums);
         for (; at < stop; at += STRIDE)
             sums = add(sums, row + at, query, at);
-        if (at == whole && at < row_bytes) {
+        /* A part that is full has no room for what is left of the row. */
+        if (at - first < PART && at < row_bytes) {
             unsigned char copy[STRIDE];
             sums = add(sums, last_stride(row + at, row_bytes - at, end, copy), query, at);
+            at = row_bytes;
         }
         sum += total(sums);
-    } while (at < whole);
+    } while (at < row_bytes);
     return sum;
 }
 
