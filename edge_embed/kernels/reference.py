@@ -528,9 +528,10 @@ class Best:
             places = np.flatnonzero(~(scores < self._scores[-1]))
         if len(places) > self._k:
             # No row below the k-th score of a block can be among the best; one may be left out.
-            among = min(self._k + 1, len(places))
-            border = np.partition(scores[places], len(places) - among)[len(places) - among]
-            places = places[~(scores[places] < border)]
+            # Turned, so that what is no number counts as the worst.
+            among, turned = min(self._k + 1, len(places)), -scores[places]
+            border = np.partition(turned, among - 1)[among - 1]
+            places = places[~(turned > border)]
         rows, scores = first + places, scores[places]
         kept = rows != self._without
         rows, scores = np.concatenate([self._rows, rows[kept]]), np.concatenate([self._scores, scores[kept]])

@@ -396,6 +396,14 @@ def test_the_nearest_rows_are_the_best_of_all_cosines_and_of_equal_ones_the_firs
         assert (row[len(order) :] == -1).all() and not score[len(order) :].any()
 
 
+def test_what_scores_no_number_comes_after_what_does(kernels: Any) -> None:
+    vectors = np.array([[5, 0], [np.nan, 0], [3, 4], [np.nan, 0], [4, 3]], np.float32)
+    rows, query = kernels.open_rows("float32", {"rows": vectors}, 2), np.array([[1, 0]], np.float32)
+    found, scores, _ = _nearest(rows, query, np.full(5, 5, np.float32), 2, runs=np.array([[0, 5]]))
+    assert found.tolist() == [[0, 4]]
+    np.testing.assert_allclose(scores, [[1, 0.8]], rtol=1e-6)
+
+
 @given(data=st.data())
 @settings(deadline=None)
 def test_both_spellings_search_any_runs_for_any_queries_alike(data: st.DataObject) -> None:
