@@ -70,6 +70,7 @@ class Searcher:
             self.lists = len(self._lists)
             self._all_lists = np.array([[0, self.lists]], np.int64)
             self._sizes = self._lists[:, 1] - self._lists[:, 0]
+            self._smallest = int(self._sizes.min())
             centroids = {"rows": tensors["centroids"], "scales": tensors["centroid_scales"]}
             codec = "plane" if model.centroids_are_plane else "int8"
             self._centroids = kernels.open_rows(codec, centroids, model.dimensions)
@@ -108,7 +109,7 @@ class Searcher:
                 queries, self._centroid_norms, probes, self._all_lists, None, none, 0, None, 0, None
             )
             # One row more than is asked for: one may be left out.
-            if probes > k or int(self._sizes[likeliest].sum(axis=1).min(initial=k + 1)) > k:
+            if probes * self._smallest > k or int(self._sizes[likeliest].sum(axis=1).min(initial=k + 1)) > k:
                 wanted = self._wanted(likeliest, cosines)
                 if shortlist and self._plane is not None:
                     return self._by_plane(rows, self._plane, queries, k, wanted, without, shortlist, deadline_ns)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -224,19 +224,36 @@ def test_the_command_searches_exactly_or_within_a_time(listed: Path) -> None:
     assert len(answers[1]["neighbours"]) == 3
 
 
+def _put_ends(bundle: Path, ends: Sequence[int]) -> None:
+    """Write over where the first lists of a bundle end."""
+    place = json.loads((bundle / "manifest.json").read_bytes())["models"][0]["tensors"]["list_ends"]
+    blob = bundle / place["blob"]
+    blob.chmod(0o644)
+    with blob.open("r+b") as file:
+        file.seek(place["offset_bytes"])
+        file.write(np.array(ends, "<u4").tobytes())
+
+
 def test_lists_that_do_not_end_one_after_the_other_are_refused(tmp_path: Path) -> None:
     source = rows_in_topics(600, 8)
     path = make_bundle(tmp_path / "bundle", source=source, graphs=(), clustered=True).path
-    manifest = json.loads((path / "manifest.json").read_bytes())
-    place = manifest["models"][0]["tensors"]["list_ends"]
-    blob = path / place["blob"]
-    blob.chmod(0o644)
     for ends in ((700,), (3, 2), (2**32 - 1,)):
-        with blob.open("r+b") as file:
-            file.seek(place["offset_bytes"])
-            file.write(np.array(ends, "<u4").tobytes())
+        _put_ends(path, ends)
         with pytest.raises(BundleError, match="expected lists that end one after the other, the last at row 600"):
             edge_embed.open(path, verify=False)
+
+
+def test_where_lists_have_no_rows_all_are_scanned(tmp_path: Path) -> None:
+    source = rows_in_topics(600, 8)
+    path = make_bundle(tmp_path / "bundle", source=source, graphs=(), clustered=True).path
+    with edge_embed.open(path) as runtime:
+        lists = runtime.manifest.tables[0].tensors["list_ends"].shape[0]
+        exact = runtime.search("row 7", k=5, exact=True)
+    _put_ends(path, [0] * (lists - 1) + [600])
+    query = np.ones((1, 8), np.float32)
+    with edge_embed.open(path, verify=False) as runtime:
+        assert all((runtime.table().nearest(query, 3, probes=probes).rows >= 0).all() for probes in (1, 4, lists - 1))
+        assert runtime.search("row 7", k=5, exact=True).keys == exact.keys
 
 
 def test_a_table_without_lists_is_searched_exactly(tmp_path: Path) -> None:
