@@ -115,7 +115,10 @@ def _turned(table: SourceTable, rotation: NDArray[np.float64]) -> SourceTable:
     blocks = (exact_product(vectors[block], rotation).astype(np.float32) for block in blocks_of(vectors))
     spool = Spool.of(blocks, np.float32, vectors.shape[1:])
     digest = hashlib.sha256(rotation.tobytes()).hexdigest()
-    return replace(table, vectors=spool, recipe={**table.recipe, "turned": digest})
+    clusters = table.clusters
+    if clusters is not None:
+        clusters = replace(clusters, centroids=exact_product(clusters.centroids, rotation).astype(np.float32))
+    return replace(table, vectors=spool, clusters=clusters, recipe={**table.recipe, "turned": digest})
 
 
 def _reads_as(table: SourceTable, parent: Parent, model: TableModel) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from edge_embed_bundle.bundle import Bundle
 from edge_embed_export.continuing import continued
 from edge_embed_export.exact import directions
 from edge_embed_export.parents import Parent
+from edge_embed_export.preparing import in_lists
 from edge_embed_export.sources import Source
 from tests import deltas
 from tests.making import keys_of, make_bundle, rows_in_topics, small_source, small_text_source, vectors_of, with_table
@@ -175,6 +177,19 @@ def test_a_model_that_was_turned_is_turned_back(words: Path, tmp_path: Path) -> 
     identity, cosine, aligned = _space(_exported(words, turned, tmp_path / "new"))
     assert identity == _space(words)[0]
     assert cosine is not None and cosine > 0.98 and aligned
+
+
+def test_the_lists_of_a_model_that_is_turned_back_turn_with_it(words: Path) -> None:
+    rotation, _ = np.linalg.qr(np.random.default_rng(2).normal(size=(24, 24)))
+    turned = _with(_source(), (vectors_of(_source()) @ rotation).astype(np.float32))
+    listed = replace(turned, tables=(in_lists(turned.tables[0]),))
+    with Bundle.open(words) as bundle:
+        (table,) = continued(listed, Parent(bundle), keep_places=False).tables
+    revision = None if table.space is None else table.space.revision
+    assert revision is not None and revision.aligned and table.clusters is not None
+    of_row = np.searchsorted(table.clusters.ends, np.arange(ROWS), side="right")
+    nearest = (directions(table.vectors[:]) @ table.clusters.centroids.T).argmax(axis=1)
+    assert (nearest == of_row).mean() > 0.99
 
 
 def test_many_small_steps_end_a_space(words: Path, tmp_path: Path) -> None:
