@@ -84,6 +84,16 @@ def test_a_search_through_lists_finds_nearly_what_an_exact_one_finds(listed: Pat
             assert all(meant[key] == given[key] for key in meant.keys() & given.keys())
 
 
+def test_who_asks_for_one_neighbour_has_as_many_rows_of_the_plane_compared_as_for_ten(listed: Path) -> None:
+    queries = np.random.default_rng(12).normal(size=(200, DIMENSIONS)).astype(np.float32)
+    with edge_embed.open(listed) as runtime:
+        table = runtime.table()
+        # The shortest list there is: of the plane's ten best the first need not be the nearest.
+        one, ten = table.nearest(queries, 1, shortlist=1), table.nearest(queries, 10, shortlist=1)
+        np.testing.assert_array_equal(one.rows[:, 0], ten.rows[:, 0])
+        np.testing.assert_array_equal(one.scores[:, 0], ten.scores[:, 0])
+
+
 def test_an_exact_search_of_a_table_in_lists_is_that_of_all_its_rows(listed: Path) -> None:
     query = np.random.default_rng(5).normal(size=DIMENSIONS).astype(np.float32)
     with edge_embed.open(listed) as runtime:
