@@ -603,13 +603,14 @@ class Store:
         self._fs.sync_folder(self.path.parent)
 
     def _create_contents(self) -> None:
-        """Make a new store: the slots come last before any generation can, so their absence means an empty store."""
-        for name in FOLDERS:
-            if not (self.path / name).is_dir():
-                self._fs.make_folder(self.path / name)
-                self._fs.sync_folder(self.path)
-        if self._is_new():
+        """Make a new store, or what an older one lacks: what is not there yet was empty."""
+        missing = [name for name in FOLDERS if not (self.path / name).is_dir()]
+        for name in missing:
+            self._fs.make_folder(self.path / name)
+        is_new = self._is_new()
+        if is_new:
             self._slots.create(self._fs)
+        if missing or is_new:
             self._fs.sync_folder(self.path)
 
     def _is_new(self) -> bool:
