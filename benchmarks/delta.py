@@ -21,14 +21,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import lzma
 import re
 import subprocess
 import sys
 import tempfile
 import time
-import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -39,6 +37,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.common import this_machine, today, write_section
+from benchmarks.texts import texts as texts_of
 from edge_embed.table import mapped
 from edge_embed_bundle.bundle import Bundle
 from edge_embed_export.continuing import continued
@@ -117,28 +116,12 @@ CASES = (
 
 
 def documents(folder: Path) -> Iterator[list[str]]:
-    """Yield the words of each file under a folder (plain text, JSON, zip files of texts), in lower case."""
-    for path in sorted(folder.rglob("*")):
-        if path.suffix == ".zip":
-            with zipfile.ZipFile(path) as archive:
-                for name in sorted(archive.namelist()):
-                    yield _words(archive.read(name).decode("utf-8", "ignore"))
-        elif path.suffix == ".json":
-            yield _words(" ".join(_strings(json.loads(path.read_text(encoding="utf-8")))))
-        elif path.suffix == ".txt":
-            yield _words(path.read_text(encoding="utf-8", errors="ignore"))
+    """Yield the words of each text under a folder, in lower case."""
+    return map(_words, texts_of(folder))
 
 
 def _words(text: str) -> list[str]:
     return re.findall(r"[^\W_]+", re.sub(r"<[^>]*>", " ", text.lower()))
-
-
-def _strings(value: object) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _strings(item)
 
 
 def train(texts: Path, folder: Path) -> str:

@@ -15,13 +15,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 import tempfile
-import zipfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +29,7 @@ from numpy.typing import NDArray
 
 import edge_embed
 from benchmarks.common import this_machine, today, write_section
+from benchmarks.texts import texts
 from edge_embed.subwords import ngram_buckets
 from edge_embed_export.exporter import export
 from edge_embed_export.options import Options
@@ -55,27 +54,6 @@ class Found:
     def met(self, original_bytes: int) -> bool:
         """Whether the codec keeps both parts of the bar."""
         return self.size_bytes * SMALLER <= original_bytes and float(self.unknown.mean()) >= COSINE
-
-
-def texts(folder: Path) -> Iterator[str]:
-    """Yield all text under a folder."""
-    for path in sorted(folder.rglob("*")):
-        if path.suffix == ".zip":
-            with zipfile.ZipFile(path) as archive:
-                for name in sorted(archive.namelist()):
-                    yield archive.read(name).decode("utf-8", "ignore")
-        elif path.suffix == ".json":
-            yield " ".join(_strings(json.loads(path.read_text(encoding="utf-8"))))
-        elif path.suffix == ".txt":
-            yield path.read_text(encoding="utf-8", errors="ignore")
-
-
-def _strings(value: object) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _strings(item)
 
 
 def words_of(folder: Path) -> list[str]:

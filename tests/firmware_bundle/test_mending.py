@@ -20,6 +20,7 @@ from edge_embed_bundle.updating.mending import mend
 from edge_embed_bundle.updating.sites import FolderSite, WebSite
 from tests.fakes.bad_servers import Fault, RepositoryServer, dripping, saying, without_ranges, wrong
 from tests.fakes.probes import FakeProbe
+from tests.fakes.rot import rot
 from tests.making import make_unmeasured_bundle, rows_in_topics
 
 RATE = 2**40
@@ -57,18 +58,6 @@ def store(bundles: Sequence[Path], tmp_path: Path) -> Store:
     return store
 
 
-def _rot(folder: Path, *places: int) -> None:
-    path = folder / TABLE
-    path.chmod(0o644)
-    with path.open("r+b") as file:
-        for place in places:
-            file.seek(place)
-            byte = file.read(1)[0]
-            file.seek(place)
-            file.write(bytes([byte ^ 4]))
-    path.chmod(0o444)
-
-
 def _rotten(store: Store) -> Rotten:
     (found,) = Scrub(store, rate_bytes=RATE).run().rotten
     return found
@@ -84,7 +73,7 @@ def test_the_command_fetches_the_rotten_frame_alone_and_lifts_the_quarantine(
     store: Store, bundles: Sequence[Path], site: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rotten = store.active()
-    _rot(rotten, FRAME_BYTES + 5)
+    rot(rotten, FRAME_BYTES + 5)
     with RepositoryServer(site) as server:
         found = _scrub(store, "--repository", server.address, capsys=capsys)
         assert server.body_bytes == FRAME_BYTES
@@ -103,7 +92,7 @@ def test_what_its_operator_left_stays_left_though_its_rot_is_mended(
 ) -> None:
     left = store.active()
     store.rollback()
-    _rot(left, 5)
+    rot(left, 5)
     assert _scrub(store, capsys=capsys, status=1)["quarantined"] == [left.name]
     found = _scrub(store, "--repository", str(site), capsys=capsys)
     assert (len(found["mended"]), found["refused"]) == (1, [left.name])
@@ -114,7 +103,7 @@ def test_what_serves_though_it_is_rotten_is_mended_where_it_serves(
 ) -> None:
     store = Store(tmp_path / "alone")
     store.install(bundles[0], FakeProbe())
-    _rot(store.active(), 5)
+    rot(store.active(), 5)
     assert "goes on" in _scrub(store, capsys=capsys, status=1)["problems"][0]
     # Nothing was noted while it was sound, so all of the blob comes.
     with RepositoryServer(site) as server:
@@ -127,7 +116,7 @@ def test_what_serves_though_it_is_rotten_is_mended_where_it_serves(
 def test_a_stick_mends_as_a_server_does_and_says_so(
     store: Store, site: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _rot(store.active(), 5)
+    rot(store.active(), 5)
     assert main(["scrub", str(store.path), "--rate", "1000GB", "--repository", str(site)]) == 0
     said = capsys.readouterr().out
     assert "serves; it is whole again" in said and "1 blobs rotten, 1 mended" in said
@@ -135,12 +124,12 @@ def test_a_stick_mends_as_a_server_does_and_says_so(
 
 def test_frames_that_stand_side_by_side_are_one_request(store: Store, site: Path) -> None:
     size = (store.active() / TABLE).stat().st_size
-    _rot(store.active(), 5, size - 1)
+    rot(store.active(), 5, size - 1)
     with RepositoryServer(site) as server:
         mend(store, _rotten(store), WebSite(server.address))
         last = size // FRAME_BYTES * FRAME_BYTES
         assert [asked.range for asked in server.asked] == [f"bytes=0-{FRAME_BYTES - 1}", f"bytes={last}-{size - 1}"]
-    _rot(store.active(), 5, FRAME_BYTES)
+    rot(store.active(), 5, FRAME_BYTES)
     with RepositoryServer(site) as server:
         mend(store, _rotten(store), WebSite(server.address))
         assert [asked.range for asked in server.asked] == [f"bytes=0-{2 * FRAME_BYTES - 1}"]
@@ -206,7 +195,7 @@ def test_room_is_taken_before_a_byte_is_asked_for(store: Store, site: Path) -> N
 
 
 def test_a_server_that_knows_no_ranges_mends_all_the_same(store: Store, site: Path) -> None:
-    _rot(store.active(), FRAME_BYTES)
+    rot(store.active(), FRAME_BYTES)
     with RepositoryServer(site, without_ranges("blobs")) as server:
         mend(store, _rotten(store), WebSite(server.address))
     assert Scrub(store, rate_bytes=RATE).run().is_whole
@@ -223,7 +212,7 @@ def test_a_server_that_knows_no_ranges_mends_all_the_same(store: Store, site: Pa
 def test_what_does_not_mend_a_blob_changes_nothing(
     store: Store, site: Path, fault: Fault, error: type[Exception]
 ) -> None:
-    _rot(store.active(), FRAME_BYTES)
+    rot(store.active(), FRAME_BYTES)
     rotten = _rotten(store)
     before = {path: path.read_bytes() for path in store.path.rglob("*") if path.is_file()}
     with RepositoryServer(site, fault) as server, pytest.raises(error, match=rotten.sha256):
@@ -236,7 +225,7 @@ def test_what_no_repository_has_stays_rotten_and_the_rest_is_mended(
 ) -> None:
     newest, previous = store.active(), store.generation(str(store.state().previous))
     for generation in (newest, previous):
-        _rot(generation, 5)
+        rot(generation, 5)
     with Bundle.open(bundles[0]) as opened:
         absent = opened.manifest.blobs[TABLE].sha256
     with RepositoryServer(site, saying(f"blobs/{absent}", 404)) as server:
@@ -250,7 +239,7 @@ def test_what_no_repository_has_stays_rotten_and_the_rest_is_mended(
 
 def test_the_store_is_free_while_frames_arrive(store: Store, bundles: Sequence[Path], site: Path) -> None:
     sound = store.state().previous
-    _rot(store.active(), 5)
+    rot(store.active(), 5)
     found, said = _rotten(store), []
 
     def operator(request: object, path: str, data: bytes) -> bool:

@@ -17,6 +17,7 @@ from edge_embed_bundle.fsops import OsFs
 from edge_embed_bundle.scrub import Scrub, Scrubbed
 from edge_embed_bundle.store import FRAME_BYTES, Store
 from tests.fakes.probes import FakeProbe
+from tests.fakes.rot import rot
 from tests.fakes.weak_flash import RecordingFs, dice, everything, nothing, replayed
 from tests.making import make_bundle, make_unmeasured_bundle, rows_in_topics, small_source
 
@@ -48,19 +49,6 @@ def _scrub(store: Store) -> Scrubbed:
     return Scrub(store, rate_bytes=RATE).run()
 
 
-def _rot(folder: Path, *places: int, name: str = TABLE) -> None:
-    """Flip a bit at some bytes of a file."""
-    path = folder / name
-    path.chmod(0o644)
-    with path.open("r+b") as file:
-        for place in places:
-            file.seek(place)
-            byte = file.read(1)[0]
-            file.seek(place)
-            file.write(bytes([byte ^ 4]))
-    path.chmod(0o444)
-
-
 def _previous(store: Store) -> str:
     previous = store.state().previous
     assert previous is not None
@@ -86,7 +74,7 @@ def test_rot_in_what_serves_is_named_by_its_frames_and_the_other_generation_serv
     _scrub(store)
     rotten, sound = store.state().active, _previous(store)
     size_bytes = (store.active() / TABLE).stat().st_size
-    _rot(store.active(), 5, FRAME_BYTES - 1, size_bytes - 1)
+    rot(store.active(), 5, FRAME_BYTES - 1, size_bytes - 1)
     found = _scrub(store)
     last = size_bytes // FRAME_BYTES
     assert [(each.name, each.frames) for each in found.rotten] == [(TABLE, (0, last))]
@@ -98,7 +86,7 @@ def test_rot_in_what_serves_is_named_by_its_frames_and_the_other_generation_serv
 
 
 def test_rot_that_was_there_before_the_first_scrub_is_the_whole_blob(store: Store) -> None:
-    _rot(store.active(), 5)
+    rot(store.active(), 5)
     frames = -(-(store.active() / TABLE).stat().st_size // FRAME_BYTES)
     assert _scrub(store).rotten[0].frames == tuple(range(frames))
 
@@ -106,7 +94,7 @@ def test_rot_that_was_there_before_the_first_scrub_is_the_whole_blob(store: Stor
 def test_rot_in_the_previous_generation_refuses_it_once_and_nothing_else_changes(store: Store) -> None:
     _scrub(store)
     active, rotten = store.state().active, _previous(store)
-    _rot(store.generation(rotten), FRAME_BYTES)
+    rot(store.generation(rotten), FRAME_BYTES)
     assert _scrub(store).quarantined == (rotten,)
     state = store.state()
     assert (state.active, state.previous, rotten in state.refused) == (active, rotten, True)
@@ -116,8 +104,8 @@ def test_rot_in_the_previous_generation_refuses_it_once_and_nothing_else_changes
 
 def test_where_nothing_else_is_whole_what_serves_goes_on_and_it_is_said(store: Store) -> None:
     active = store.state().active
-    _rot(store.active(), 5)
-    _rot(store.generation(_previous(store)), 5)
+    rot(store.active(), 5)
+    rot(store.generation(_previous(store)), 5)
     found = _scrub(store)
     assert store.state().active == active
     assert len(found.rotten) == 2
@@ -128,7 +116,7 @@ def test_the_only_generation_goes_on(bundles: tuple[Path, Path], tmp_path: Path)
     store = Store(tmp_path / "store")
     store.install(bundles[0], FakeProbe())
     before = store.state()
-    _rot(store.active(), 5)
+    rot(store.active(), 5)
     assert "expected a previous generation to go back to" in _scrub(store).problems[0]
     assert store.state() == before
 
@@ -137,7 +125,7 @@ def test_the_only_generation_goes_on(bundles: tuple[Path, Path], tmp_path: Path)
 def test_a_manifest_that_is_damaged_puts_its_generation_away(store: Store, damage: str) -> None:
     rotten = store.state().active
     if damage == "flipped":
-        _rot(store.active(), 1000, name="manifest.json")
+        rot(store.active(), 1000, name="manifest.json")
     else:
         (store.active() / "manifest.json").unlink()
     found = _scrub(store)
@@ -176,9 +164,9 @@ def test_of_a_file_with_more_behind_its_end_no_more_is_read_and_the_last_frame_i
 def test_a_note_that_rotted_is_no_note(store: Store) -> None:
     _scrub(store)
     for note in (store.path / "sums").iterdir():
-        _rot(note.parent, 3, name=note.name)
+        rot(note.parent, 3, name=note.name)
     assert _scrub(store).rotten == ()
-    _rot(store.active(), 5)
+    rot(store.active(), 5)
     assert _scrub(store).rotten[0].frames == (0,)  # the notes were written anew
 
 
@@ -194,7 +182,7 @@ def test_a_flash_that_takes_nothing_any_more_is_scrubbed_all_the_same(store: Sto
     found = _scrub(read_only)
     assert found.is_whole
     assert found.read_bytes == sum(_size_bytes(each) for each in (store.path / "generations").iterdir())
-    _rot(store.active(), 5)
+    rot(store.active(), 5)
     found = _scrub(read_only)
     assert [each.name for each in found.rotten] == [TABLE]
     assert "is rotten and not noted" in found.problems[0]
@@ -202,7 +190,7 @@ def test_a_flash_that_takes_nothing_any_more_is_scrubbed_all_the_same(store: Sto
 
 def test_a_repaired_generation_is_forgiven_and_its_rot_forgotten(store: Store, bundles: tuple[Path, Path]) -> None:
     _scrub(store)
-    _rot(store.active(), 5)
+    rot(store.active(), 5)
     _scrub(store)
     assert any(generation.rotten for generation in store.status().generations)
     with pytest.raises(RefusedError):
@@ -216,7 +204,7 @@ def test_a_repaired_generation_is_forgiven_and_its_rot_forgotten(store: Store, b
 def test_only_what_rotted_is_fetched_again(store: Store, bundles: tuple[Path, Path]) -> None:
     _scrub(store)
     rotten = store.active().name
-    _rot(store.active(), FRAME_BYTES + 5)
+    rot(store.active(), FRAME_BYTES + 5)
     (found,) = _scrub(store).rotten
     fetched: list[tuple[int, int]] = []
 
@@ -241,7 +229,7 @@ def test_after_a_power_cut_anywhere_in_a_mending_the_file_is_the_old_or_the_new_
     store = Store(board / "store")
     bundle = make_bundle(tmp_path / "bundle", source=small_source(dimensions=4), graphs=()).path
     store.install(bundle, FakeProbe())
-    _rot(store.active(), 5)
+    rot(store.active(), 5)
     (found,) = _scrub(store).rotten
     rotten, right = (store.active() / TABLE).read_bytes(), (bundle / TABLE).read_bytes()
     shutil.copytree(board, tmp_path / "before")
@@ -297,7 +285,7 @@ def test_after_a_power_cut_anywhere_in_a_scrub_a_generation_serves_and_the_next_
     for bundle in bundles:
         store.install(bundle, FakeProbe())
     rotten, sound = store.state().active, _previous(store)
-    _rot(store.active(), 5)
+    rot(store.active(), 5)
     shutil.copytree(board, tmp_path / "before")
     fs = RecordingFs(board)
     _scrub(Store(store.path, fs=fs))
@@ -322,7 +310,7 @@ def test_the_command_says_what_rotted_and_status_goes_on_saying_it(
     assert main(["scrub", str(store.path), "--rate", "1000GB", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["rotten"] == []
     rotten = store.state().active
-    _rot(store.active(), 5)
+    rot(store.active(), 5)
     assert main(["scrub", str(store.path), "--rate", "1000GB"]) == 1
     said = capsys.readouterr().out
     assert f"rotten: {TABLE}" in said and "frames 0, 1.0 MiB to fetch again" in said
