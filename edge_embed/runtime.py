@@ -2,8 +2,9 @@
 
 * Opening maps and checks; it reads nothing large. A store's generation was verified when it was installed; a bare
   folder comes from anywhere, so every byte of it is verified unless the caller says otherwise.
-* Each call is answered by one generation. Between two calls the runtime asks the mapped state slots for news,
-  which costs no system call, and moves to a newly confirmed generation as a whole.
+* Each call is answered by one generation. A call asks the mapped state slots for news, which costs no system call.
+  Where there are some, a thread of the runtime's own opens what was newly confirmed, while calls are answered from the
+  old generation; then all move to the new one as a whole, between two calls. ``catch_up`` waits for that.
 * A new generation that this process cannot open (its memory budget, say) leaves the old one serving;
   ``Runtime.problem`` tells why.
 * Where a trial lacks memory and its installer was told to ask for it, the runtime lets go of its generation between two
@@ -13,9 +14,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
@@ -24,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_embed import kernels, memory
+from edge_embed.aside import Aside
 from edge_embed.bags import Asked, Bag, flat, runs_of
 from edge_embed.batches import Batches, in_batches
 from edge_embed.errors import BudgetError, EdgeEmbedError, RequestError, SpaceMismatchError
@@ -60,6 +64,9 @@ _MOST_THREADS = 1024
 
 #: How long a move to a new generation that failed is not tried again.
 _RETRY_SECONDS = 1.0
+
+#: The call that saw the news is over by then: what opens the new generation holds the interpreter for some time.
+_AFTER_NEWS_SECONDS = 0.002
 
 #: Three probes that hang, and some time beside: nobody waits longer for a trial.
 _LONGEST_TRIAL_SECONDS = 600.0
@@ -100,10 +107,10 @@ class Runtime:
         self._private_bytes_before = 0 if memory_budget is None else memory.current().private_bytes
         self._engine = engine
         self._threads = threads
-        self._moving = threading.Lock()
-        #: Held while what serves is put in or taken out, never while anything is opened.
-        self._placing = threading.RLock()
+        self._make_locks()
         self._is_closed = False
+        self._follower = Aside(self, self._follow)
+        _OPEN.add(self)
         #: The generation that was let go for a trial.
         self._left = ""
         self._watch: SlotWatch | None = None
@@ -464,6 +471,23 @@ class Runtime:
 
         return check_golden(self._current(), operations)
 
+    def catch_up(self) -> None:
+        """Be at the store's newest generation when this returns; without it, calls move there a moment after the news.
+
+        A generation that cannot be opened leaves the old one serving; ``problem`` tells why.
+
+        Raises:
+            RequestError: the runtime is closed.
+            EdgeEmbedError: there is nothing to answer from.
+        """
+        if self._watch is None:
+            _given(self._serving)
+            return
+        with self._moving:
+            # Another thread may have moved meanwhile, or closed the runtime.
+            if self._serving is None or self._has_news(_given(self._watch)):
+                self._move()
+
     def close(self) -> None:
         """Let go of the bundle."""
         with self._placing:
@@ -476,6 +500,7 @@ class Runtime:
             serving.bundle.close()
         if watch is not None:
             watch.close()
+        self._follower.end()
 
     def __enter__(self) -> Self:
         """Return the open runtime."""
@@ -520,25 +545,37 @@ class Runtime:
         return vectors.reshape(-1) if alone else vectors
 
     def _current(self) -> Serving:
-        """Return the generation to answer from, after moving to a newly confirmed one."""
+        """Return the generation to answer from; see to it that a newly confirmed one is opened."""
         # Taken first: what another thread lets go of meanwhile is whole as long as somebody holds it.
         serving, watch = self._serving, self._watch
-        is_news = watch is not None and (
-            serving is None or watch.changed() or (self.problem is not None and self._retries())
-        )
-        # One thread moves; the others answer from the old generation or, where that was let go, wait.
-        if is_news and self._moving.acquire(blocking=serving is None):
-            try:
-                # Where it is to be let go, this call is not the one to hold it.
-                serving = None
-                self._move()
+        if watch is not None:
+            if serving is None:
+                # It was let go for a trial, and is there again when who moves is done.
+                self.catch_up()
                 serving = self._serving
-            finally:
-                self._moving.release()
+            elif self._has_news(watch) and not self._follower.want():
+                # Where it is to be let go, this call is not the one to hold it.
+                del serving
+                self.catch_up()
+                serving = self._serving
         return _given(serving)
 
-    def _retries(self) -> bool:
-        return time.monotonic() >= self._retry_at
+    def _has_news(self, watch: SlotWatch) -> bool:
+        return watch.changed() or (self.problem is not None and time.monotonic() >= self._retry_at)
+
+    def _follow(self) -> None:
+        """Move to what is new, in a thread that nobody waits for."""
+        time.sleep(_AFTER_NEWS_SECONDS)
+        # What leaves nothing to answer from is told to the next call, which tries it again; what leaves the old
+        # generation is no error, but the runtime's problem.
+        with contextlib.suppress(EdgeEmbedError, OSError, MemoryError):
+            self.catch_up()
+
+    def _make_locks(self) -> None:
+        #: Held by who moves.
+        self._moving = threading.Lock()
+        #: Held while what serves is put in or taken out, never while anything is opened.
+        self._placing = threading.RLock()
 
     def _move(self) -> None:
         watch = _given(self._watch)
@@ -554,7 +591,7 @@ class Runtime:
             elif old is not None:
                 self._place(old)
             self.problem = None
-        except (EdgeEmbedError, OSError, MemoryError) as error:
+        except Exception as error:  # whatever is wrong with a new generation, the old one serves
             if self._serving is None:
                 self._serve(self._open_again(error))
             # Out of memory or descriptors may pass: look again, though not at every call.
@@ -592,7 +629,7 @@ class Runtime:
         # Calls that still run hold it to their end; then its maps and its engine go.
         del serving
         gc.collect()
-        while is_held(folder) and not self._is_closed and time.monotonic() < end:
+        while is_held(folder) and not self._follower.is_ended and time.monotonic() < end:
             time.sleep(_PAUSE_SECONDS)
 
     def _open_again(self, error: Exception) -> Serving:
@@ -683,6 +720,20 @@ class Runtime:
                 f"{bundle.folder}: expected at most {format_size(self._budget_bytes)} of private memory, found "
                 f"{format_size(held)} after the encoder ran; raise the budget or export a smaller variant"
             )
+
+
+_OPEN: weakref.WeakSet[Runtime] = weakref.WeakSet()
+
+
+def _begin_again() -> None:
+    """See to it that in a process that was forked off nobody waits for threads that stayed behind."""
+    for runtime in list(_OPEN):
+        runtime._make_locks()
+        if runtime._watch is not None:
+            runtime._watch.forget()
+
+
+os.register_at_fork(after_in_child=_begin_again)
 
 
 def _deadline_ns(deadline_ms: float | None) -> int:

@@ -85,6 +85,7 @@ def test_who_serves_lets_go_for_the_trial_and_no_call_fails(store: Path, newer_b
             except RefusedError:
                 assert verdict is NO
             time.sleep(0.1)
+        runtime.catch_up()
         assert (mapped, wrong) == ([0], [])
         assert runtime.manifest.version == ("1.1.0" if verdict.passed else "1.0.0")
         assert runtime.problem is None
@@ -157,6 +158,7 @@ Store(sys.argv[1], free_memory=frees.__next__).install(sys.argv[2], probe, drain
             assert another.lookup("word1").any()
         # What the dead one left open is settled by the next one.
         Store(store, free_memory=lambda: PLENTY).settle(FakeProbe())
+        runtime.catch_up()
         assert runtime.manifest.version == "1.1.0"
     assert not wrong
 
@@ -201,7 +203,7 @@ def test_a_trial_that_begins_in_the_middle_of_a_move_is_made_room_for_by_the_nex
         slots.write(slots.read().begin_trial(trial.name, needs_bytes=1), fs)
         # As an installer in another process may, at a place that is known.
         sys.setprofile(begin)
-        assert runtime.lookup("word1").any()
+        runtime.catch_up()
         ending = threading.Thread(target=end)
         ending.start()
         assert runtime.lookup("word1").any()

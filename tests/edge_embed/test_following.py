@@ -5,12 +5,14 @@ from __future__ import annotations
 import gc
 import json
 import mmap
+import os
 import resource
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -36,9 +38,7 @@ def store(tmp_path: Path, bundle: Path) -> Store:
     return store
 
 
-def test_the_next_call_after_a_confirmation_is_answered_by_the_new_generation(
-    store: Store, bundle: Path, newer_bundle: Path
-) -> None:
+def test_who_catches_up_is_answered_by_what_was_confirmed(store: Store, bundle: Path, newer_bundle: Path) -> None:
     with (
         edge_embed.open(store.path) as runtime,
         edge_embed.open(bundle) as old,
@@ -46,12 +46,142 @@ def test_the_next_call_after_a_confirmation_is_answered_by_the_new_generation(
     ):
         np.testing.assert_array_equal(runtime.lookup("word1"), old.lookup("word1"))
         store.install(newer_bundle, FakeProbe())
+        runtime.catch_up()
         np.testing.assert_array_equal(runtime.lookup("word1"), new.lookup("word1"))
         assert runtime.manifest.version == "1.1.0"
         assert runtime.space.id == new.space.id
         store.rollback()
+        runtime.catch_up()
         np.testing.assert_array_equal(runtime.lookup("word1"), old.lookup("word1"))
         assert runtime.problem is None
+
+
+def test_calls_alone_lead_to_what_was_confirmed_a_moment_later(store: Store, bundle: Path, newer_bundle: Path) -> None:
+    with edge_embed.open(store.path) as runtime, edge_embed.open(newer_bundle) as new:
+        for _ in range(3):
+            store.install(newer_bundle, FakeProbe(), retry=True)
+            assert _comes_true(lambda: np.array_equal(runtime.lookup("word1"), new.lookup("word1")))
+            store.install(bundle, FakeProbe(), retry=True)
+            assert _comes_true(lambda: runtime.manifest.version == "1.0.0")
+        assert runtime.problem is None
+
+
+def test_while_the_new_generation_is_opened_the_old_one_answers(store: Store, bundle: Path, newer_bundle: Path) -> None:
+    with (
+        _opening_held_up() as (has_begun, go_on),
+        edge_embed.open(store.path) as runtime,
+        edge_embed.open(bundle) as old,
+        edge_embed.open(newer_bundle) as new,
+    ):
+        store.install(newer_bundle, FakeProbe())
+        runtime.lookup("word1")
+        assert has_begun.wait(10)
+        for _ in range(100):
+            np.testing.assert_array_equal(runtime.lookup("word1"), old.lookup("word1"))
+        go_on.set()
+        assert _comes_true(lambda: np.array_equal(runtime.lookup("word1"), new.lookup("word1")))
+
+
+@pytest.mark.parametrize("is_caught_up", [False, True])
+def test_a_process_that_is_forked_off_in_the_middle_of_a_move_follows_on_its_own(
+    store: Store, newer_bundle: Path, is_caught_up: bool
+) -> None:
+    with _opening_held_up() as (has_begun, go_on), edge_embed.open(store.path) as runtime:
+        store.install(newer_bundle, FakeProbe())
+        runtime.lookup("word1")
+        assert has_begun.wait(10)
+        child = os.fork()
+        if not child:
+            status = 1
+            try:
+                threading.setprofile(None)
+                if is_caught_up:
+                    runtime.catch_up()
+                status = 0 if _comes_true(lambda: runtime.manifest.version == "1.1.0") else 2
+            finally:
+                os._exit(status)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert runtime.manifest.version == "1.0.0"
+        go_on.set()
+        assert _comes_true(lambda: runtime.manifest.version == "1.1.0")
+
+
+def test_a_process_may_end_in_the_middle_of_a_move(store: Store, newer_bundle: Path) -> None:
+    body = """
+import sys, threading, time
+import edge_embed
+def slow(frame, event, _):
+    if event == "call" and frame.f_code.co_name == "_open":
+        print("opening", flush=True)
+        time.sleep(0.2)
+        print("opened", flush=True)
+threading.setprofile(slow)
+runtime = edge_embed.open(sys.argv[1])
+print(runtime.manifest.version, flush=True)
+sys.stdin.readline()
+runtime.lookup("word1")
+time.sleep(0.05)
+"""
+    command = [sys.executable, "-c", body, str(store.path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "1.0.0\n"
+        store.install(newer_bundle, FakeProbe())
+        said, _ = process.communicate("\n", timeout=60)
+    assert (process.returncode, said) == (0, "opening\nopened\n")
+
+
+@pytest.mark.parametrize("ending", ["closed", "let go"])
+def test_a_runtime_leaves_no_thread_behind(store: Store, newer_bundle: Path, ending: str) -> None:
+    before = threading.active_count()
+    runtime = edge_embed.open(store.path)
+    assert threading.active_count() == before
+    store.install(newer_bundle, FakeProbe())
+    runtime.lookup("word1")
+    assert threading.active_count() == before + 1
+    if ending == "closed":
+        runtime.close()
+    del runtime
+    gc.collect()
+    assert threading.active_count() == before
+
+
+def test_where_no_thread_can_be_started_the_call_itself_moves(
+    store: Store, newer_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with edge_embed.open(store.path) as runtime:
+        store.install(newer_bundle, FakeProbe())
+        monkeypatch.setattr(threading.Thread, "start", start)
+        assert runtime.manifest.version == "1.1.0"
+
+
+@contextmanager
+def _opening_held_up() -> Iterator[tuple[threading.Event, threading.Event]]:
+    """Hold up who opens a generation in a thread of its own; yield what tells that, and what lets it go on."""
+    has_begun, go_on = threading.Event(), threading.Event()
+
+    def hold_up(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_code.co_name == "_open" and not go_on.is_set():
+            has_begun.set()
+            go_on.wait(10)
+
+    threading.setprofile(hold_up)
+    try:
+        yield has_begun, go_on
+    finally:
+        go_on.set()
+        threading.setprofile(None)
+
+
+def _comes_true(condition: Callable[[], object]) -> bool:
+    end = time.monotonic() + 10
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.005)
+    return False
 
 
 def test_a_trial_does_not_serve_before_it_is_confirmed(store: Store, newer_bundle: Path) -> None:
@@ -59,11 +189,13 @@ def test_a_trial_does_not_serve_before_it_is_confirmed(store: Store, newer_bundl
         seen = []
 
         def looking(generation: Path) -> object:
+            runtime.catch_up()
             seen.append(runtime.manifest.version)
             return FakeProbe()(generation)
 
         store.install(newer_bundle, looking)  # type: ignore[arg-type]
         assert seen == ["1.0.0"]
+        runtime.catch_up()
         assert runtime.manifest.version == "1.1.0"
 
 
@@ -76,12 +208,13 @@ def test_a_trial_does_not_serve_before_it_is_confirmed(store: Store, newer_bundl
     ],
     ids=["lookup", "encode", "search"],
 )
-def test_what_is_confirmed_inside_a_call_answers_the_next_one(
+def test_what_is_confirmed_inside_a_call_answers_none_of_it(
     store: Store, bundle: Path, newer_bundle: Path, ask: Callable[[edge_embed.Runtime, Iterable[str]], object]
 ) -> None:
     def keys() -> Iterator[str]:
         yield "word1"
         store.install(newer_bundle, FakeProbe())
+        runtime.catch_up()
         yield "word2"
 
     with (
@@ -108,6 +241,7 @@ def test_an_install_by_another_process_is_followed(store: Store, newer_bundle: P
         ]
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
         assert json.loads(done.stdout)["installed"] is True
+        runtime.catch_up()
         assert runtime.manifest.version == "1.1.0"
 
 
@@ -135,8 +269,10 @@ def test_a_new_generation_cuts_texts_by_its_own_tokenizer(tmp_path: Path, text_b
     with edge_embed.open(store.path) as runtime, edge_embed.open(newer) as alone:
         before = runtime.encode("word1")
         store.install(newer, FakeProbe())
+        runtime.catch_up()
         np.testing.assert_array_equal(runtime.encode("word1"), alone.encode("word1"))
         store.rollback()
+        runtime.catch_up()
         np.testing.assert_array_equal(runtime.encode("word1"), before)
 
 
@@ -151,6 +287,7 @@ def test_old_generations_are_let_go(store: Store, tmp_path: Path) -> None:
         for i in range(4):
             made = make_bundle(tmp_path / f"v{i}", version=f"2.{i}.0", source=small_source(seed=i))
             store.install(made.path, FakeProbe())
+            runtime.catch_up()
             assert runtime.lookup("word1").any()
         assert open_files() == before
         maps = Path("/proc/self/maps").read_text().splitlines()
@@ -162,11 +299,13 @@ def test_a_generation_that_this_process_cannot_open_leaves_the_old_one_serving(s
         big = small_source(seed=9, dimensions=2048, keys=tuple(f"key{i}" for i in range(2000)))
         made = make_bundle(tmp_path / "big", version="9.0.0", source=big, graphs=())
         store.install(made.path, FakeProbe())
+        runtime.catch_up()
         assert runtime.lookup("word1").any()
         assert runtime.manifest.version == "1.0.0"
         assert runtime.problem is not None
         assert "of private memory" in runtime.problem
         store.rollback()
+        runtime.catch_up()
         assert runtime.lookup("word1").any()
         assert runtime.problem is None
 
@@ -176,6 +315,7 @@ def test_a_generation_of_the_same_needs_fits_into_the_budget_that_held_the_old_o
 ) -> None:
     with edge_embed.open(store.path, memory_budget=_budget_for(store.path)) as runtime:
         store.install(newer_bundle, FakeProbe())
+        runtime.catch_up()
         assert runtime.lookup("word1").any()
         assert runtime.problem is None
         assert runtime.manifest.version == "1.1.0"
@@ -191,6 +331,7 @@ def test_a_process_that_has_grown_since_counts_what_it_holds_now(store: Store, n
         grown.write(bytes(range(256)) * (len(grown) // 256))
         assert runtime.memory().private_bytes >= before + len(grown) // 2
         store.rollback()
+        runtime.catch_up()
         assert runtime.lookup("word1").any()
         assert runtime.manifest.version == "1.0.0"
         assert runtime.problem is not None and "in this process beside a bundle" in runtime.problem
@@ -208,6 +349,7 @@ def test_two_installs_between_two_calls_are_followed_to_the_last(store: Store, t
         for i in range(3):
             made = make_bundle(tmp_path / f"v{i}", version=f"3.{i}.0", source=small_source(seed=i))
             store.install(made.path, FakeProbe())
+        runtime.catch_up()
         assert runtime.manifest.version == "3.2.0"
 
 
@@ -233,6 +375,7 @@ def test_one_damaged_slot_stops_neither_serving_nor_following_nor_installing(
         assert runtime.manifest.version in ("1.0.0", "1.1.0")
         for each in (bundle, newer_bundle):
             store.install(each, FakeProbe(), retry=True)
+            runtime.catch_up()
             assert runtime.lookup("word1").any()
         assert runtime.manifest.version == "1.1.0"
 
@@ -251,6 +394,7 @@ def test_an_open_runtime_follows_through_a_slot_that_was_lost_or_replaced(
         else:
             path.unlink()
         store.install(newer_bundle, FakeProbe())
+        runtime.catch_up()
         assert runtime.lookup("word1").any()
         assert runtime.manifest.version == "1.1.0"
 
@@ -276,7 +420,7 @@ def _answered(runtime: edge_embed.Runtime) -> bool:
 
 
 @pytest.mark.parametrize("inside", ["_open", "warm_up_like", "_place"])
-def test_a_move_that_was_interrupted_is_made_by_the_next_call(store: Store, newer_bundle: Path, inside: str) -> None:
+def test_a_move_that_was_interrupted_is_made_by_who_comes_next(store: Store, newer_bundle: Path, inside: str) -> None:
     def interrupt(frame: FrameType, event: str, _: object) -> None:
         if event == "call" and frame.f_code.co_name == inside:
             sys.setprofile(None)
@@ -288,8 +432,9 @@ def test_a_move_that_was_interrupted_is_made_by_the_next_call(store: Store, newe
         # As Ctrl-C does, at a place that is known.
         sys.setprofile(interrupt)
         with pytest.raises(KeyboardInterrupt):
-            runtime.lookup("word1")
+            runtime.catch_up()
         assert runtime.lookup("word1").any()
+        runtime.catch_up()
         assert (runtime.manifest.version, runtime.problem) == ("1.1.0", None)
 
 
@@ -307,14 +452,12 @@ def test_a_move_that_failed_for_want_of_the_system_is_tried_again(store: Store, 
         store.install(newer_bundle, FakeProbe())
         resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
         try:
+            runtime.catch_up()
             assert runtime.lookup("word1").any()
             assert runtime.problem is not None
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        end = time.monotonic() + 10
-        while runtime.manifest.version != "1.1.0" and time.monotonic() < end:
-            time.sleep(0.05)
-        assert runtime.manifest.version == "1.1.0"
+        assert _comes_true(lambda: runtime.manifest.version == "1.1.0")
         assert runtime.problem is None
 
 

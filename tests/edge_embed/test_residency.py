@@ -153,6 +153,7 @@ def test_a_new_generation_pins_after_the_old_one_let_go(tmp_path: Path) -> None:
             before = memory.current().pinned_bytes
             runtime = edge_embed.open(store, memory_budget="4GiB")
             first, pinned = runtime.generation, runtime.memory().pinned_bytes - before
+    runtime.catch_up()
     runtime.lookup("key 1")
     assert runtime.generation != first
     assert 0 < runtime.memory().pinned_bytes - before <= 1.1 * pinned

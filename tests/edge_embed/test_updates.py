@@ -157,6 +157,7 @@ with edge_embed.open(sys.argv[1]) as runtime:
     before = runtime.generation
     runtime.lookup("word1"); runtime.search("word1", k=3); runtime.encode("word1 word2")
     subprocess.run([sys.executable, "-m", "edge_embed", *sys.argv[2:]], check=True, capture_output=True)
+    runtime.catch_up()
     runtime.lookup("word1")
     assert runtime.generation != before
 loaded = {name.split(".")[0] for name in sys.modules}

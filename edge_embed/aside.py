@@ -1,0 +1,87 @@
+"""A thread for what no call should wait for: it begins when it is first wanted, and sleeps until it is wanted again.
+
+* Its object is not kept alive by it; where that is gone, or ends it, the thread ends.
+* At the end of the process it is waited for: nothing is cut off in the middle of an engine's own code.
+* A fork takes no threads along: in the child it begins anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import weakref
+from collections.abc import Callable
+
+
+class Aside:
+    """Does one thing, a method of ``owner``, in a thread of its own."""
+
+    def __init__(self, owner: object, act: Callable[[], object]) -> None:
+        self._act = weakref.WeakMethod(act)
+        #: Whether nothing is done any more; what takes long in ``act`` may ask.
+        self.is_ended = False
+        self._begin()
+        # Called when the owner is gone, or at the end of the process.
+        weakref.finalize(owner, self.end)
+        _ALL.add(self)
+
+    def want(self) -> bool:
+        """Have it done soon, once for all who want it before it begins; return whether there is a thread to do so."""
+        if self._thread is None:
+            with self._starting:
+                # Somebody else may have been first.
+                if self._thread is None and not self._start():
+                    return False
+        self._wake()
+        return True
+
+    def end(self) -> None:
+        """Do it no more; what is being done is waited for."""
+        self.is_ended = True
+        self._wake()
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+    def _begin(self) -> None:
+        #: Held as long as the thread has nothing to do. A lock, not an event: who wakes the thread is in a hurry.
+        self._asleep = threading.Lock()
+        self._asleep.acquire()
+        self._starting = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def _wake(self) -> None:
+        # Released already: it was woken, and has not begun.
+        with contextlib.suppress(RuntimeError):
+            self._asleep.release()
+
+    def _start(self) -> bool:
+        thread = threading.Thread(target=self._run, name="edge-embed", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # no memory, no more processes, or the interpreter ends
+            return False
+        self._thread = thread
+        return True
+
+    def _run(self) -> None:
+        while True:
+            # Held again before anything is done: who wants it meanwhile wants it once more.
+            self._asleep.acquire()
+            act = self._act()
+            if self.is_ended or act is None:
+                return
+            act()
+            del act
+
+
+_ALL: weakref.WeakSet[Aside] = weakref.WeakSet()
+
+
+def _begin_all() -> None:
+    for each in list(_ALL):
+        each._begin()
+
+
+os.register_at_fork(after_in_child=_begin_all)
