@@ -10,14 +10,16 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable
 
 
 class Aside:
-    """Does one thing, a method of ``owner``, in a thread of its own."""
+    """Does one thing, a method of ``owner``, in a thread of its own, some time after it is wanted."""
 
-    def __init__(self, owner: object, act: Callable[[], object]) -> None:
+    def __init__(self, owner: object, act: Callable[[], object], *, after_seconds: float) -> None:
+        self._after_seconds = after_seconds
         self._act = weakref.WeakMethod(act)
         #: Whether nothing is done any more; what takes long in ``act`` may ask.
         self.is_ended = False
@@ -28,6 +30,8 @@ class Aside:
 
     def want(self) -> bool:
         """Have it done soon, once for all who want it before it begins; return whether there is a thread to do so."""
+        if self._is_near:
+            return True
         if self._thread is None:
             with self._starting:
                 # Somebody else may have been first.
@@ -48,6 +52,8 @@ class Aside:
         #: Held as long as the thread has nothing to do. A lock, not an event: who wakes the thread is in a hurry.
         self._asleep = threading.Lock()
         self._asleep.acquire()
+        #: Whether the thread is awake, and has not begun.
+        self._is_near = False
         self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
 
@@ -69,6 +75,9 @@ class Aside:
         while True:
             # Held again before anything is done: who wants it meanwhile wants it once more.
             self._asleep.acquire()
+            self._is_near = True
+            time.sleep(self._after_seconds)
+            self._is_near = False
             act = self._act()
             if self.is_ended or act is None:
                 return

@@ -109,7 +109,7 @@ class Runtime:
         self._threads = threads
         self._make_locks()
         self._is_closed = False
-        self._follower = Aside(self, self._follow)
+        self._follower = Aside(self, self._follow, after_seconds=_AFTER_NEWS_SECONDS)
         _OPEN.add(self)
         #: The generation that was let go for a trial.
         self._left = ""
@@ -565,10 +565,9 @@ class Runtime:
 
     def _follow(self) -> None:
         """Move to what is new, in a thread that nobody waits for."""
-        time.sleep(_AFTER_NEWS_SECONDS)
-        # What leaves nothing to answer from is told to the next call, which tries it again; what leaves the old
-        # generation is no error, but the runtime's problem.
-        with contextlib.suppress(EdgeEmbedError, OSError, MemoryError):
+        # What leaves the old generation serving is no error, but the runtime's problem; what leaves nothing to answer
+        # from is met by the next call, which tries the same again.
+        with contextlib.suppress(Exception):
             self.catch_up()
 
     def _make_locks(self) -> None:
@@ -658,7 +657,9 @@ class Runtime:
         """Return what answers plain requests to the first table as long as the store has no news."""
         watched = () if self._watch is None else self._watch.watched()
         has_table = bool(serving.bundle.manifest.tables)
-        return serving.table().shortcut(watched) if has_table and watched is not None else _NoShortcut()
+        if not has_table or watched is None:
+            return _NoShortcut()
+        return serving.table().shortcut(watched, self._follower.want)
 
     def _open_active(self, but_not: str = "") -> Serving | None:
         """Open the store's active generation, or return None if that is ``but_not``."""
@@ -731,6 +732,7 @@ def _begin_again() -> None:
         runtime._make_locks()
         if runtime._watch is not None:
             runtime._watch.forget()
+            runtime._shortcut = _NoShortcut()
 
 
 os.register_at_fork(after_in_child=_begin_again)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -73,16 +73,20 @@ class Table:
         """Return the row of a key, or -1."""
         return self._keys().find(key)
 
-    def shortcut(self, watched: tuple[tuple[kernels.Watched, bytes], ...] = ()) -> kernels.Shortcut:
+    def shortcut(
+        self, watched: tuple[tuple[kernels.Watched, bytes], ...] = (), noticed: Callable[[], bool] = bool
+    ) -> kernels.Shortcut:
         """Return what answers plain lookups, and plain bags by the table's recipe, in one step, and the rest with None.
 
-        While it lasts, the rows that it answers from are the table's, and ``watched`` is what it was: see
+        While it lasts, the rows that it answers from are the table's; ``watched`` and ``noticed``: see
         :class:`edge_embed.kernels.pure.Shortcut`.
         """
         recipe = self.model.bag or _MEAN
         composes = self.subwords is not None and self.subwords.composes_known_words
         padding_row = -1 if recipe.padding_row is None else recipe.padding_row
-        return kernels.Shortcut(None if composes else self._index, self.rows, recipe.mode, padding_row, watched)
+        return kernels.Shortcut(
+            None if composes else self._index, self.rows, recipe.mode, padding_row, watched, noticed
+        )
 
     @property
     def policy_of_questions(self) -> str:
@@ -135,7 +139,7 @@ class Table:
 
     def means(self) -> kernels.Shortcut:
         """Return what pools a list of row ids to their mean ``(d,)`` in one step."""
-        return kernels.Shortcut(None, self.rows, "mean", -1, ())
+        return kernels.Shortcut(None, self.rows, "mean", -1, (), bool)
 
     def lookup_ids(self, ids: NDArray[Any]) -> NDArray[np.float32]:
         """Return the vectors ``(n, d)`` of ids ``(n,)``; where the table hashes, one outside it gets a row as well."""

@@ -1,6 +1,6 @@
 """The C extension; see ``native/module.c``. What each means stands in ``pure`` and ``reference``."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,7 @@ class Shortcut:
         mode: str,
         padding_row: int,
         watched: tuple[tuple[Watched, bytes], ...],
+        noticed: Callable[[], bool],
         /,
     ) -> None: ...
     def lookup(self, asked: object, /) -> NDArray[np.float32] | None: ...

@@ -446,6 +446,7 @@ class Shortcut:
         mode: str,
         padding_row: int,
         watched: tuple[tuple[Watched, bytes], ...],
+        noticed: Callable[[], bool],
         /,
     ) -> None:
         """Make the shortcut of a table.
@@ -455,11 +456,14 @@ class Shortcut:
             rows: the table's vectors.
             mode: how a bag is pooled: ``sum``, ``mean`` or ``max``.
             padding_row: what is left out of bags, or -1.
-            watched: at most two buffers, each with the bytes that it held: once one differs, there is no answer here.
+            watched: at most two buffers, each with the bytes that it held: once one differs, there is news.
+            noticed: asked once there is news whether somebody follows it, and replaces this shortcut soon. Until then
+                it answers as before; if nobody does, it does not answer.
         """
         self._index = index
         self._rows = rows
         self._watched = watched
+        self._noticed = noticed
 
     def lookup(self, asked: object, /) -> Vectors | None:
         """Return the vector ``(d,)`` of a key, or ``(n, d)`` of a list of keys, if all are known."""
@@ -482,4 +486,9 @@ class Shortcut:
         return None
 
     def _has_news(self) -> bool:
-        return any(now[:] != then for now, then in self._watched)
+        if not any(now[:] != then for now, then in self._watched):
+            return False
+        if not self._noticed():
+            return True
+        self._watched = ()
+        return False

@@ -54,8 +54,16 @@ def _index(kernels: Any, row_count: int = ROWS) -> Any:
     return kernels.Index(built.pilots, built.slots, built.seed, row_count)
 
 
-def _shortcut(kernels: Any, index: Any, rows: Any, mode: str = "mean", padding_row: int = -1, watched: Any = ()) -> Any:
-    return kernels.Shortcut(index, rows, mode, padding_row, watched)
+def _shortcut(
+    kernels: Any,
+    index: Any,
+    rows: Any,
+    mode: str = "mean",
+    padding_row: int = -1,
+    watched: Any = (),
+    noticed: Any = lambda: False,
+) -> Any:
+    return kernels.Shortcut(index, rows, mode, padding_row, watched, noticed)
 
 
 @pytest.mark.parametrize("codec", ENCODERS)
@@ -119,7 +127,7 @@ def test_what_is_not_plain_is_left_to_the_general_way(kernels: Any, asked: objec
     assert _shortcut(kernels, _index(kernels), kernels.open_rows("int8", _tensors("int8", 8), 8)).lookup(asked) is None
 
 
-def test_a_shortcut_answers_nothing_once_there_is_news(kernels: Any) -> None:
+def test_a_shortcut_answers_nothing_as_long_as_there_is_news_that_nobody_follows(kernels: Any) -> None:
     index, rows, slots = (
         _index(kernels),
         kernels.open_rows("int8", _tensors("int8", 8), 8),
@@ -133,6 +141,34 @@ def test_a_shortcut_answers_nothing_once_there_is_news(kernels: Any) -> None:
         assert shortcut.lookup("key 1") is shortcut.lookup(["key 1"]) is shortcut.bag(["key 1"], None) is None
         slot[-1] = 0
     np.testing.assert_array_equal(shortcut.lookup("key 1"), vector)
+
+
+@pytest.mark.parametrize(
+    "ask", [lambda shortcut: shortcut.lookup("key 1"), lambda shortcut: shortcut.bag([1, 2], None)]
+)
+def test_a_shortcut_tells_who_follows_once_that_there_is_news_and_answers_as_before(kernels: Any, ask: Any) -> None:
+    index, rows, slot, told = _index(kernels), kernels.open_rows("int8", _tensors("int8", 8), 8), bytearray(9), []
+
+    def noticed() -> bool:
+        told.append(True)
+        return True
+
+    shortcut = _shortcut(kernels, index, rows, watched=((slot, bytes(slot)),), noticed=noticed)
+    before = ask(shortcut)
+    assert not told
+    if before is None:
+        pytest.skip("in numpy no bag is worth a shortcut")
+    for value in (1, 2):
+        slot[0] = value
+        np.testing.assert_array_equal(ask(shortcut), before)
+    assert told == [True]
+
+
+def test_what_goes_wrong_while_news_are_told_is_told_to_the_caller(kernels: Any) -> None:
+    index, rows = _index(kernels), kernels.open_rows("int8", _tensors("int8", 8), 8)
+    shortcut = _shortcut(kernels, index, rows, watched=((b"1", b"2"),), noticed=lambda: [] / 1)  # type: ignore[operator]
+    with pytest.raises(TypeError):
+        shortcut.lookup("key 1")
 
 
 def test_a_shortcut_that_is_made_wrongly_is_refused() -> None:

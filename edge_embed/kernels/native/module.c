@@ -770,14 +770,22 @@ typedef struct {
     int64_t padding_row;
     Watched watched[MOST_WATCHED];
     Py_ssize_t watched_count;
+    PyObject *noticed;
+    int is_noticed; /* who follows was told, and replaces the shortcut: until then it answers as before */
 } Shortcut;
 
-/* Whether there is news: then nothing is answered here. */
-static int has_news(const Shortcut *self) {
-    for (Py_ssize_t i = 0; i < self->watched_count; i++) {
+/* Whether there is news that nobody follows: then nothing is answered here. -1 with an error. */
+static int has_news(Shortcut *self) {
+    for (Py_ssize_t i = 0; i < self->watched_count && !self->is_noticed; i++) {
         const Watched *watched = &self->watched[i];
-        if (memcmp(watched->now.buf, PyBytes_AsString(watched->then), (size_t)watched->now.len))
-            return 1;
+        if (memcmp(watched->now.buf, PyBytes_AsString(watched->then), (size_t)watched->now.len)) {
+            PyObject *follows = PyObject_CallNoArgs(self->noticed);
+            int is_followed = follows ? PyObject_IsTrue(follows) : -1;
+            Py_XDECREF(follows);
+            if (is_followed <= 0)
+                return is_followed ? -1 : 1;
+            self->is_noticed = 1;
+        }
     }
     return 0;
 }
@@ -803,15 +811,16 @@ static int watch(Shortcut *self, PyObject *pairs) {
 }
 
 static PyObject *shortcut_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords) {
-    PyObject *index, *rows, *mode, *watched;
+    PyObject *index, *rows, *mode, *watched, *noticed;
     long long padding_row;
     int number;
     Shortcut *self;
     if (keywords && PyDict_Size(keywords)) {
-        PyErr_SetString(PyExc_TypeError, "expected index, rows, mode, padding_row and watched by their places");
+        PyErr_SetString(PyExc_TypeError, "expected index, rows, mode, padding_row, watched and noticed by their places");
         return NULL;
     }
-    if (!PyArg_ParseTuple(arguments, "OOOLO!", &index, &rows, &mode, &padding_row, &PyTuple_Type, &watched) ||
+    if (!PyArg_ParseTuple(arguments, "OOOLO!O", &index, &rows, &mode, &padding_row, &PyTuple_Type, &watched,
+                          &noticed) ||
         (number = mode_of(mode)) < 0)
         return NULL;
     self = (Shortcut *)((allocfunc)PyType_GetSlot(type, Py_tp_alloc))(type, 0);
@@ -821,6 +830,7 @@ static PyObject *shortcut_new(PyTypeObject *type, PyObject *arguments, PyObject 
     self->rows = Py_TYPE(rows) == rows_type ? Py_NewRef(rows) : NULL;
     self->mode = (ee_mode)number;
     self->padding_row = padding_row;
+    self->noticed = Py_NewRef(noticed);
     if (watch(self, watched)) {
         Py_DECREF(self);
         return NULL;
@@ -833,6 +843,7 @@ static void shortcut_free(PyObject *object) {
     Shortcut *self = (Shortcut *)object;
     Py_XDECREF(self->index);
     Py_XDECREF(self->rows);
+    Py_XDECREF(self->noticed);
     for (Py_ssize_t i = 0; i < self->watched_count; i++) {
         PyBuffer_Release(&self->watched[i].now);
         Py_DECREF(self->watched[i].then);
@@ -865,14 +876,17 @@ static PyObject *lookup_many(const Index *index, const ee_rows *rows, PyObject *
 }
 
 static PyObject *shortcut_lookup(PyObject *object, PyObject *asked) {
-    const Shortcut *self = (const Shortcut *)object;
+    Shortcut *self = (Shortcut *)object;
     const Index *index = (const Index *)self->index;
     const ee_rows *rows;
     PyObject *vector;
     npy_intp d;
     int64_t row;
-    if (!self->index || !self->rows || has_news(self))
+    int news;
+    if (!self->index || !self->rows)
         Py_RETURN_NONE;
+    if ((news = has_news(self)))
+        return news < 0 ? NULL : Py_NewRef(Py_None);
     rows = &((const Rows *)self->rows)->rows;
     if (!is_text(asked) && !PyBytes_Check(asked)) {
         if (is_list(asked) || PyTuple_Check(asked))
@@ -938,11 +952,11 @@ static int read_bag(const Index *index, const ee_rows *rows, PyObject *list, Py_
 }
 
 static PyObject *shortcut_bag(PyObject *object, PyObject *const *arguments, Py_ssize_t count) {
-    const Shortcut *self = (const Shortcut *)object;
+    Shortcut *self = (Shortcut *)object;
     const ee_rows *rows;
     PyObject *list, *pooled = NULL;
     int64_t few[FEW], *ids, kept = 0;
-    int plain, mode = self->mode;
+    int plain, news, mode = self->mode;
     Py_ssize_t n;
     npy_intp d;
     if (count != 2) {
@@ -954,8 +968,10 @@ static PyObject *shortcut_bag(PyObject *object, PyObject *const *arguments, Py_s
         PyErr_Clear();
         Py_RETURN_NONE;
     }
-    if (!self->rows || !is_list(list) || !(n = PyList_Size(list)) || has_news(self))
+    if (!self->rows || !is_list(list) || !(n = PyList_Size(list)))
         Py_RETURN_NONE;
+    if ((news = has_news(self)))
+        return news < 0 ? NULL : Py_NewRef(Py_None);
     rows = &((const Rows *)self->rows)->rows;
     ids = n <= FEW ? few : PyMem_Malloc((size_t)n * sizeof *ids);
     if (!ids)
