@@ -6,6 +6,7 @@ bundle (``RssFile``) are the kernel's to drop and to read again, so they are rep
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import threading
@@ -58,6 +59,15 @@ def current() -> Memory:
     with open("/proc/self/status", encoding="ascii", errors="replace") as status:  # noqa: PTH123
         fields = dict(line.split(":", 1) for line in status)
     return Memory(_kib(fields["RssAnon"]), _kib(fields["RssFile"]), _kib(fields["VmLck"]))
+
+
+def give_back() -> None:
+    """Return to the system what was freed, where the C library can: glibc's ``malloc_trim``; musl has none."""
+    # Imported here: only who replaces a generation wants it.
+    import ctypes
+
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 class Peak:

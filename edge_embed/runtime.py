@@ -587,6 +587,10 @@ class Runtime:
                     new.warm_up_like(old)
                     old.unpin()
                 self._serve(new)
+                # The old one goes now, unless calls hold it: made by one thread and freed by another, in the middle
+                # of the heap.
+                del old
+                memory.give_back()
             elif old is not None:
                 self._place(old)
             self.problem = None
@@ -628,6 +632,7 @@ class Runtime:
         # Calls that still run hold it to their end; then its maps and its engine go.
         del serving
         gc.collect()
+        memory.give_back()
         while is_held(folder) and not self._follower.is_ended and time.monotonic() < end:
             time.sleep(_PAUSE_SECONDS)
 
