@@ -21,12 +21,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 
 from edge_embed import kernels
-from edge_embed_devices.profiles import Board, copy_bytes_per_s, read_profile
+from edge_embed_devices import engine_speeds
+from edge_embed_devices.profiles import THIS_MACHINE, Board, board_named, copy_bytes_per_s, read_profile
 
 _LINE_BYTES = 64
 _READ_BYTES = 4096
@@ -35,7 +37,8 @@ _BLOCK_BYTES = 2**20
 _FAULT_BYTES = 64 * 2**10
 _DIMENSIONS = 256
 _ROUNDS, _MORE_ROUNDS = 5, 15
-_CALLS = 200_000
+# Short rounds, many of them: a machine that is busy breaks off some, and the median is of the others.
+_CALLS, _CALL_ROUNDS = 2_000, 501
 
 #: What Linux calls a feature of the processor (``/proc/cpuinfo``), and what profiles call it.
 _FEATURES = {"asimd": "neon", "neon": "neon", "asimddp": "dotprod", "asimdhp": "fp16", "i8mm": "i8mm", "sve": "sve"}
@@ -56,6 +59,12 @@ class Extent:
         ram_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         return cls(min(512 * 2**20, ram_bytes // 8), 128 * 2**20)
 
+    @classmethod
+    def of_a_moment(cls) -> Extent:
+        """Return what tells enough for a ratio."""
+        ram_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return cls(min(256 * 2**20, ram_bytes // 8), 16 * 2**20, 100_000, 0.5)
+
 
 def calibrate(path: Path, folder: Path, extent: Extent) -> Board:
     """Measure this machine, write its profile to ``path`` and return it as the gate reads it.
@@ -71,13 +80,30 @@ def calibrate(path: Path, folder: Path, extent: Extent) -> Board:
         "page_size_bytes": (os.sysconf("SC_PAGE_SIZE"), "asked of the system"),
         **_memory(extent),
         **_flash(folder, extent),
+        **engine_speeds.measured(),
         "python_call_ns": (
             _python_call_ns(),
-            f"an empty function, called {_CALLS:,} times; the median of {_MORE_ROUNDS} rounds",
+            f"an empty function, called {_CALLS:,} times; the median of {_CALL_ROUNDS} rounds",
         ),
     }
     path.write_text(_profile(figures), encoding="utf-8")
     return read_profile(path)
+
+
+def board_to_predict(name: str) -> Board:
+    """Return a board as a prediction wants it: by its name or path, or this machine as it is measured now.
+
+    Raises:
+        RequestError: no board has that name, or its profile breaks a rule.
+    """
+    return this_machine_measured() if name == THIS_MACHINE else board_named(name)
+
+
+@cache
+def this_machine_measured() -> Board:
+    """Return this machine, measured in some seconds, once; of its flash the folder for what is temporary."""
+    with tempfile.TemporaryDirectory(prefix="edge-embed-calibrate-") as folder:
+        return calibrate(Path(folder) / f"{THIS_MACHINE}.toml", Path(folder), Extent.of_a_moment())
 
 
 def _profile(figures: dict[str, tuple[float, str]]) -> str:
@@ -213,7 +239,7 @@ def _python_call_ns() -> float:
         for _ in range(_CALLS):
             empty()
 
-    return _typical(calls) / _CALLS * 1e9
+    return statistics.median(_seconds(calls, _CALL_ROUNDS)) / _CALLS * 1e9
 
 
 def _flash(folder: Path, extent: Extent) -> dict[str, tuple[float, str]]:

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import time
@@ -31,6 +32,8 @@ THIS_MACHINE = "this-machine"
 USER_FOLDER = "EDGE_EMBED_BOARDS"
 
 ISA = ("neon", "dotprod", "fp16", "i8mm", "sve")
+#: The formats and variants of graphs for which a profile may say how fast their engine is.
+ENGINE_KINDS = (("onnx", "float32"), ("onnx", "int8"), ("tflite", "float32"), ("tflite", "int8"))
 _CEILING_BYTES = 64 * 1024
 
 
@@ -47,6 +50,7 @@ class Figure(NamedTuple):
 
 FIGURES = {
     "cores": Figure("cores", 1, 1024, whole=True, required=True),
+    "core_mhz": Figure("core_hz", 10, 20_000, 1e6),
     "ram_mib": Figure("ram_bytes", 16, 2**26, 2**20, whole=True, required=True),
     "page_size_bytes": Figure("page_size_bytes", 4096, 65_536, whole=True, required=True),
     "memory_copy_gb_per_s": Figure("memory_copy_bytes_per_s", 0.01, 10_000, 1e9, required=True),
@@ -65,6 +69,11 @@ FIGURES = {
             ("scan", "gb_per_s", Figure(f"scan_{mib}_mib_bytes_per_s", 0.001, 10_000, 1e9)),
             ("memory_random_read", "ns", Figure(f"memory_random_read_{mib}_mib_ns", 0.01, 100_000)),
         )
+    },
+    **{
+        f"{format}_{variant}_{what}_g_per_s": Figure(f"{format}_{variant}_{what}_per_s", 0.001, 1e6, 1e9)
+        for format, variant in ENGINE_KINDS
+        for what in ("products", "weights")
     },
 }
 _TEXTS = ("title", "architecture", "os", "python", "date")
@@ -105,6 +114,18 @@ class Board:
     scan_64_mib_bytes_per_s: float | None = None
     memory_random_read_4_mib_ns: float | None = None
     memory_random_read_64_mib_ns: float | None = None
+    #: Of the fastest core.
+    core_hz: float | None = None
+    #: What an engine multiplies and adds in a transformer, on one core; and the weights that it goes through for each
+    #: text, however short.
+    onnx_float32_products_per_s: float | None = None
+    onnx_float32_weights_per_s: float | None = None
+    onnx_int8_products_per_s: float | None = None
+    onnx_int8_weights_per_s: float | None = None
+    tflite_float32_products_per_s: float | None = None
+    tflite_float32_weights_per_s: float | None = None
+    tflite_int8_products_per_s: float | None = None
+    tflite_int8_weights_per_s: float | None = None
     os: str | None = None
     python: str | None = None
     #: When it was measured, if it was.
@@ -191,7 +212,7 @@ def _checked(path: Path, fields: Mapping[str, Any]) -> Board:
     values: dict[str, Any] = {}
     for key in _TEXTS:
         if key in fields:
-            if not isinstance(fields[key], str) or not fields[key].isprintable():
+            if not isinstance(fields[key], str) or not fields[key].isprintable() or not fields[key].strip():
                 raise RequestError(f"{path}: {key}: expected a line of text, found {fields[key]!r:.60}")
             values[key] = fields[key]
     for key, figure in FIGURES.items():
@@ -206,8 +227,10 @@ def _number(path: Path, key: str, figure: Figure, value: Any) -> float:
     kinds = (int,) if figure.whole else (int, float)
     if isinstance(value, bool) or not isinstance(value, kinds) or not figure.least <= value <= figure.most:
         kind = "a whole number" if figure.whole else "a number"
-        bounds = f"{kind} from {figure.least:g} to {figure.most:g}"
+        bounds = f"{kind} from {figure.least:.15g} to {figure.most:.15g}"
         raise RequestError(f"{path}: {key}: expected {bounds}, found {value!r:.60}")
+    if key == "page_size_bytes" and not math.log2(value).is_integer():
+        raise RequestError(f"{path}: {key}: expected a power of two, found {value}")
     return value * figure.unit
 
 
@@ -227,6 +250,16 @@ def this_machine() -> Board:
         python=platform.python_version(),
         sources={"memory_copy_gb_per_s": "measured: the best of 5 copies of 64 MiB by numpy"},
     )
+
+
+def machine_model() -> str:
+    """Return what this machine says that it is, by its device tree or else its processor, and how many cores it has."""
+    tree, cpuinfo = Path("/sys/firmware/devicetree/base/model"), Path("/proc/cpuinfo")
+    model = tree.read_text(errors="replace").strip("\0\n ") if tree.is_file() else ""
+    if not model and cpuinfo.is_file():
+        fields = (line.partition(":") for line in cpuinfo.read_text(errors="replace").splitlines())
+        model = next((value.strip() for name, _, value in fields if name.strip() == "model name"), "")
+    return f"{model or platform.machine()}, {os.cpu_count() or 1} cores"
 
 
 def copy_bytes_per_s(size_bytes: int = 64 * 2**20, rounds: int = 5) -> float:

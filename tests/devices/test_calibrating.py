@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import re
 from datetime import UTC, date, datetime
+from importlib import resources
 from pathlib import Path
 
 import pytest
 
 from edge_embed.commands import main
-from edge_embed_devices import calibrating
+from edge_embed_devices import calibrating, engine_speeds
 from edge_embed_devices.calibrating import Extent, calibrate, isa_of
+from edge_embed_devices.graph_work import Work, counted
 from edge_embed_devices.profiles import FIGURES, board_named
+from tests.devices import layers
 
 SMALL = Extent(memory_bytes=4 * 2**20, file_bytes=4 * 2**20, steps=2000, seconds=0.1)
 
@@ -33,6 +36,45 @@ def test_a_profile_says_when_and_how_each_figure_was_measured_and_is_read_by_its
     assert 5 < board.python_call_ns < 100_000
     # The file that was read from flash is gone.
     assert [entry.name for entry in tmp_path.iterdir()] == ["mine.toml"]
+
+
+@pytest.mark.parametrize(("format", "package"), [("onnx", "onnxruntime"), ("tflite", "ai_edge_litert")])
+def test_engines_that_are_here_have_figures_and_more_products_take_longer(format: str, package: str) -> None:
+    pytest.importorskip(package)
+    found = engine_speeds.measured()
+    for variant in ("float32", "int8"):
+        products, how = found[f"{format}_{variant}_products_g_per_s"]
+        assert 0.01 < products < 20_000
+        assert "by onnxruntime" in how or "by litert" in how
+        assert found[f"{format}_{variant}_weights_g_per_s"][0] > 0
+
+
+@pytest.mark.parametrize("variant", ["float32", "int8"])
+@pytest.mark.parametrize("format", ["onnx", "tflite"])
+def test_the_layer_that_is_run_is_the_one_that_export_draws(format: str, variant: str) -> None:
+    for package in ("onnx", "ai_edge_litert"):
+        pytest.importorskip(package)
+    name = f"{variant}.{format}"
+    kept = resources.files("edge_embed_devices").joinpath("layers", name).read_bytes()
+    drawn = layers.drawn()[name]
+    works = []
+    for data in (kept, drawn):
+        work = counted(memoryview(data), format)
+        works.append((work, _operators(data, format)))
+    assert works[0] == works[1]
+    assert works[0][0] == Work(engine_speeds.WEIGHTS, engine_speeds.WEIGHTS, variant == "int8")
+
+
+def _operators(data: bytes, format: str) -> list[object]:
+    """Return the kinds of a graph's steps, in their order."""
+    if format == "onnx":
+        import onnx
+
+        return [node.op_type for node in onnx.load_from_string(data).graph.node]
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(data, 0))
+    return [model.operatorCodes[step.opcodeIndex].builtinCode for step in model.subgraphs[0].operators]
 
 
 def test_a_chase_goes_through_every_line_before_it_comes_home() -> None:

@@ -35,7 +35,7 @@ def test_a_profile_has_figures_that_a_board_can_have_and_their_sources(name: str
     assert 256 * 2**20 <= board.ram_bytes <= 32 * 2**30
     assert board.page_size_bytes in (4096, 16_384, 65_536)
     assert 0.15e9 <= board.memory_copy_bytes_per_s <= 30e9
-    for figure in ("cores", "isa", "ram_mib", "page_size_bytes", "memory_copy_gb_per_s"):
+    for figure in ("cores", "core_mhz", "isa", "ram_mib", "page_size_bytes", "memory_copy_gb_per_s"):
         assert board.sources[figure]
 
 
@@ -114,6 +114,14 @@ def test_a_board_like_another_has_its_figures_and_their_sources_but_for_its_own(
         ('"A board of mine"', '"A board\\u001b[2J"', r"title: expected a line of text"),
         ("cores = 2", "cores = ", r"expected a board's profile in TOML"),
         ("cores = 2", "cores = " + "[" * 5000, r"expected a board's profile in TOML"),
+        ("= 4096", "= 5000", r"page_size_bytes: expected a power of two, found 5000"),
+        ('"A board of mine"', '" "', r"title: expected a line of text"),
+        ("= 0.9", "= 0.9\ncore_mhz = inf", r"core_mhz: expected a number from 10 to 20000, found inf"),
+        (
+            "= 0.9",
+            "= 0.9\ntflite_int8_products_g_per_s = 0",
+            r"tflite_int8_products_g_per_s: expected a number .*found 0",
+        ),
         ("cores = 2", "# " + "x" * 70_000, r"expected a board's profile of at most 65536 bytes"),
     ],
 )
