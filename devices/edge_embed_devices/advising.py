@@ -1,16 +1,18 @@
 """Budgets that a board is predicted to miss, with the figures and the nearest choices that hold them.
 
-* A miss is certain where bytes at the speed of the board's memory alone take longer than the budget; what rests on a
-  guess (see ``prediction.guessed``) is only likely.
+* A miss is certain where bytes at the speed of the board's memory alone, or products without a cycle that is wasted,
+  take longer than the budget; what rests on a guess (see ``Prediction.guessed``) is only likely.
 * A choice is as near as it can be: the most dimensions, the codec with the most bytes, the most probes that fit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
 
 from edge_embed_bundle.manifest import Manifest, TableModel
+from edge_embed_devices.graph_work import Work
 from edge_embed_devices.prediction import predict, search
 from edge_embed_devices.profiles import Board
 
@@ -43,11 +45,16 @@ class Miss:
         )
 
 
-def misses(manifest: Manifest, board: Board) -> list[Miss]:
-    """Return the budgets of a manifest that a board is predicted to miss."""
-    likely = predict(manifest, board).operations
-    # Without a figure for the interpreter's own steps, none are counted: what is left cannot be faster.
-    certain = predict(manifest, replace(board, python_call_ns=board.python_call_ns or 0.0)).operations
+def misses(manifest: Manifest, board: Board, works: Mapping[str, Work] = MappingProxyType({})) -> list[Miss]:
+    """Return the budgets of a manifest that a board is predicted to miss.
+
+    Args:
+        manifest: the bundle's.
+        board: the profile.
+        works: what the graph of each encoder takes, by the encoder's name.
+    """
+    likely = predict(manifest, board, works).operations
+    certain = predict(manifest, board, works, least=True).operations
     found = []
     for operation, budget in manifest.budgets.operations.items():
         for percentile in ("p50", "p99"):
@@ -56,14 +63,42 @@ def misses(manifest: Manifest, board: Board) -> list[Miss]:
             if value is None or value <= bound:
                 continue
             least = getattr(certain[operation], f"{percentile}_us")
-            fits = tuple(_fitting(manifest, board, percentile, bound)) if operation == "search" else ()
+            fits = tuple(_choices(manifest, board, works, operation, percentile, bound))
             found.append(Miss(board.name, operation, percentile, bound, value, least > bound, fits))
     return found
 
 
+def _choices(
+    manifest: Manifest, board: Board, works: Mapping[str, Work], operation: str, percentile: str, bound: float
+) -> Iterator[str]:
+    if operation == "search":
+        yield from _fitting(manifest, board, percentile, bound)
+    model = next((model for model in manifest.encoders if model.operation == operation == "encode"), None)
+    if model is None or model.name not in works:
+        return
+    work, graph = works[model.name], model.graphs[0]
+    for choice, format, is_coded in (
+        ("--codec int8", graph.format, True),
+        ("--graphs tflite", "tflite", work.is_coded),
+        ("--codec int8 --graphs tflite", "tflite", True),
+    ):
+        if (format, is_coded) == (graph.format, work.is_coded):
+            continue
+        changed = model._replace(graphs=(graph._replace(format=format),))
+        models = tuple(changed if each is model else each for each in manifest.models)
+        there = {**works, model.name: work._replace(is_coded=is_coded)}
+        value = getattr(
+            predict(manifest._replace(models=models), board, there).operations[operation], f"{percentile}_us"
+        )
+        if value is not None and value <= bound:
+            yield choice
+            return
+    yield "--distill, which makes it static"
+
+
 def _fitting(manifest: Manifest, board: Board, percentile: str, bound: float) -> Iterator[str]:
     """Yield the nearest choices with which a search fits, where each alone is enough."""
-    searched = [model for model in manifest.tables if "norms" in model.tensors]
+    searched = [model for model in manifest.tables if "norms" in model.tensors and model.classify is None]
     model = max(searched, key=lambda model: model.rows * model.dimensions)
     spare_bytes = max(1, int(board.ram_bytes * 0.75))
 

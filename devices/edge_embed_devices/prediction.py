@@ -1,27 +1,41 @@
-"""What a bundle takes on a board, from the board's profile: a roofline of bytes, random reads and page faults.
+"""What a bundle takes on a board, from the board's profile: a roofline of bytes, reads, products and page faults.
 
 * A call costs the interpreter some calls of an empty function, whatever it asks for: ``_LOOKUP`` and its kin, counted
   on x86-64 with CPython 3.11 and the native kernels.
 * A lookup reads its index, its row and its scale at random: each read is as slow as the memory that holds the table.
   A scan reads rows in order, as fast as the kernels scan a table of that size.
+* A graph multiplies each token, or an image, with its weights, as fast as its engine runs a transformer there, and goes
+  through all of its weights once a text. What has not been measured on a board is guessed from its cores' clock and
+  instructions.
 * What does not fit into the memory that a board has to spare is read from flash: a page for each read of a lookup, the
   missing part of what it goes through for a scan.
 * A profile without a figure is helped out by one that is like it, and ``guessed`` names it. A guess errs on the slow
   side; without figures of flash, what waits for it is not predicted.
+* Texts are those that a bundle is checked by, its golden ones: the typical one decides the p50, the longest the p99.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 
-from edge_embed_bundle.manifest import Manifest, TableModel
-from edge_embed_devices.profiles import Board
+from edge_embed_bundle.encoders import EncoderModel
+from edge_embed_bundle.manifest import Manifest, TableModel, TextRecipe
+from edge_embed_devices.graph_work import Work
+from edge_embed_devices.profiles import FIGURES, Board
 
-# Empty calls that an operation is worth: a lookup; a batch, and each key of one; a search; a text, and each word.
-_LOOKUP, _BATCH, _BATCH_KEY, _SEARCH, _TEXT, _WORD = 5.8, 8, 0.7, 700, 125, 9.3
-_WORDS = 8
+# Empty calls that an operation is worth (2026-11-26): a lookup; a batch, and each key of one; a search; a request of
+# bags, and each table in it.
+_LOOKUP, _BATCH, _BATCH_KEY, _SEARCH, _BAGS, _BAG = 8.5, 13, 0.5, 1150, 15, 20
+# Likewise a text, and each token of it, by who finds the tokens. fastText's words have parts.
+_TEXTS = MappingProxyType({"whitespace": (195, 13.0), "huggingface": (205, 3.5), "fasttext": (115, 110.0)})
+# A question that is no text of a golden one; letters of a token, rather more in a text of English.
+_USUAL_TOKENS, _TOKEN_BYTES = 64, 4.5
+# A graph of fewer products for a token does something else that takes longer.
+_FEW_PRODUCTS = 100_000
 # Random reads beyond the caches that wait for one another: of a lookup; of a key in a batch, which asks ahead.
 _READS, _BATCH_READS = 4.0, 0.6
 # Those of a row that is compared behind a plane: it is asked for before, but is many lines long.
@@ -31,11 +45,18 @@ BATCH_KEYS = 1000
 # Where the profile does not say: an empty call on a machine that copies 12 GB/s (2026-11-26), slower as memory is.
 _CALL_NS, _COPY_BYTES_PER_S = 57.0, 12e9
 _RANDOM_READ_NS = 200.0
+# Products a cycle at the most, of float32 and of codes, with NEON's dot products and without; what an engine reaches of
+# that: .29 is MobileNet v1 (568 million products of codes) in 164 ms on a Cortex-A53 of 1.5 GHz
+# (https://coral.ai/docs/edgetpu/benchmarks/). A core whose clock nobody said has 1 GHz.
+_PEAK = MappingProxyType({True: {"float32": 8, "int8": 32}, False: {"float32": 4, "int8": 8}})
+_OF_PEAK = 0.29
+_CORE_HZ = 1e9
 # What the kernel, the system and the process itself leave for pages of a bundle.
 _SPARE_SHARE = 0.75
 # Between the typical call and the hundredth slowest on a quiet machine.
 _TAIL = 2.0
 _ROW_NUMBERS = 16
+_WEIGHT_BYTES = MappingProxyType({"float32": 4, "int8": 1})
 
 
 @dataclass(frozen=True)
@@ -58,45 +79,77 @@ class Prediction:
     operations: Mapping[str, Latency]
     #: Figures that the profile does not have.
     guessed: tuple[str, ...]
+    #: Operations whose graph is none of a transformer, which the figures of engines are of.
+    rougher: tuple[str, ...] = ()
 
 
-def predict(manifest: Manifest, board: Board) -> Prediction:
-    """Predict the memory of a bundle and the latency of the operations of its tables.
+def predict(
+    manifest: Manifest,
+    board: Board,
+    works: Mapping[str, Work] = MappingProxyType({}),
+    *,
+    tokens: int | None = None,
+    least: bool = False,
+) -> Prediction:
+    """Predict the memory of a bundle and the latency of its operations.
 
-    Encoders run in engines of their own, which no figure of a profile describes: they are not predicted.
+    Args:
+        manifest: the bundle's.
+        board: the profile.
+        works: what the graph of each encoder takes, by the encoder's name; one that is not there is not predicted.
+        tokens: the length of a text; those of the golden texts if not given.
+        least: in the place of guesses take what no board of its kind is faster than.
     """
     private_bytes = manifest.requirements.memory_private_bytes
     spare_bytes = max(0, int(board.ram_bytes * _SPARE_SHARE) - private_bytes)
     resident_bytes = min(manifest.size_bytes, spare_bytes)
     missing = 1 - resident_bytes / max(1, manifest.size_bytes)
+    if least and board.python_call_ns is None:
+        board = replace(board, python_call_ns=0.0)
     operations: dict[str, Latency] = {}
-    tables = manifest.tables
-    if tables:
-        first = tables[0]
-        operations["lookup"] = lookup(first, board, missing)
-        operations["batch"] = batch(first, board, missing)
-        if first.text is not None:
-            operations["encode"] = encode(first, board, missing)
-        searched = [model for model in tables if "norms" in model.tensors and model.classify is None]
-        if searched:
-            largest = max(searched, key=lambda model: scanned_rows(model) * model.dimensions)
-            operations["search"] = search(largest, board, missing)
+    wanted = {"memory_random_read_ns", "python_call_ns", "scan_gb_per_s"} if manifest.tables else {"python_call_ns"}
+    for model in manifest.encoders:
+        if model.name in works and model.operation not in operations:
+            work, format = works[model.name], model.graphs[0].format
+            wanted |= {f"{_kind(work, format)}_products_g_per_s", f"{_kind(work, format)}_weights_g_per_s"}
+            lengths = (tokens, tokens) if tokens else _token_counts(manifest, model)
+            latencies = [run(work, format, board, each, missing, least=least) for each in lengths]
+            operations[model.operation] = _of_texts(latencies)
+    if manifest.tables:
+        operations = {**_of_tables(manifest, board, tokens, missing, operations), **operations}
+    if missing:
+        wanted |= {"flash_random_reads_per_s", "flash_sequential_read_mb_per_s"}
     return Prediction(
-        board.name, private_bytes, resident_bytes, manifest.size_bytes, operations, guessed(board, bool(missing))
+        board.name,
+        private_bytes,
+        resident_bytes,
+        manifest.size_bytes,
+        operations,
+        tuple(name for name in FIGURES if name in wanted and getattr(board, FIGURES[name].attribute) is None),
+        tuple(model.operation for model in manifest.encoders if model.name in works and _is_rough(model, works)),
     )
 
 
-def guessed(board: Board, flash: bool) -> tuple[str, ...]:
-    """Return the figures that a prediction wants and the profile does not have."""
-    wanted = {
-        "memory_random_read_ns": board.memory_random_read_ns,
-        "python_call_ns": board.python_call_ns,
-        "scan_gb_per_s": board.scan_bytes_per_s,
-    }
-    if flash:
-        wanted["flash_random_reads_per_s"] = board.flash_random_reads_per_s
-        wanted["flash_sequential_read_mb_per_s"] = board.flash_read_bytes_per_s
-    return tuple(name for name, value in wanted.items() if value is None)
+def _of_tables(
+    manifest: Manifest, board: Board, tokens: int | None, missing: float, encoded: Mapping[str, Latency]
+) -> dict[str, Latency]:
+    first = manifest.tables[0]
+    operations = {"lookup": lookup(first, board, missing), "batch": batch(first, board, missing)}
+    if first.text is not None:
+        lengths = (tokens, tokens) if tokens else _token_counts(manifest, first)
+        latency = _of_texts([encode(first, board, each or 0, missing) for each in lengths])
+        operations["classify" if first.classify is not None else "encode"] = latency
+    pooled = [model for model in manifest.tables if model.bag is not None]
+    if pooled:
+        operations["bag"] = bag(pooled, board, missing)
+    searched = [model for model in manifest.tables if "norms" in model.tensors and model.classify is None]
+    if searched:
+        largest = max(searched, key=lambda model: scanned_rows(model) * model.dimensions)
+        found = search(largest, board, missing)
+        by = next((asked.by for asked in manifest.golden if asked.operation == "search"), "key")
+        before = {**operations, **encoded}.get({"text": "encode", "image": "encode_image"}.get(by, ""))
+        operations["search"] = found if before is None else _added(before, found)
+    return operations
 
 
 def scanned_rows(model: TableModel) -> int:
@@ -121,11 +174,90 @@ def batch(model: TableModel, board: Board, missing: float = 0) -> Latency:
     return _with_flash(warm_us, BATCH_KEYS * _faults(model), missing, board)
 
 
-def encode(model: TableModel, board: Board, missing: float = 0) -> Latency:
-    """Return the latency of a text of some words by a static encoder."""
-    reads_ns = _WORDS * random_read_ns(board, _table_bytes(model))
-    warm_us = ((_TEXT + _WORDS * _WORD) * _call_ns(board) + reads_ns) / 1000
-    return _with_flash(warm_us, _WORDS * _faults(model), missing, board)
+def encode(model: TableModel, board: Board, tokens: float, missing: float = 0) -> Latency:
+    """Return the latency of a text of so many tokens by a static encoder."""
+    calls, per_token = _TEXTS["whitespace" if model.text is None else model.text.tokenizer]
+    reads_ns = tokens * random_read_ns(board, _table_bytes(model))
+    warm_us = ((calls + tokens * per_token) * _call_ns(board) + reads_ns) / 1000
+    return _with_flash(warm_us, tokens * _faults(model), missing, board)
+
+
+def bag(models: Sequence[TableModel], board: Board, missing: float = 0) -> Latency:
+    """Return the latency of a request that asks each of some tables for a bag of a few rows."""
+    reads_ns = sum(random_read_ns(board, _table_bytes(model)) for model in models)
+    warm_us = ((_BAGS + len(models) * _BAG) * _call_ns(board) + reads_ns) / 1000
+    return _with_flash(warm_us, sum(map(_faults, models)), missing, board)
+
+
+def run(
+    work: Work, format: str, board: Board, tokens: float | None, missing: float = 0, *, least: bool = False
+) -> Latency:
+    """Return the latency of a text of so many tokens, or of an image (None), by a graph.
+
+    Args:
+        work: what the graph takes for a token, or for an image.
+        format: of the graph.
+        board: the profile.
+        tokens: of the text.
+        missing: the share of the weights that flash has alone.
+        least: where the profile has no figure of the engine, suppose one that wastes no cycle.
+    """
+    kind, variant = _kind(work, format), "int8" if work.is_coded else "float32"
+    products_per_s = getattr(board, f"{kind}_products_per_s")
+    weights_per_s = getattr(board, f"{kind}_weights_per_s")
+    if products_per_s is None:
+        peak_per_s = _PEAK["dotprod" in board.isa][variant] * (board.core_hz or _CORE_HZ)
+        products_per_s = peak_per_s * (1 if least else _OF_PEAK)
+    if weights_per_s is None:
+        # Who copies reads and writes: what is read alone may come twice as fast.
+        most_bytes_per_s = board.memory_read_bytes_per_s or board.memory_copy_bytes_per_s * (2 if least else 1)
+        weights_per_s = most_bytes_per_s / _WEIGHT_BYTES[variant]
+    calls, per_token = _TEXTS["huggingface"]
+    interpreter_us = (calls + (tokens or 0) * per_token) * _call_ns(board) / 1000
+    products_s = (1 if tokens is None else tokens) * work.products / products_per_s
+    weights_s = work.weights / weights_per_s
+    # At best weights come while others are multiplied.
+    warm_us = interpreter_us + 1e6 * (max(products_s, weights_s) if least else products_s + weights_s)
+    if not missing:
+        return Latency(_rounded(warm_us), _rounded(_TAIL * warm_us))
+    if board.flash_read_bytes_per_s is None:
+        return Latency(None, None)
+    cold_us = warm_us + missing * work.weights * _WEIGHT_BYTES[variant] / board.flash_read_bytes_per_s * 1e6
+    return Latency(_rounded(cold_us), _rounded(_TAIL * cold_us))
+
+
+def _is_rough(model: EncoderModel, works: Mapping[str, Work]) -> bool:
+    return model.image is not None or works[model.name].products < _FEW_PRODUCTS
+
+
+def _kind(work: Work, format: str) -> str:
+    return f"{format}_{'int8' if work.is_coded else 'float32'}"
+
+
+def _token_counts(manifest: Manifest, model: EncoderModel | TableModel) -> tuple[float | None, float | None]:
+    """Return the tokens of the typical and of the longest text that a bundle is checked by; None for images."""
+    recipe = model.text
+    if recipe is None:
+        return None, None
+    texts = [text for asked in manifest.golden if asked.operation in ("encode", "classify") for text in asked.inputs]
+    splits = isinstance(recipe, TextRecipe) and recipe.tokenizer != "huggingface"
+    counts = [len(text.split()) if splits else math.ceil(len(text.encode()) / _TOKEN_BYTES) for text in texts]
+    lengths = [min(count, recipe.max_tokens) for count in counts] or [min(_USUAL_TOKENS, recipe.max_tokens)]
+    return statistics.median(lengths), max(lengths)
+
+
+def _of_texts(latencies: Sequence[Latency]) -> Latency:
+    """Return the latency of texts, the typical one and the longest: each of several is asked as often."""
+    typical, longest = latencies
+    if typical.p99_us is None or longest.p50_us is None:
+        return Latency(None, None)
+    return Latency(typical.p50_us, max(typical.p99_us, longest.p50_us))
+
+
+def _added(first: Latency, then: Latency) -> Latency:
+    if first.p50_us is None or first.p99_us is None or then.p50_us is None or then.p99_us is None:
+        return Latency(None, None)
+    return Latency(_rounded(first.p50_us + then.p50_us), _rounded(first.p99_us + then.p99_us))
 
 
 def search(model: TableModel, board: Board, missing: float = 0) -> Latency:

@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +21,9 @@ from edge_embed_bundle.manifest import BAG_MODES, BagRecipe, LatencyBudget
 from edge_embed_bundle.slots import is_store
 from edge_embed_bundle.store import Store
 from edge_embed_devices.advising import misses
-from edge_embed_devices.profiles import board_named
+from edge_embed_devices.calibrating import board_to_predict
+from edge_embed_devices.graph_work import works_of
+from edge_embed_devices.prediction import BATCH_KEYS, Prediction, predict
 from edge_embed_export.choosing import AUTO, Trial, export_smallest, smallest
 from edge_embed_export.codecs import ENCODERS
 from edge_embed_export.continuing import continued
@@ -304,14 +306,42 @@ def _export(arguments: argparse.Namespace) -> int:
     notes = source.notes
     if arguments.plane and not any("plane" in model.tensors for model in report.manifest.tables):
         notes = (*notes, _NO_PLANE)
-    notes = (*notes, *map(str, misses(report.manifest, board_named(options.board))))
+    board = board_to_predict(options.board)
+    with Bundle.open(report.path) as bundle:
+        works = works_of(bundle)
+    prediction = predict(report.manifest, board, works)
+    notes = (*notes, *map(str, misses(report.manifest, board, works)))
     if arguments.json:
-        print(json.dumps(_report_json(report, trials, notes)))
+        print(json.dumps({**_report_json(report, trials, notes), "predicted": asdict(prediction)}))
     else:
         noted = (f"  note: {note}" for note in notes)
-        for line in (*trial_lines(trials, report.price.codec), *report_lines(report), *noted):
+        lines = (*trial_lines(trials, report.price.codec), *report_lines(report), *prediction_lines(prediction))
+        for line in (*lines, *noted):
             print(line)
     return 0
+
+
+def prediction_lines(prediction: Prediction) -> list[str]:
+    """Return what a board is predicted to need for a bundle, and what of that is guessed."""
+    lines = [
+        f"  predicted on {prediction.board}: {format_size(prediction.memory_private_bytes)} private, "
+        f"{format_size(prediction.resident_bytes)} of {format_size(prediction.flash_bytes)} on flash stay in memory"
+    ]
+    for operation, latency in prediction.operations.items():
+        name = f"batch of {BATCH_KEYS:,}" if operation == "batch" else operation
+        if latency.p50_us is None or latency.p99_us is None:
+            lines.append(f"    {name}: not known, it waits for flash")
+        else:
+            rough = "; rough, the graph is none of a transformer" if operation in prediction.rougher else ""
+            lines.append(f"    {name}: p50 {_duration(latency.p50_us)}, p99 {_duration(latency.p99_us)}{rough}")
+    if prediction.guessed:
+        guessed = ", ".join(prediction.guessed)
+        lines.append(f"    rougher, for the profile has no {guessed}; boards calibrate on the board finds it")
+    return lines
+
+
+def _duration(us: float) -> str:
+    return f"{us / 1000:.4g} ms" if us >= 1000 else f"{us:.3g} us"
 
 
 def _encoder_source(

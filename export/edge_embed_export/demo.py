@@ -96,11 +96,11 @@ def _journey(place: Path, told: _Told, progress: Progress) -> bool:
         back = _roll_back(runtime, store, told)
 
     told.step(f"6. the budgets, for {board_named(BOARD).title}")
-    lines = check(store, board_named(BOARD))
+    lines, guessed = check(store, board_named(BOARD))
     if not told.as_json:
-        print_lines(lines, board_named(BOARD))
+        print_lines(lines, board_named(BOARD), guessed)
     told.facts["check"] = [{**asdict(line), "within": line.within} for line in lines]
-    # The estimate for another board is shown, not judged: it rests on how busy this machine is.
+    # The prediction for another board is shown, not judged: it rests on how busy this machine is.
     return after != before and refused and back == before
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from edge_embed.errors import RequestError
 from edge_embed.kernels.reference import SCAN_ROWS
@@ -13,6 +14,8 @@ from edge_embed_bundle.manifest import Budgets, Manifest, Model, Requirements, T
 from edge_embed_bundle.values import Blob
 from edge_embed_devices.advising import misses
 from edge_embed_devices.budgets import default_budgets
+from edge_embed_devices.calibrating import board_to_predict
+from edge_embed_devices.graph_work import Work
 from edge_embed_devices.prediction import scanned_rows
 from edge_embed_devices.profiles import board_named
 from edge_embed_export.options import Options
@@ -104,13 +107,13 @@ def scan_bytes(model: TableModel) -> int:
     return per_number * model.dimensions * block + 32 * scored
 
 
-def check_prediction(manifest: Manifest, options: Options) -> None:
-    """Refuse budgets that the user named and that the board's memory cannot keep.
+def check_prediction(manifest: Manifest, options: Options, works: Mapping[str, Work] = MappingProxyType({})) -> None:
+    """Refuse budgets that the user named and that the board's memory and cores cannot keep.
 
     Raises:
         RequestError: a budget is certain to be missed; the message has the figures and what would fit.
     """
-    for miss in misses(manifest, board_named(options.board)):
+    for miss in misses(manifest, board_to_predict(options.board), works):
         if miss.is_certain and miss.operation in options.latency_budgets:
             raise RequestError(f"{miss}; or pass --budget {miss.operation}=...")
 

@@ -11,7 +11,8 @@ from edge_embed_bundle.encoders import EncoderModel
 from edge_embed_bundle.manifest import Budgets, Manifest, Model, Requirements, TableModel
 from edge_embed_bundle.values import Blob
 from edge_embed_devices.budgets import default_budgets
-from edge_embed_devices.prediction import scanned_rows
+from edge_embed_devices.graph_work import Work
+from edge_embed_devices.prediction import run, scanned_rows
 from edge_embed_devices.profiles import Board, board_named
 from edge_embed_export.drafting import (
     RUNTIME_BYTES,
@@ -32,9 +33,8 @@ _PACKED_OTHERWISE = 1.5
 _PROCESS_BYTES = 32 * 2**20
 _STEP_BYTES = 16 * 2**20
 
-# Products of int8 take a Cortex-A53 about as long as its memory takes to copy as many bytes; those of float32 twice.
+# Of the text that the budgets are made for.
 _TOKENS = 64
-_HEADROOM = 3
 
 
 def draft_encoder(
@@ -111,7 +111,9 @@ def _budgets(
 
 
 def _encoding_us(source: EncoderSource, options: Options, board: Board) -> float:
-    """Predict how long a board takes for a text of some tokens, or for an image, generously."""
-    inputs = _TOKENS if source.image is None else 1
-    byte_products = inputs * source.network.products_per_token * (2 if options.codec == "float32" else 1)
-    return byte_products / board.memory_copy_bytes_per_s * 1e6
+    """Predict how long a board takes for a text of some tokens, or for an image."""
+    products = source.network.products_per_token
+    weights = products if source.image is None else source.network.size_bytes // 4
+    work = Work(products, weights, options.codec not in ("float32", "int8-blocks"))
+    latency = run(work, options.graphs[0], board, _TOKENS if source.image is None else None)
+    return latency.p50_us or 0.0

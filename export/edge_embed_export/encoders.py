@@ -31,6 +31,8 @@ from edge_embed_bundle.encoders import EncoderGraph, EncoderModel
 from edge_embed_bundle.manifest import Golden, Manifest, Model, TableModel
 from edge_embed_bundle.values import Blob, Engine
 from edge_embed_bundle.writer import BundleWriter
+from edge_embed_devices.graph_work import works_of
+from edge_embed_export.drafting import check_prediction
 from edge_embed_export.encoder_drafting import draft_encoder
 from edge_embed_export.evaluation import Evaluation, Side, evaluate
 from edge_embed_export.exporter import Report
@@ -113,6 +115,7 @@ def export_encoder(source: EncoderSource, options: Options, progress: Progress =
             # The first graph serves where nobody names another, and stands for the encoder.
             quality, evaluations = {ENCODER: priced[0].quality}, priced[0].evaluations
             by_graph = tuple(priced) if len(priced) > 1 else ()
+            works = works_of(bundle)
         questions = [Question("encode", ENCODER, "text", golden_texts, expected, _largest(model.graphs))]
         models: tuple[EncoderModel | TableModel, ...] = (model,)
         if options.collection:
@@ -126,6 +129,7 @@ def export_encoder(source: EncoderSource, options: Options, progress: Progress =
 
         def sign(blobs: Mapping[str, Blob]) -> Manifest:
             signed = signed_off(draft(models, blobs), golden, quality, evaluations, by_graph)
+            check_prediction(signed, options, works)
             prices.append(Price(options.codec, signed.size_bytes, quality, evaluations, graphs=by_graph))
             check_loss(prices[0], options.max_loss)
             return signed

@@ -26,6 +26,8 @@ from edge_embed_bundle.encoders import EncoderGraph, EncoderModel
 from edge_embed_bundle.manifest import Manifest, TableModel
 from edge_embed_bundle.values import Blob
 from edge_embed_bundle.writer import BundleWriter
+from edge_embed_devices.graph_work import works_of
+from edge_embed_export.drafting import check_prediction
 from edge_embed_export.encoder_drafting import draft_encoder
 from edge_embed_export.encoders import ENCODER, check_encoder, proven_graph, rounded_up, signed_off, write_collection
 from edge_embed_export.exporter import Report
@@ -74,6 +76,7 @@ def export_image_encoder(
         model = EncoderModel(ENCODER, source.dimensions, source.normalize, (graph,), None, source.image)
         draft = partial(draft_encoder, source, options)
         with Bundle.open(writer.preview(lambda blobs: draft((model,), blobs))) as bundle:
+            works = works_of(bundle)
             encoder = _encoder(bundle, model, graph)
             expected = encoder.encode(list(golden.values()))
             graph = proven_graph(encoder, expected, expected)
@@ -96,6 +99,7 @@ def export_image_encoder(
 
         def sign(blobs: Mapping[str, Blob]) -> Manifest:
             signed: Manifest = signed_off(draft(models, blobs), answers, quality, ())
+            check_prediction(signed, options, works)
             prices.append(Price(options.codec, signed.size_bytes, quality))
             return signed
 

@@ -11,6 +11,8 @@ from edge_embed.errors import RequestError
 from edge_embed_bundle.bundle import Bundle
 from edge_embed_bundle.manifest import Budgets, LatencyBudget, Manifest
 from edge_embed_devices.advising import misses
+from edge_embed_devices.graph_work import Work
+from edge_embed_devices.prediction import predict
 from edge_embed_devices.profiles import board_named
 from tests.devices.test_prediction import BOARD, as_if_larger
 from tests.making import make_bundle
@@ -63,6 +65,28 @@ def test_a_miss_that_rests_on_a_guess_is_likely_and_one_that_memory_makes_is_cer
     assert (likely.is_certain, certain.is_certain) == (False, True)
     (known,) = misses(_within(manifest, lookup=1.0), BOARD)
     assert known.is_certain
+
+
+def test_an_encoder_that_is_too_slow_is_told_with_the_nearest_choice_that_fits(encoder_bundle: Path) -> None:
+    with Bundle.open(encoder_bundle) as opened:
+        manifest = opened.manifest
+    plain = {"encoder": Work(10**7, 10**6, is_coded=False)}
+    slow = replace(BOARD, core_hz=1e9, isa=("neon",))
+    within = {"encode": 1e9}
+    (as_it_is, coded) = (
+        predict(manifest, slow, {"encoder": Work(10**7, 10**6, is_coded)}).operations["encode"].p50_us
+        for is_coded in (False, True)
+    )
+    assert as_it_is is not None
+    assert coded is not None
+    assert misses(_within(manifest, **within), slow, plain) == []
+    for bound, fits in ((1.1 * coded, "--codec int8"), (0.9 * coded, "--distill, which makes it static")):
+        (miss,) = misses(_within(manifest, encode=bound), slow, plain)
+        assert (miss.operation, miss.predicted_us, miss.fits) == ("encode", as_it_is, (fits,))
+        # The engine is guessed: that it wastes most of its cycles is likely and no more.
+        assert not miss.is_certain
+    (miss,) = misses(_within(manifest, encode=10.0), slow, plain)
+    assert miss.is_certain
 
 
 def test_export_refuses_a_named_budget_that_the_boards_memory_cannot_keep(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import pytest
 
 from edge_embed_bundle.bundle import Bundle
 from edge_embed_bundle.manifest import Manifest
-from edge_embed_devices.prediction import guessed, predict, random_read_ns, scanned_rows, search
+from edge_embed_devices.graph_work import Work, works_of
+from edge_embed_devices.prediction import encode, predict, random_read_ns, run, scanned_rows, search
 from edge_embed_devices.profiles import Board, board_named
 from tests.making import make_bundle, rows_in_topics
 
@@ -105,7 +107,7 @@ def test_what_does_not_fit_waits_for_flash_and_is_not_predicted_where_its_speed_
 
 
 def test_a_published_profile_is_helped_out_and_says_with_what(manifest: Manifest) -> None:
-    assert guessed(board_named("pi-zero-2w"), flash=False) == ("python_call_ns", "scan_gb_per_s")
+    assert predict(manifest, board_named("pi-zero-2w")).guessed == ("python_call_ns", "scan_gb_per_s")
     zero, five = (predict(manifest, board_named(name)).operations["search"].p50_us for name in ("pi-zero-2w", "pi-5"))
     assert zero is not None
     assert five is not None
@@ -131,3 +133,86 @@ def test_a_search_behind_a_plane_reads_the_plane_and_waits_for_the_rows_that_it_
     compared = 10 * table.search.shortlist
     assert cold_us(100) - cold_us(200) == pytest.approx(compared * (1 / 100 - 1 / 200) * 1e6, rel=0.01)
     assert search(table, replace(BOARD, flash_random_reads_per_s=None), missing=1.0).p50_us is None
+
+
+WORK = Work(products=10**7, weights=10**7, is_coded=True)
+ENGINES = replace(BOARD, onnx_int8_products_per_s=2e9, onnx_int8_weights_per_s=4e9)
+
+
+def test_a_graph_takes_its_products_for_each_token_and_its_weights_for_each_text() -> None:
+    def p50_us(tokens: int, work: Work = WORK) -> float:
+        found = run(work, "onnx", ENGINES, tokens).p50_us
+        assert found is not None
+        return found
+
+    # Ten million products at two a nanosecond; the interpreter has a part of a thousandth.
+    assert p50_us(65) - p50_us(64) == pytest.approx(5_000, rel=0.01)
+    heavier = WORK._replace(weights=2 * WORK.weights)
+    assert p50_us(64, heavier) - p50_us(64) == pytest.approx(2_500, rel=0.01)
+
+
+def test_an_image_is_one_run() -> None:
+    (one, text) = (run(WORK, "onnx", ENGINES, tokens).p50_us for tokens in (None, 1))
+    assert one == pytest.approx(text, rel=0.01)
+
+
+def test_a_board_that_nobody_measured_is_guessed_by_its_clock_and_its_instructions() -> None:
+    # 568 million products in 164 ms (https://coral.ai/docs/edgetpu/benchmarks/).
+    mobilenet = Work(products=568_000_000, weights=4_200_000, is_coded=True)
+    found = run(mobilenet, "tflite", board_named("coral-dev-board"), None).p50_us
+    assert found == pytest.approx(164_000, rel=0.05)
+    four, five = (run(WORK, "tflite", board_named(name), 64).p50_us for name in ("pi-4", "pi-5"))
+    assert four is not None
+    assert five is not None
+    # Dot products are four times as many a cycle, and cycles are 1.6 times as many.
+    assert 4 < four / five < 7
+
+
+def test_what_no_board_can_beat_is_faster_than_a_guess_and_no_faster_than_a_measurement() -> None:
+    for board, is_guess in ((BOARD, True), (ENGINES, False)):
+        least, likely = (run(WORK, "onnx", board, 640, least=each).p50_us for each in (True, False))
+        assert least is not None
+        assert likely is not None
+        assert (least < likely / 2) is is_guess
+
+
+def test_weights_that_do_not_fit_are_read_from_flash_for_each_text() -> None:
+    there, away = (run(WORK, "onnx", ENGINES, 64, missing).p50_us for missing in (0, 1))
+    assert there is not None
+    # Ten megabytes at forty a second.
+    assert away == pytest.approx(there + 250_000, rel=0.01)
+    assert run(WORK, "onnx", replace(ENGINES, flash_read_bytes_per_s=None), 64, 1).p50_us is None
+
+
+def test_an_encoder_is_predicted_by_its_golden_texts_and_a_search_by_text_has_it_in_it(encoder_bundle: Path) -> None:
+    with Bundle.open(encoder_bundle) as opened:
+        manifest, works = opened.manifest, works_of(opened)
+    assert "encode" not in predict(manifest, BOARD).operations
+    found = predict(manifest, BOARD, {"encoder": WORK})
+    encode, search_us = found.operations["encode"], found.operations["search"]
+    assert encode.p50_us is not None
+    assert search_us.p50_us is not None
+    assert search_us.p50_us > encode.p50_us > 1000
+    assert {"onnx_int8_products_g_per_s", "onnx_int8_weights_g_per_s"} <= set(found.guessed)
+    assert found.rougher == ()
+    assert predict(manifest, BOARD, works).rougher == ("encode",)
+    # The longest of the golden texts decides the hundredth slowest, the typical one the usual.
+    (texts,) = (asked.inputs for asked in manifest.golden if asked.operation == "encode")
+    longest = predict(manifest, BOARD, {"encoder": WORK}, tokens=math.ceil(max(map(_bytes, texts)) / 4.5))
+    assert encode.p99_us == longest.operations["encode"].p50_us
+
+
+def _bytes(text: str) -> int:
+    return len(text.encode())
+
+
+@pytest.mark.parametrize(("tokenizer", "slower"), [("whitespace", False), ("fasttext", True)])
+def test_a_static_encoder_takes_time_by_who_finds_its_tokens(manifest: Manifest, tokenizer: str, slower: bool) -> None:
+    table = manifest.tables[0]
+    assert table.text is not None
+    asked = table._replace(text=table.text._replace(tokenizer=tokenizer))
+    by_huggingface = table._replace(text=table.text._replace(tokenizer="huggingface"))
+    this, other = (encode(model, BOARD, 8).p50_us for model in (asked, by_huggingface))
+    assert this is not None
+    assert other is not None
+    assert (this > 2 * other) is slower

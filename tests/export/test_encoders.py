@@ -66,6 +66,22 @@ def test_the_manifest_says_all_that_a_reader_needs(encoder_bundle: Path) -> None
     assert price["mean_cosine"] > 0.999 and price["worst_cosine"] > 0.99
 
 
+def test_export_says_what_a_board_is_predicted_to_take_and_refuses_a_budget_that_no_such_board_keeps(
+    encoder_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["export", str(encoder_folder), "--format", "transformer", "--board", "pi-zero-2w", "--graphs", "onnx"]
+    assert main([*words, "-o", str(tmp_path / "one")]) == 0
+    said = capsys.readouterr().out
+    assert "predicted on pi-zero-2w: " in said and "    encode: p50 " in said
+    assert "rougher, for the profile has no python_call_ns, onnx_int8_products_g_per_s" in said
+    assert main([*words, "-o", str(tmp_path / "two"), "--json"]) == 0
+    predicted = json.loads(capsys.readouterr().out)["predicted"]
+    assert 0 < predicted["operations"]["encode"]["p50_us"] <= predicted["operations"]["encode"]["p99_us"]
+    assert main([*words, "-o", str(tmp_path / "three"), "--budget", "encode=0.001/1000"]) == 2
+    assert "encode p50 on pi-zero-2w: expected at most 0.001 us, predicted" in capsys.readouterr().err
+    assert not (tmp_path / "three").exists()
+
+
 def test_every_board_command_works_on_it(
     encoder_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
