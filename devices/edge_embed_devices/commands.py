@@ -12,9 +12,9 @@ from edge_embed.errors import RequestError
 from edge_embed.memory import format_size
 from edge_embed_bundle.values import NAME
 from edge_embed_devices.calibrating import Extent, calibrate
-from edge_embed_devices.checking import Line, check
-from edge_embed_devices.comparing import THRESHOLD, earlier, regressions, write_junit
-from edge_embed_devices.profiles import FIGURES, THIS_MACHINE, Board, board_named, board_names
+from edge_embed_devices.checking import Line, check, name_of
+from edge_embed_devices.comparing import THRESHOLD, check_junit, circumstances, earlier, regressions, write_junit
+from edge_embed_devices.profiles import FIGURES, THIS_MACHINE, Board, board_named, board_names, is_here
 
 
 def _configure_boards(parser: argparse.ArgumentParser) -> None:
@@ -80,7 +80,7 @@ def _configure_check(parser: argparse.ArgumentParser) -> None:
         "--board",
         metavar="NAME",
         default=THIS_MACHINE,
-        help=f"judge for this board, by estimate; default: {THIS_MACHINE}, by measurement",
+        help=f"judge for this board, by prediction; default: {THIS_MACHINE}, by measurement",
     )
     parser.add_argument("--against", type=Path, metavar="FILE", help="what an earlier check --json printed")
     parser.add_argument(
@@ -97,8 +97,11 @@ def _check(arguments: argparse.Namespace) -> int:
     board = board_named(arguments.board)
     if not 1 <= arguments.threshold < float("inf"):
         raise RequestError(f"expected a threshold of 1 or more, found {arguments.threshold}")
-    before = {} if arguments.against is None else earlier(arguments.against, board.name)
-    lines = check(arguments.path, board)
+    if arguments.junit is not None:
+        check_junit(arguments.junit)
+    now = circumstances(board.name, name_of(arguments.path))
+    before = {} if arguments.against is None else earlier(arguments.against, now)
+    lines, guessed = check(arguments.path, board)
     within = all(line.within for line in lines)
     worse = regressions(lines, before, arguments.threshold)
     if arguments.junit is not None:
@@ -106,28 +109,36 @@ def _check(arguments: argparse.Namespace) -> int:
     if arguments.json:
         shown = [{**asdict(line), "within": line.within} for line in lines]
         grown = [{**asdict(regression), "ratio": regression.ratio} for regression in worse]
-        print(json.dumps({"board": board.name, "within": within, "lines": shown, "regressions": grown}))
+        known = {**now, "predicted": not is_here(board), "guessed": guessed, "within": within}
+        print(json.dumps({**known, "lines": shown, "regressions": grown}))
     else:
-        print_lines(lines, board)
+        print_lines(lines, board, guessed)
         for regression in worse:
             print(f"REGRESSION {regression}")
     return 0 if within and not worse else 1
 
 
-def print_lines(lines: list[Line], board: Board) -> None:
+def print_lines(lines: list[Line], board: Board, guessed: tuple[str, ...] = ()) -> None:
     """Print budgets beside measurements as a table."""
-    estimated = board.name != THIS_MACHINE
+    predicted = not is_here(board)
     head = f"{'':36}{'budget':>12}{'here':>12}"
-    print(head + (f"{board.name:>16}" if estimated else ""))
+    print(head + (f"{board.name:>18}" if predicted else ""))
     for line in lines:
         cells = f"{line.name:36}{_shown(line, line.budget):>12}{_shown(line, line.measured):>12}"
-        if estimated:
-            cells += f"{_shown(line, line.on_board):>16}"
+        if predicted:
+            cells += f"{_shown(line, line.on_board):>18}"
         print(f"{cells}  {_verdict(line)}".rstrip())
     for reason in dict.fromkeys(line.skipped for line in lines if line.skipped):
         print(f"not measured: {reason}")
-    if estimated:
-        print(f"latency on {board.name} is estimated from this machine's; check on the board itself measures it")
+    if predicted:
+        print(
+            f"latency on {board.name} is predicted: measured here, times what its profile predicts over what this "
+            "machine's does; check on the board itself measures it"
+        )
+    if guessed:
+        print(
+            f"rougher, for {board.name}'s profile has no {', '.join(guessed)}; boards calibrate on the board finds it"
+        )
 
 
 def _verdict(line: Line) -> str:

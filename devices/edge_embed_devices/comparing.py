@@ -1,7 +1,8 @@
 """A check beside an earlier one, by ratio; and a check as CI servers read it (JUnit's XML).
 
 What is judged is what has a budget: p50, p99 and private memory. The far tail and the first asking swing from run to
-run on one machine, so they are told and not judged.
+run on one machine, so they are told and not judged. A ratio means something between two versions of one bundle, judged
+for one board and measured on one machine; anything else is refused.
 """
 
 from __future__ import annotations
@@ -15,8 +16,11 @@ from edge_embed.errors import RequestError
 from edge_embed.named_files import read_named
 from edge_embed_bundle import strict_json
 from edge_embed_devices.checking import Line
+from edge_embed_devices.profiles import machine_model
 
 THRESHOLD = 1.5
+# A ratio to less than this says nothing.
+_LEAST = 1e-12
 
 
 @dataclass(frozen=True)
@@ -38,11 +42,20 @@ class Regression:
         return f"{self.name}: found {self.now:g} {self.unit}, {self.ratio:.2f} times the earlier {self.before:g}"
 
 
-def earlier(path: Path, board: str) -> dict[str, float]:
+def circumstances(board: str, bundle: str) -> dict[str, str]:
+    """Return what two checks must have alike for their ratio to mean something, as ``--json`` prints it."""
+    return {"board": board, "bundle": bundle, "machine": machine_model()}
+
+
+def earlier(path: Path, now: Mapping[str, str]) -> dict[str, float]:
     """Return the judged figures of an earlier check, as its ``--json`` printed them.
 
+    Args:
+        path: the file.
+        now: the circumstances of the check that it is held against; the file's own must not differ.
+
     Raises:
-        RequestError: the file holds something else, or a check for another board.
+        RequestError: the file holds something else, or a check in other circumstances.
         BundleError: the file is no strict JSON.
     """
     data = read_named(path, "what check --json printed", strict_json.MANIFEST_CEILING_BYTES)
@@ -50,13 +63,20 @@ def earlier(path: Path, board: str) -> dict[str, float]:
     lines = found.get("lines")
     if not isinstance(lines, list) or not all(isinstance(line, dict) for line in lines):
         raise RequestError(f"{path}: lines: expected what check --json printed, found {lines!r:.60}")
-    if found.get("board") != board:
-        raise RequestError(f"{path}: board: expected a check for {board}, found {found.get('board')!r:.60}")
-    return {
-        line["name"]: line["measured"]
-        for line in lines
-        if isinstance(line.get("name"), str) and _is_number(line.get("measured")) and line.get("budget") is not None
-    }
+    for name, value in now.items():
+        if found.get(name) != value:
+            raise RequestError(f"{path}: {name}: expected a check of {value}, found {found.get(name)!r:.60}")
+    figures: dict[str, float] = {}
+    for line in lines:
+        name, measured = line.get("name"), line.get("measured")
+        if line.get("budget") is None or measured is None:
+            continue
+        if not isinstance(name, str) or name in figures or not _is_figure(measured):
+            raise RequestError(
+                f"{path}: lines: expected a figure under each name once, found {name!r:.60}: {measured!r:.60}"
+            )
+        figures[name] = measured
+    return figures
 
 
 def regressions(lines: Sequence[Line], before: Mapping[str, float], threshold: float) -> list[Regression]:
@@ -93,5 +113,18 @@ def write_junit(path: Path, board: str, lines: Sequence[Line], worse: Sequence[R
     ElementTree.ElementTree(suite).write(path, encoding="utf-8", xml_declaration=True)
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def check_junit(path: Path) -> None:
+    """Refuse a place that no file can be written to, before the work begins.
+
+    Raises:
+        RequestError: the folder is absent, or the place is a folder.
+    """
+    if path.is_dir() or not path.parent.is_dir():
+        raise RequestError(f"{path}: expected a file in a folder that is there, found a folder or none")
+
+
+def _is_figure(value: object) -> bool:
+    """Return whether a check can have measured it: nothing, or no less than a clock tells apart."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return value == 0 or value >= _LEAST

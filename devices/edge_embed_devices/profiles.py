@@ -252,6 +252,11 @@ def this_machine() -> Board:
     )
 
 
+def is_here(board: Board) -> bool:
+    """Return whether a board is the machine that this runs on, and not a profile that was made on one, and kept."""
+    return board.name == THIS_MACHINE and board is this_machine()
+
+
 def machine_model() -> str:
     """Return what this machine says that it is, by its device tree or else its processor, and how many cores it has."""
     tree, cpuinfo = Path("/sys/firmware/devicetree/base/model"), Path("/proc/cpuinfo")

@@ -11,7 +11,16 @@ import pytest
 from edge_embed.errors import BundleError, StoreError
 from edge_embed_bundle.manifest import Budgets, LatencyBudget
 from edge_embed_bundle.store import Store
-from edge_embed_devices.checking import Line, _latency_lines, _memory_lines, _told_lines, check
+from edge_embed_devices.checking import (
+    Line,
+    _latency_lines,
+    _measured_there,
+    _memory_lines,
+    _predicted,
+    _told_lines,
+    check,
+)
+from edge_embed_devices.prediction import Latency, Prediction
 from edge_embed_devices.profiles import board_named
 from tests.fakes.probes import FakeProbe
 
@@ -22,13 +31,17 @@ def _found(**operations: tuple[float, float]) -> dict[str, Any]:
     return {"operations": {name: {"p50_us": p50, "p99_us": p99} for name, (p50, p99) in operations.items()}}
 
 
+def _five_times(operation: str, name: str, measured_us: float) -> float | None:
+    return 5 * measured_us
+
+
 @pytest.mark.parametrize(("on_board", "within"), [(99.0, True), (100.0, True), (100.01, False), (float("nan"), False)])
 def test_a_promise_holds_up_to_its_bound_on_the_board(on_board: float, within: bool) -> None:
     assert Line("lookup p50", "us", 100, 1.0, on_board).within is within
 
 
 def test_latency_has_a_line_for_each_percentile_of_each_operation_that_has_a_budget() -> None:
-    lines = _latency_lines(_found(lookup=(10, 400), dance=(1, 1)), BUDGETS, 1.0)
+    lines = _latency_lines(_found(lookup=(10, 400), dance=(1, 1)), BUDGETS, _measured_there)
     assert lines == [
         Line("lookup p50", "us", 100, 10, 10),
         Line("lookup p99", "us", 300, 400, 400),
@@ -38,15 +51,35 @@ def test_latency_has_a_line_for_each_percentile_of_each_operation_that_has_a_bud
     assert [line.within for line in lines] == [True, False, False, False]
 
 
-def test_latency_on_a_slower_board_is_judged_by_the_estimate_and_shown_beside_the_measurement() -> None:
-    lines = _latency_lines(_found(search=(1000, 2000)), BUDGETS, 5.0)
+def test_latency_on_a_slower_board_is_judged_by_the_prediction_and_shown_beside_the_measurement() -> None:
+    lines = _latency_lines(_found(search=(1000, 2000)), BUDGETS, _five_times)
     assert lines[2:] == [Line("search p50", "us", 5000, 1000, 5000), Line("search p99", "us", 9000, 2000, 10_000)]
     assert [line.within for line in lines[2:]] == [True, False]
 
 
+def _prediction(p50_us: float | None, p99_us: float | None) -> Prediction:
+    return Prediction("mine", 0, 0, 0, {"search": Latency(p50_us, p99_us)}, ())
+
+
+def test_a_measurement_stands_to_the_board_as_the_prediction_for_here_does_to_that_for_the_board() -> None:
+    on_board = _predicted(_prediction(100, 200), _prediction(300, 800))
+    assert on_board("search", "p50", 50) == 150
+    assert on_board("search", "p99", 50) == on_board("search", "p99.9", 50) == 200
+    # What waits for the board's flash, and what nobody predicts, nobody knows.
+    assert on_board("search", "cold p50", 50) is None
+    assert on_board("dance", "p50", 50) is None
+
+
+def test_a_board_whose_flash_nobody_knows_has_no_verdict_where_the_bundle_does_not_fit() -> None:
+    on_board = _predicted(_prediction(100, 200), _prediction(None, None))
+    (p50, _) = _latency_lines(_found(search=(1000, 2000)), BUDGETS, on_board)[2:]
+    assert (p50.on_board, p50.within) == (None, True)
+    assert "too little memory" in p50.skipped
+
+
 def test_an_operation_that_this_machine_lacks_a_package_for_is_skipped_with_its_reason() -> None:
     found = {**_found(lookup=(10, 20)), "skipped": {"search": "needs a package"}}
-    lines = _latency_lines(found, BUDGETS, 1.0)
+    lines = _latency_lines(found, BUDGETS, _measured_there)
     assert [(line.skipped, line.within) for line in lines[2:]] == [("needs a package", True)] * 2
 
 
@@ -62,7 +95,8 @@ def test_a_bundle_and_the_store_that_serves_it_are_checked_alike(bundle: Path, t
     store.install(bundle, FakeProbe())
     names = []
     for path in (bundle, store.path):
-        lines = check(path, board_named("pi-zero-2w"))
+        lines, guessed = check(path, board_named("pi-zero-2w"))
+        assert set(guessed) == {"python_call_ns", "scan_gb_per_s"}
         names.append([line.name for line in lines])
         judged = [line for line in lines if line.budget is not None]
         assert all(line.on_board and line.measured and line.on_board >= line.measured for line in judged)
@@ -79,11 +113,11 @@ def test_what_nobody_promised_is_told_and_not_judged() -> None:
         state: {"p50_us": 1, "p99_us": 2, "p99.9_us": 3, "major_faults": 4, "minor_faults": 5}
         for state in ("cold", "warm")
     }
-    lines = _told_lines({"lookup": {**found, "mapped_bytes": 4096}}, 2.0)
+    lines = _told_lines({"lookup": {**found, "mapped_bytes": 4096}}, _five_times)
     assert all(line.budget is None and line.within for line in lines)
     values = {line.name: (line.measured, line.on_board) for line in lines}
-    assert values["lookup p99.9"] == (3, 6)
-    assert values["lookup cold p50"] == (1, 2)
+    assert values["lookup p99.9"] == (3, 15)
+    assert values["lookup cold p50"] == (1, 5)
     assert values["lookup cold: major page faults"] == (4, 4)
     assert values["mapped pages in memory"] == (4096, 4096)
 
@@ -117,7 +151,7 @@ def test_wrong_golden_answers_are_one_line_that_is_not_within(damageable: Path) 
     before, after = _flip_a_golden_number(damageable)
     manifest = damageable / "manifest.json"
     manifest.write_text(manifest.read_text().replace(before, after))
-    (line,) = check(damageable, board_named("pi-4"))
+    (line,) = check(damageable, board_named("pi-4")).lines
     assert (line.name, line.measured, line.within) == ("wrong golden answers", 1, False)
 
 

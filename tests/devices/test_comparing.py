@@ -11,7 +11,7 @@ import pytest
 from edge_embed.commands import main
 from edge_embed.errors import BundleError, RequestError
 from edge_embed_devices.checking import Line
-from edge_embed_devices.comparing import Regression, earlier, regressions, write_junit
+from edge_embed_devices.comparing import Regression, circumstances, earlier, regressions, write_junit
 
 LINES = [
     Line("private memory", "bytes", 100, 80, 80),
@@ -36,18 +36,55 @@ def test_a_regression_says_both_figures_and_their_ratio() -> None:
 def test_an_earlier_check_is_read_as_it_was_printed_without_what_was_not_judged(tmp_path: Path) -> None:
     path = tmp_path / "before.json"
     lines = [{"name": line.name, "budget": line.budget, "measured": line.measured} for line in LINES]
-    path.write_text(json.dumps({"board": "pi-4", "lines": lines}))
-    assert earlier(path, "pi-4") == {"private memory": 80, "lookup p50": 4.0, "lookup p99": 12.0}
-    with pytest.raises(RequestError, match=r"board: expected a check for pi-5, found 'pi-4'"):
-        earlier(path, "pi-5")
+    now = circumstances("pi-4", "notes")
+    path.write_text(json.dumps({**now, "lines": lines}))
+    assert earlier(path, now) == {"private memory": 80, "lookup p50": 4.0, "lookup p99": 12.0}
 
 
-@pytest.mark.parametrize("text", ['{"board": "pi-4"}', '{"board": "pi-4", "lines": [1]}', "{}", "[]", "{", ""])
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("board", "pi-5", "board: expected a check of pi-4, found 'pi-5'"),
+        ("bundle", "words", "bundle: expected a check of notes, found 'words'"),
+        ("machine", "a board, 4 cores", "machine: expected a check of .* cores, found 'a board, 4 cores'"),
+    ],
+)
+def test_an_earlier_check_of_something_else_is_refused(tmp_path: Path, name: str, value: str, message: str) -> None:
+    path = tmp_path / "before.json"
+    now = circumstances("pi-4", "notes")
+    path.write_text(json.dumps({**now, name: value, "lines": []}))
+    with pytest.raises(RequestError, match=message):
+        earlier(path, now)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    ["[1]", "7"]
+    + [f'[{{"name": "lookup p50", "budget": 1, "measured": {each}}}]' for each in ('"7"', "-5", "true", "1e-320")]
+    + ['[{"budget": 1, "measured": 1}]', "[" + ", ".join(2 * ['{"name": "a", "budget": 1, "measured": 1}']) + "]"],
+)
+def test_figures_that_no_check_has_are_refused(tmp_path: Path, lines: str) -> None:
+    path = tmp_path / "before.json"
+    now = circumstances("pi-4", "notes")
+    path.write_text(f'{json.dumps(now)[:-1]}, "lines": {lines}}}')
+    with pytest.raises(RequestError, match=r"before\.json: lines: expected "):
+        earlier(path, now)
+
+
+@pytest.mark.parametrize("text", ['{"board": "pi-4"}', "{}", "[]", "{", "", '{"lines": NaN}'])
 def test_a_file_that_is_no_check_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "before.json"
     path.write_text(text)
     with pytest.raises((RequestError, BundleError), match=r"before\.json: "):
-        earlier(path, "pi-4")
+        earlier(path, circumstances("pi-4", "notes"))
+
+
+def test_a_report_that_cannot_be_written_is_refused_before_anything_is_measured(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for junit in (tmp_path, tmp_path / "nowhere" / "check.xml"):
+        assert main(["check", str(bundle), "--junit", str(junit)]) == 2
+        assert f"{junit}: expected a file in a folder that is there" in capsys.readouterr().err
 
 
 def test_junit_has_a_case_for_each_judged_figure_and_a_failure_for_each_miss(tmp_path: Path) -> None:

@@ -11,7 +11,16 @@ import pytest
 
 from edge_embed.errors import RequestError
 from edge_embed_devices.budgets import MEMORY_PRIVATE_BYTES, default_budgets
-from edge_embed_devices.profiles import FIGURES, THIS_MACHINE, board_named, board_names, read_profile, this_machine
+from edge_embed_devices.profiles import (
+    FIGURES,
+    THIS_MACHINE,
+    board_named,
+    board_names,
+    is_here,
+    machine_model,
+    read_profile,
+    this_machine,
+)
 
 BOARDS = [name for name in board_names() if name != THIS_MACHINE]
 OPERATIONS = ("lookup", "encode", "search")
@@ -158,6 +167,17 @@ def test_this_machine_is_what_the_system_says_and_is_measured_once() -> None:
     assert board.ram_bytes > 64 * 2**20
     assert board.memory_copy_bytes_per_s > 50e6
     assert board_named(THIS_MACHINE) is board
+
+
+def test_a_kept_profile_of_some_machine_is_not_the_machine_at_hand(tmp_path: Path) -> None:
+    path = tmp_path / f"{THIS_MACHINE}.toml"
+    path.write_text(SMALL)
+    assert not is_here(board_named(str(path)))
+    assert is_here(board_named(THIS_MACHINE))
+
+
+def test_a_machine_says_what_it_is() -> None:
+    assert machine_model().endswith(f", {os.cpu_count()} cores")
 
 
 @pytest.mark.parametrize("name", BOARDS)

@@ -339,7 +339,7 @@ def test_what_26_tables_take_is_measured_and_predicted(
     recommender: tuple[Path, dict[str, NDArray[np.float32]]],
 ) -> None:
     store, _ = recommender
-    lines = {line.name: line for line in check(store, this_machine())}
+    lines = {line.name: line for line in check(store, this_machine()).lines}
     assert {"bag p50", "bag p99", "lookup p50", "private memory"} <= set(lines)
     assert "search p50" not in lines
     assert all(line.within for line in lines.values()), lines
