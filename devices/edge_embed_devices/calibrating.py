@@ -28,7 +28,7 @@ import numpy as np
 
 from edge_embed import kernels
 from edge_embed_devices import engine_speeds
-from edge_embed_devices.profiles import THIS_MACHINE, Board, board_named, copy_bytes_per_s, read_profile
+from edge_embed_devices.profiles import FIGURES, THIS_MACHINE, Board, board_named, copy_bytes_per_s, read_profile
 
 _LINE_BYTES = 64
 _READ_BYTES = 4096
@@ -148,13 +148,16 @@ def _memory(extent: Extent) -> dict[str, tuple[float, str]]:
         "scan_row_ns": (_scan_row_ns(), "int8 rows of 16, 1 MiB of them; the median of 15"),
     }
     near_ns = _chase_ns(_chain(16 * 2**10, extent.steps), extent.steps)
-    for name, size_bytes in (("", extent.memory_bytes), ("_of_64_mib", 64 * 2**20), ("_of_4_mib", 4 * 2**20)):
+    sizes = {"": extent.memory_bytes} | {f"_of_{mib}_mib": mib * 2**20 for mib in (64, 4, 1)}
+    for name, size_bytes in sizes.items():
         if name and size_bytes > extent.memory_bytes // 2:
             continue
         size = f"{size_bytes // 2**20} MiB"
         random_ns = max(0.01, _random_read_ns(size_bytes, extent.steps) - near_ns)
         chase = f"{extent.steps:,} dependent reads over {size}, less those of 16 KiB; the median of 5"
         found[f"memory_random_read{name}_ns"] = (max(1.0, random_ns) if not name else random_ns, chase)
+        if f"scan{name}_gb_per_s" not in FIGURES:
+            continue
         scan = f"int8 rows of {_DIMENSIONS}, {size}, kernels {kernels.VARIANT}; the median of 15"
         found[f"scan{name}_gb_per_s"] = (_DIMENSIONS / _scan_ns_per_row(size_bytes, _DIMENSIONS), scan)
     return found

@@ -4,7 +4,7 @@
   of convolutions, once for each point of what they make. Products of activations with one another (attention) are left
   out: of a text of 64 tokens they are 3 % in all-MiniLM.
 * Weights that stand behind a step which only changes their form (a transposition, their scale) are found, too.
-* The file has passed its gate: what is read here is believed.
+* The file has passed its gate: what is read here is believed, and is at worst a wrong number of products.
 
 Fields are those of onnx.proto (IR version 10) and of TFLite's schema.fbs (version 3).
 """
@@ -67,12 +67,12 @@ def work_of(bundle: Bundle, model: EncoderModel, graph: EncoderGraph) -> Work:
     path, data = f"{bundle.folder}/{graph.blob}", bundle.map(graph.blob)
     if graph.format == "onnx":
         check_graph_file(path, data, {name: bundle.manifest.blobs[name].size_bytes for name in graph.blobs})
-    else:
-        try:
+    try:
+        if graph.format == "tflite":
             examine(data)
-        except ValueError as error:
-            raise BundleError(f"{path}: expected a TFLite graph, found: {error}") from error
-    return counted(data, graph.format, 0 if model.image is None else max(model.image.size))
+        return counted(data, graph.format, 0 if model.image is None else max(model.image.size))
+    except ValueError as error:
+        raise BundleError(f"{path}: expected a graph in {graph.format}, found: {error}") from error
 
 
 def counted(data: memoryview, format: str, side: int = 0) -> Work:
@@ -101,7 +101,7 @@ class _Weights(NamedTuple):
 
 def _of_onnx(data: memoryview, side: int) -> Iterator[_Step]:
     walk = Walk()
-    graph = next(value for number, value in walk.messages(data) if number == 7)
+    graph = next((value for number, value in walk.messages(data) if number == 7), data[:0])
     parts = list(walk.messages(graph))
     stored = dict(_onnx_weights(walk, value) for number, value in parts if number == 5)
     # The longer side of the pictures that were made of the input.
@@ -187,7 +187,7 @@ def _of_tflite(data: memoryview) -> Iterator[_Step]:
     tensors = list(graph.tables(4))
     for operator in graph.tables(10):
         code, takes, makes = codes[operator.number(4, "I")], operator.numbers(6), operator.numbers(8)
-        if code not in _CONVOLUTIONS_TFLITE | _PRODUCTS_TFLITE or len(takes) < 2:
+        if code not in _CONVOLUTIONS_TFLITE | _PRODUCTS_TFLITE or len(takes) < 2 or takes[1] < 0 or not makes:
             continue
         weights = tensors[takes[1]]
         if not is_full[weights.number(8, "I")]:

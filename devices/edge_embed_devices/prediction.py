@@ -42,6 +42,8 @@ _READS, _BATCH_READS = 4.0, 0.6
 _COMPARED_READS = 2.0
 BATCH_KEYS = 1000
 
+# Memory whose random reads are those that others are measured beyond.
+_NEAR_BYTES = 16 * 2**10
 # Where the profile does not say: an empty call on a machine that copies 12 GB/s (2026-11-26), slower as memory is.
 _CALL_NS, _COPY_BYTES_PER_S = 57.0, 12e9
 _RANDOM_READ_NS = 200.0
@@ -294,6 +296,8 @@ def _compared_rows(model: TableModel) -> int:
 def random_read_ns(board: Board, size_bytes: int) -> float:
     """Return what a dependent read in that much memory takes beyond the nearest cache."""
     points = {
+        _NEAR_BYTES: None if board.memory_random_read_1_mib_ns is None else 0.0,
+        2**20: board.memory_random_read_1_mib_ns,
         4 * 2**20: board.memory_random_read_4_mib_ns,
         64 * 2**20: board.memory_random_read_64_mib_ns,
         512 * 2**20: board.memory_random_read_ns or _RANDOM_READ_NS,

@@ -62,6 +62,7 @@ FIGURES = {
     "python_call_ns": Figure("python_call_ns", 1, 1e6),
     "scan_row_ns": Figure("scan_row_ns", 0.01, 1e6),
     "scan_gb_per_s": Figure("scan_bytes_per_s", 0.001, 10_000, 1e9),
+    "memory_random_read_of_1_mib_ns": Figure("memory_random_read_1_mib_ns", 0.01, 100_000),
     **{
         f"{key}_of_{mib}_mib_{unit}": figure
         for mib in (4, 64)
@@ -112,6 +113,7 @@ class Board:
     #: In less memory, which caches hold more or less of.
     scan_4_mib_bytes_per_s: float | None = None
     scan_64_mib_bytes_per_s: float | None = None
+    memory_random_read_1_mib_ns: float | None = None
     memory_random_read_4_mib_ns: float | None = None
     memory_random_read_64_mib_ns: float | None = None
     #: Of the fastest core.

@@ -30,6 +30,16 @@ def test_a_bundle_without_encoders_has_no_graphs_that_encode(bundle: Path) -> No
         assert works_of(opened) == {}
 
 
+def test_a_file_without_a_graph_multiplies_nothing_and_one_that_is_none_is_refused() -> None:
+    assert counted(memoryview(b""), "onnx") == Work(0, 0, is_coded=False)
+    # A node (field 1 of the graph, 7 of the model) with an attribute (5) whose packed numbers (8) do not end.
+    endless = b"\x42\x01\xff"
+    node = b"\x2a" + bytes([len(endless)]) + endless
+    graph = b"\x0a" + bytes([len(node)]) + node
+    with pytest.raises(ValueError, match="a number without an end"):
+        counted(memoryview(b"\x3a" + bytes([len(graph)]) + graph), "onnx")
+
+
 @pytest.fixture(scope="module", name="digits")
 def _digits() -> small_digits.Digits:
     pytest.importorskip("sklearn")

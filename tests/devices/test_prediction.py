@@ -86,6 +86,8 @@ def test_a_random_read_is_as_slow_as_the_memory_that_holds_the_table() -> None:
     board = replace(BOARD, memory_random_read_4_mib_ns=10.0, memory_random_read_64_mib_ns=90.0)
     assert [random_read_ns(board, mib * 2**20) for mib in (1, 4, 16, 64, 512, 4096)] == [10, 10, 50, 90, 150, 150]
     assert random_read_ns(BOARD, 2**20) == 150
+    near = replace(board, memory_random_read_1_mib_ns=6.0)
+    assert [random_read_ns(near, kib * 2**10) for kib in (4, 16, 128, 1024, 2048, 4096)] == [0, 0, 3, 6, 8, 10]
 
 
 def test_what_does_not_fit_waits_for_flash_and_is_not_predicted_where_its_speed_is_not_known(
