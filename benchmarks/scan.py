@@ -183,8 +183,8 @@ def compare(rounds: int) -> tuple[str, bool]:
     if "usearch" in seconds:
         lines += [
             "",
-            f"usearch waits for the processor, edge-embed for memory. Who reads every row at the speed of reading alone "
-            f"is {seconds['usearch'] / reading:.1f} times as fast as usearch here: that is the ceiling of the last bar.",
+            "usearch waits for the processor, edge-embed for memory. Who reads every row at the speed of reading alone "
+            f"is {seconds['usearch'] / reading:.1f} times as fast as usearch here: the last bar hangs on that.",
         ]
     return "\n".join(lines), met
 
