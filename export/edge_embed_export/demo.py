@@ -158,7 +158,7 @@ def _swap(
     newer = _export(source, place, "1.1.0", notes + _notes("notes-1.1.txt"), told, progress)
     with _Asking(runtime) as asking:
         Store(runtime.path).install(newer.path, probe)
-        asking.until_version("1.1.0")
+        runtime.catch_up()
     told.line(
         f"1.1.0 installed; meanwhile {asking.answered} lookups and searches answered, {len(asking.failed)} failed",
         answered_during_swap=asking.answered,
@@ -178,11 +178,6 @@ class _Asking:
         self._runtime = runtime
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._ask)
-
-    def until_version(self, version: str, seconds: float = 10) -> None:
-        end = time.perf_counter() + seconds
-        while self._runtime.manifest.version != version and time.perf_counter() < end:
-            time.sleep(0.01)
 
     def _ask(self) -> None:
         while not self._stop.is_set():
@@ -211,6 +206,7 @@ def _refuse_damaged(
     try:
         Store(runtime.path).install(damaged.path, probe)
     except EdgeEmbedError as error:
+        runtime.catch_up()
         serving = runtime.manifest.version
         told.line(f"1.2.0 with one bit flipped: refused, {error}".replace(str(damaged.path), damaged.path.name))
         told.line(f"{serving} goes on serving", refused_1_2_0=str(error), serving_after_refusal=serving)
@@ -230,6 +226,7 @@ def _flip_a_bit(path: Path) -> None:
 
 def _roll_back(runtime: Runtime, store: Path, told: _Told) -> str:
     Store(store).rollback()
+    runtime.catch_up()
     told.line(f"rollback: {runtime.manifest.version} serves again", serving_after_rollback=runtime.manifest.version)
     return _ask(runtime, told, "answer_after_rollback")
 
