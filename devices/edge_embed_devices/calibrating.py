@@ -27,6 +27,7 @@ from pathlib import Path
 import numpy as np
 
 from edge_embed import kernels
+from edge_embed_bundle.manifest import Manifest
 from edge_embed_devices import engine_speeds
 from edge_embed_devices.profiles import FIGURES, THIS_MACHINE, Board, board_named, copy_bytes_per_s, read_profile
 
@@ -46,12 +47,13 @@ _FEATURES = {"asimd": "neon", "neon": "neon", "asimddp": "dotprod", "asimdhp": "
 
 @dataclass(frozen=True)
 class Extent:
-    """How much is measured: bytes of memory and of a file, steps of a chase, seconds of reading flash twice."""
+    """How much is measured: bytes of memory and of a file, steps of a chase, seconds of flash twice, engines."""
 
     memory_bytes: int
     file_bytes: int
     steps: int = 300_000
     seconds: float = 5.0
+    engines: bool = True
 
     @classmethod
     def of_this_machine(cls) -> Extent:
@@ -60,10 +62,10 @@ class Extent:
         return cls(min(512 * 2**20, ram_bytes // 8), 128 * 2**20)
 
     @classmethod
-    def of_a_moment(cls) -> Extent:
-        """Return what tells enough for a ratio."""
+    def of_a_moment(cls, *, engines: bool) -> Extent:
+        """Return what tells enough for a ratio; engines take seconds, and who has tables alone never loads them."""
         ram_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        return cls(min(256 * 2**20, ram_bytes // 8), 16 * 2**20, 100_000, 0.5)
+        return cls(min(256 * 2**20, ram_bytes // 8), 16 * 2**20, 100_000, 0.5, engines)
 
 
 def calibrate(path: Path, folder: Path, extent: Extent) -> Board:
@@ -80,7 +82,7 @@ def calibrate(path: Path, folder: Path, extent: Extent) -> Board:
         "page_size_bytes": (os.sysconf("SC_PAGE_SIZE"), "asked of the system"),
         **_memory(extent),
         **_flash(folder, extent),
-        **engine_speeds.measured(),
+        **(engine_speeds.measured() if extent.engines else {}),
         "python_call_ns": (
             _python_call_ns(),
             f"an empty function, called {_CALLS:,} times; the median of {_CALL_ROUNDS} rounds",
@@ -90,20 +92,25 @@ def calibrate(path: Path, folder: Path, extent: Extent) -> Board:
     return read_profile(path)
 
 
-def board_to_predict(name: str) -> Board:
-    """Return a board as a prediction wants it: by its name or path, or this machine as it is measured now.
+def board_to_predict(name: str, manifest: Manifest) -> Board:
+    """Return a board as a prediction of a bundle wants it: by its name or path, or this machine as it is measured now.
 
     Raises:
         RequestError: no board has that name, or its profile breaks a rule.
     """
-    return this_machine_measured() if name == THIS_MACHINE else board_named(name)
+    return this_machine_for(manifest) if name == THIS_MACHINE else board_named(name)
+
+
+def this_machine_for(manifest: Manifest) -> Board:
+    """Return this machine with all that a bundle is predicted by."""
+    return this_machine_measured(engines=bool(manifest.encoders))
 
 
 @cache
-def this_machine_measured() -> Board:
+def this_machine_measured(*, engines: bool) -> Board:
     """Return this machine, measured in some seconds, once; of its flash the folder for what is temporary."""
     with tempfile.TemporaryDirectory(prefix="edge-embed-calibrate-") as folder:
-        return calibrate(Path(folder) / f"{THIS_MACHINE}.toml", Path(folder), Extent.of_a_moment())
+        return calibrate(Path(folder) / f"{THIS_MACHINE}.toml", Path(folder), Extent.of_a_moment(engines=engines))
 
 
 def _profile(figures: dict[str, tuple[float, str]]) -> str:

@@ -21,7 +21,7 @@ from edge_embed_bundle.manifest import Budgets
 from edge_embed_bundle.slots import is_store
 from edge_embed_bundle.store import Store
 from edge_embed_devices import measuring
-from edge_embed_devices.calibrating import this_machine_measured
+from edge_embed_devices.calibrating import this_machine_for
 from edge_embed_devices.graph_work import works_of
 from edge_embed_devices.prediction import Prediction, predict
 from edge_embed_devices.profiles import Board, is_here
@@ -89,7 +89,8 @@ def check(path: Path, board: Board) -> Check:
     if not is_here(board):
         with Bundle.open(folder) as bundle:
             works = works_of(bundle)
-            here, there = (predict(bundle.manifest, each, works) for each in (this_machine_measured(), board))
+            boards = this_machine_for(bundle.manifest), board
+            here, there = (predict(bundle.manifest, each, works) for each in boards)
         on_board, guessed = _predicted(here, there), there.guessed
     lines = [
         *_memory_lines(found["memory"], budgets, flash_bytes, board),

@@ -306,7 +306,7 @@ def _export(arguments: argparse.Namespace) -> int:
     notes = source.notes
     if arguments.plane and not any("plane" in model.tensors for model in report.manifest.tables):
         notes = (*notes, _NO_PLANE)
-    board = board_to_predict(options.board)
+    board = board_to_predict(options.board, report.manifest)
     with Bundle.open(report.path) as bundle:
         works = works_of(bundle)
     prediction = predict(report.manifest, board, works)

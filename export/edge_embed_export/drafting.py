@@ -113,7 +113,7 @@ def check_prediction(manifest: Manifest, options: Options, works: Mapping[str, W
     Raises:
         RequestError: a budget is certain to be missed; the message has the figures and what would fit.
     """
-    for miss in misses(manifest, board_to_predict(options.board), works):
+    for miss in misses(manifest, board_to_predict(options.board, manifest), works):
         if miss.is_certain and miss.operation in options.latency_budgets:
             raise RequestError(f"{miss}; or pass --budget {miss.operation}=...")
 
