@@ -61,7 +61,8 @@ def tool(name: str, package: str) -> str:
     Raises:
         UnavailableError: it is not installed.
     """
-    found = shutil.which(name)
+    # Where an administrator's tools lie, others may look, too.
+    found = shutil.which(name) or shutil.which(name, path="/usr/sbin")
     if found is None:
         raise UnavailableError(f"expected {name}, found none; Debian has it in the package {package}")
     return found
@@ -89,10 +90,10 @@ def _fetched(packages: Sequence[str], suite: str, architecture: str, folder: Pat
         "Acquire::http::Timeout": 20,
     }
     command = [apt, "-qq", *(f"-o{name}={value}" for name, value in settings.items())]
-    _run([*command, "update", "-oAPT::Update::Error-Mode=any"])
+    run([*command, "update", "-oAPT::Update::Error-Mode=any"])
     how = ["download"] if alone else ["--yes", "--download-only", "--no-install-recommends", "install"]
     # What is downloaded alone is put where apt stands.
-    _run([*command, *how, *packages], folder=archives)
+    run([*command, *how, *packages], folder=archives)
     return sorted(archives.glob("*.deb"))
 
 
@@ -100,7 +101,7 @@ def _archive(apt: str) -> str:
     """Return the address of the archive of Debian that this machine's apt uses."""
     if named := os.environ.get("EDGE_EMBED_DEBIAN"):
         return named
-    shown = _run([apt, "indextargets", "--no-release-info", "--format", "$(REPO_URI) $(RELEASE) $(COMPONENT)"])
+    shown = run([apt, "indextargets", "--no-release-info", "--format", "$(REPO_URI) $(RELEASE) $(COMPONENT)"])
     for line in shown.splitlines():
         address, suite, component = line.split()[:3]
         if component == "main" and _SUITE.fullmatch(suite):
@@ -111,16 +112,21 @@ def _archive(apt: str) -> str:
 def _unpack(archive: Path, root: Path) -> None:
     tar = ["tar", "--directory", str(root), "--extract", "--keep-directory-symlink", "--no-same-owner"]
     with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(archive)], stdout=subprocess.PIPE) as package:  # noqa: S607
-        _run(tar, stdin=package.stdout)
+        run(tar, stdin=package.stdout)
     if package.returncode:
         raise UnavailableError(
             f"{archive.name}: expected a package of Debian, dpkg-deb ended with {package.returncode}"
         )
 
 
-def _run(
+def run(
     command: Sequence[str], *, stdin: IO[bytes] | int | None = subprocess.DEVNULL, folder: Path | None = None
 ) -> str:
+    """Run a tool to its end and return what it said.
+
+    Raises:
+        UnavailableError: it failed, or took too long.
+    """
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, stdin=stdin, cwd=folder, timeout=_TIMEOUT_SECONDS, check=False

@@ -125,7 +125,7 @@ def make(userland: Userland, kept: Path) -> dict[str, Path]:
     folder = kept / userland.name
     root, done = folder / "root", folder / "ready"
     made_of = f"{userland} {userland.cores} {emulator}"
-    with _one_at_a_time(kept / f"{userland.name}.lock"):
+    with one_at_a_time(kept / f"{userland.name}.lock"):
         if not done.exists() or done.read_text() != made_of:
             shutil.rmtree(folder, ignore_errors=True)
             unpack(userland.packages, userland.suite, userland.architecture, root)
@@ -190,7 +190,7 @@ def _make_core(core: Core, folder: Path, userland: Userland, emulator: str) -> N
 
 
 @contextmanager
-def _one_at_a_time(lock: Path) -> Iterator[None]:
+def one_at_a_time(lock: Path) -> Iterator[None]:
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
