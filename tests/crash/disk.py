@@ -26,6 +26,7 @@ BLOCK_BYTES = 4096
 FILE = "disk"
 
 _ENTRY = struct.Struct("<BQQ")
+_SECTOR_BYTES, _QEMU_ENTRY = 512, struct.Struct("<QQQQ")
 _WRITE, _FLUSH = 0, 1
 
 _ROOT, _FILE = 1, 2
@@ -61,6 +62,24 @@ def read_log(path: Path, end: int) -> list[Entry]:
             break
         entries.append(Entry(offset, log[at + _ENTRY.size : at + _ENTRY.size + size]))
         at += _ENTRY.size + size
+    return entries
+
+
+def read_qemu_log(path: Path) -> list[Entry]:
+    """Return what qemu's ``blklogwrites`` recorded of a disk until it was killed.
+
+    A sector first that counts the entries, wrongly after a kill. Then of each entry a sector (first sector, number of
+    sectors, flags, 0: eight bytes each, little-endian; flag 1 is a flush) and, of a write, its data.
+    """
+    log = path.read_bytes()
+    entries, at = [], _SECTOR_BYTES
+    while at + _QEMU_ENTRY.size <= len(log):
+        first, count, flags, _ = _QEMU_ENTRY.unpack_from(log, at)
+        data = log[at + _SECTOR_BYTES : at + _SECTOR_BYTES * (1 + count)]
+        if len(data) < _SECTOR_BYTES * count or (flags, count) == (0, 0):
+            break
+        entries.append(Entry(first * _SECTOR_BYTES, data))
+        at += _SECTOR_BYTES * (1 + count)
     return entries
 
 

@@ -22,12 +22,11 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
 
-from edge_embed_bundle.fsops import OsFs, WritableFile
 from edge_embed_bundle.store import Store
 from tests.crash.acts import Act, make_acts
 from tests.crash.disk import FILE, Entry, apply, kept, read_log
+from tests.crash.naive import NaiveFs
 from tests.fakes.probes import FakeProbe
 
 SKIPPED = 77
@@ -69,42 +68,6 @@ FILE_SYSTEMS = (
     FileSystem("xfs", "xfs", 300, ("mkfs.xfs", "-q", "-K")),
     FileSystem("btrfs", "btrfs", 128, ("mkfs.btrfs", "-q", "-K", "-m", "single")),
 )
-
-
-class _Forgetful:
-    """A file whose ``sync`` promises and does nothing."""
-
-    def __init__(self, real: WritableFile) -> None:
-        self._real = real
-
-    def write(self, data: bytes | memoryview) -> None:
-        """See :meth:`WritableFile.write`."""
-        self._real.write(data)
-
-    def sync(self) -> None:
-        """Do nothing."""
-
-    def seal(self) -> None:
-        """See :meth:`WritableFile.seal`."""
-        self._real.seal()
-
-    def __enter__(self) -> Self:
-        self._real.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._real.__exit__(*error)
-
-
-class NaiveFs(OsFs):
-    """``FsOps`` of somebody who syncs the slots, which say what serves, and nothing that they say it of."""
-
-    def create(self, path: Path, *, mode: int = 0o444) -> WritableFile:
-        """See :meth:`FsOps.create`."""
-        return _Forgetful(super().create(path, mode=mode))
-
-    def sync_folder(self, path: Path) -> None:
-        """Do nothing."""
 
 
 def naive(act: Act, bundle: Path) -> Act:
