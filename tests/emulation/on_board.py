@@ -26,6 +26,7 @@ from edge_embed_bundle.manifest import OPERATIONS
 
 MODES = ("sum", "mean", "max")
 K = 3
+KEYS = ("word1", "word59")
 TEXTS = ("word1 word2", "naïve 東京", "warm", "")
 
 
@@ -109,7 +110,19 @@ def swapped(store: Path, bundle: Path, repository: Path, root: Path) -> list[Any
     return steps
 
 
-TASKS: dict[str, Callable[..., Any]] = {"asked": asked, "verified": verified, "decoded": decoded, "swapped": swapped}
+def served(store: Path) -> dict[str, Any]:
+    """Return what a store says of itself, whether what it serves is whole and golden, and some of its vectors."""
+    path = str(store)
+    return {"status": run("status", path), "verify": run("verify", path), "lookup": run("lookup", path, *KEYS)}
+
+
+TASKS: dict[str, Callable[..., Any]] = {
+    "asked": asked,
+    "verified": verified,
+    "decoded": decoded,
+    "swapped": swapped,
+    "served": served,
+}
 
 if __name__ == "__main__":
     tasks, *words = sys.argv[1:]

@@ -21,6 +21,8 @@ from types import TracebackType
 from typing import Any, Self, TypeAlias
 from urllib.parse import unquote
 
+_PACKET_BYTES = 32 * 1024
+
 Fault: TypeAlias = "Callable[[Request, str, bytes], bool]"
 
 
@@ -88,9 +90,14 @@ class Request(http.server.BaseHTTPRequestHandler):
             self.write(body)
 
     def write(self, body: bytes) -> None:
-        """Send bytes of a body, and count them."""
-        self.wfile.write(body)
-        self.server.keeper.body_bytes += len(body)
+        """Send bytes of a body, as fast as the link is, and count them."""
+        keeper: RepositoryServer = self.server.keeper
+        for at in range(0, len(body), _PACKET_BYTES):
+            packet = body[at : at + _PACKET_BYTES]
+            if keeper.link_bytes_per_second:
+                time.sleep(len(packet) / keeper.link_bytes_per_second)
+            self.wfile.write(packet)
+            keeper.body_bytes += len(packet)
 
     def reset(self) -> None:
         """End the connection as a router does that lost its power."""
@@ -109,6 +116,8 @@ class RepositoryServer:
     fault: Fault | None = None
     asked: list[Asked] = field(default_factory=list)
     body_bytes: int = 0
+    #: None: as fast as can be.
+    link_bytes_per_second: int | None = None
 
     @property
     def address(self) -> str:

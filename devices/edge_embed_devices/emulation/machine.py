@@ -217,7 +217,7 @@ class Machine:
     def kill(self) -> None:
         """End the machine as a power cut does."""
         self._process.kill()
-        self._process.communicate()
+        self._log.write(self._process.communicate()[0])
         self._log.close()
 
     def __exit__(
