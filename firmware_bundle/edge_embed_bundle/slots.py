@@ -136,11 +136,12 @@ class SlotWatch:
 
     def changed(self) -> bool:
         """Return whether a slot differs from what the last ``read`` saw."""
-        first, second = self._maps
-        if first is not None and second is not None and self._seen is not None:
+        # Taken once: another thread may forget meanwhile.
+        (first, second), seen = self._maps, self._seen
+        if first is not None and second is not None and seen is not None:
             # The plain case, in as few steps as there are: every answer waits for this one.
-            return first[:] != self._seen[0] or second[:] != self._seen[1]
-        return self._snapshot() != self._seen
+            return first[:] != seen[0] or second[:] != seen[1]
+        return self._snapshot() != seen
 
     def read(self) -> State:
         """Return the record in force and remember what was seen.

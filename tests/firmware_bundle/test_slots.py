@@ -8,6 +8,8 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -233,3 +235,27 @@ def test_a_watch_reads_what_one_whole_slot_says_and_needs_one(folder: Path, tmp_
     assert watch.changed() and watch.read().active == B
     with pytest.raises(StateError, match=r"nowhere: expected a valid record in slot\.0 or slot\.1"):
         SlotWatch(tmp_path / "nowhere").read()
+
+
+def test_who_asks_for_news_while_another_thread_forgets_is_told_that_there_are_some_or_none(folder: Path) -> None:
+    watch, place, steps = SlotWatch(folder), 0, 0
+
+    def forget(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal steps
+        if frame.f_code is not SlotWatch.changed.__code__:
+            return None
+        frame.f_trace_opcodes = True
+        steps += event == "opcode"
+        if steps == place:
+            watch.forget()
+        return forget
+
+    while steps >= place:
+        watch.read()
+        place, steps = place + 1, 0
+        sys.settrace(forget)
+        try:
+            assert watch.changed() in (False, True)
+        finally:
+            sys.settrace(None)
+    assert place > 10
