@@ -63,10 +63,11 @@ def current() -> Memory:
 
 def give_back() -> None:
     """Return to the system what was freed, where the C library can: glibc's ``malloc_trim``; musl has none."""
-    # Imported here: only who replaces a generation wants it.
-    import ctypes
+    # A board's Python may be without ctypes, a package of its own there.
+    with contextlib.suppress(AttributeError, ImportError, OSError):
+        # Imported here: only who replaces a generation wants it.
+        import ctypes
 
-    with contextlib.suppress(AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 

@@ -126,3 +126,8 @@ def test_serving_a_store_loads_no_library_that_takes_memory_and_is_not_needed(bu
     assert "edge_embed.runtime" in loaded
     # OpenSSL, and what pathlib brings on CPython 3.11: more than a megabyte of private memory.
     assert not loaded & {"_hashlib", "_ssl", "pathlib", "urllib.parse", "ctypes", "inspect", "tempfile", "argparse"}
+
+
+def test_where_python_has_no_ctypes_nothing_is_given_back_and_nothing_fails() -> None:
+    body = "import sys; sys.modules['ctypes'] = None; from edge_embed import memory; memory.give_back()"
+    subprocess.run([sys.executable, "-c", body], check=True, timeout=60)
