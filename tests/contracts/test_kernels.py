@@ -164,6 +164,17 @@ def test_a_shortcut_tells_who_follows_once_that_there_is_news_and_answers_as_bef
     assert told == [True]
 
 
+def test_a_list_that_is_emptied_while_news_are_told_is_no_plain_one_any_more(kernels: Any) -> None:
+    index, rows, asked = _index(kernels), kernels.open_rows("int8", _tensors("int8", 8), 8), [1, 2, 3]
+
+    def noticed() -> bool:
+        asked.clear()
+        return True
+
+    shortcut = _shortcut(kernels, index, rows, watched=((b"1", b"2"),), noticed=noticed)
+    assert shortcut.bag(asked, None) is None
+
+
 def test_what_goes_wrong_while_news_are_told_is_told_to_the_caller(kernels: Any) -> None:
     index, rows = _index(kernels), kernels.open_rows("int8", _tensors("int8", 8), 8)
     shortcut = _shortcut(kernels, index, rows, watched=((b"1", b"2"),), noticed=lambda: [] / 1)  # type: ignore[operator]

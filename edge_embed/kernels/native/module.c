@@ -968,10 +968,13 @@ static PyObject *shortcut_bag(PyObject *object, PyObject *const *arguments, Py_s
         PyErr_Clear();
         Py_RETURN_NONE;
     }
-    if (!self->rows || !is_list(list) || !(n = PyList_Size(list)))
+    if (!self->rows || !is_list(list))
         Py_RETURN_NONE;
     if ((news = has_news(self)))
         return news < 0 ? NULL : Py_NewRef(Py_None);
+    /* Only now: who was told of the news let the interpreter go, and the list may be another one. */
+    if (!(n = PyList_Size(list)))
+        Py_RETURN_NONE;
     rows = &((const Rows *)self->rows)->rows;
     ids = n <= FEW ? few : PyMem_Malloc((size_t)n * sizeof *ids);
     if (!ids)
