@@ -14,6 +14,9 @@ import time
 import weakref
 from collections.abc import Callable
 
+#: A thread that did not begin by then leaves the work to who wants it.
+_LONGEST_START_SECONDS = 1.0
+
 
 class Aside:
     """Does one thing, a method of ``owner``, in a thread of its own, some time after it is wanted."""
@@ -33,10 +36,15 @@ class Aside:
         if self._is_near:
             return True
         if self._thread is None:
-            with self._starting:
+            # Not for ever: a signal's handler may come here in the middle of it.
+            if not self._starting.acquire(timeout=_LONGEST_START_SECONDS):
+                return False
+            try:
                 # Somebody else may have been first.
                 if self._thread is None and not self._start():
                     return False
+            finally:
+                self._starting.release()
         self._wake()
         return True
 
@@ -45,17 +53,22 @@ class Aside:
         self.is_ended = True
         self._wake()
         thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
+        # Of an owner that is gone nothing is being done, and who collects it may hold what a thread wants at its end.
+        if self._act() is not None and thread is not None and thread is not threading.current_thread():
             thread.join()
 
     def _begin(self) -> None:
-        #: Held as long as the thread has nothing to do. A lock, not an event: who wakes the thread is in a hurry.
-        self._asleep = threading.Lock()
-        self._asleep.acquire()
+        self._begin_asleep()
         #: Whether the thread is awake, and has not begun.
         self._is_near = False
         self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
+
+    def _begin_asleep(self) -> None:
+        asleep = threading.Lock()
+        asleep.acquire()
+        #: Held as long as the thread has nothing to do. A lock, not an event: who wakes the thread is in a hurry.
+        self._asleep = asleep
 
     def _wake(self) -> None:
         # Released already: it was woken, and has not begun.
@@ -63,18 +76,26 @@ class Aside:
             self._asleep.release()
 
     def _start(self) -> bool:
-        thread = threading.Thread(target=self._run, name="edge-embed", daemon=True)
+        asleep = self._asleep
+        thread = threading.Thread(target=self._run, args=(asleep,), name="edge-embed", daemon=True)
         try:
             thread.start()
+            self._thread = thread
         except RuntimeError:  # no memory, no more processes, or the interpreter ends
             return False
-        self._thread = thread
+        except BaseException:
+            # Ctrl-C in the middle: whether it lives or not, the next call starts another one, and this one ends.
+            self._begin_asleep()
+            asleep.release()
+            raise
         return True
 
-    def _run(self) -> None:
+    def _run(self, asleep: threading.Lock) -> None:
         while True:
             # Held again before anything is done: who wants it meanwhile wants it once more.
-            self._asleep.acquire()
+            asleep.acquire()
+            if asleep is not self._asleep:
+                return
             self._is_near = True
             time.sleep(self._after_seconds)
             self._is_near = False
