@@ -14,7 +14,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 import time
@@ -110,12 +109,12 @@ class Runtime:
         self._make_locks()
         self._is_closed = False
         self._follower = Aside(self, self._follow, after_seconds=_AFTER_NEWS_SECONDS)
-        _OPEN.add(self)
         #: The generation that was let go for a trial.
         self._left = ""
         self._watch: SlotWatch | None = None
         self._serving: Serving | None = None
         self._shortcut: kernels.Shortcut | _NoShortcut = _NoShortcut()
+        _OPEN.add(self)
         if is_store(self._folder):
             self._verify = bool(verify)
             self._watch = SlotWatch(self._folder)
@@ -480,13 +479,18 @@ class Runtime:
             RequestError: the runtime is closed.
             EdgeEmbedError: there is nothing to answer from.
         """
-        if self._watch is None:
+        watch = self._watch
+        if watch is None:
             _given(self._serving)
             return
         with self._moving:
-            # Another thread may have moved meanwhile, or closed the runtime.
-            if self._serving is None or self._has_news(_given(self._watch)):
-                self._move()
+            try:
+                self._move_if_news()
+            except BaseException:
+                # Ctrl-C in the middle: what was read is news again, also to who was told of it before.
+                watch.forget()
+                self._shortcut = _NoShortcut()
+                raise
 
     def close(self) -> None:
         """Let go of the bundle."""
@@ -565,10 +569,29 @@ class Runtime:
 
     def _follow(self) -> None:
         """Move to what is new, in a thread that nobody waits for."""
-        # What leaves the old generation serving is no error, but the runtime's problem; what leaves nothing to answer
-        # from is met by the next call, which tries the same again.
-        with contextlib.suppress(Exception):
-            self.catch_up()
+        # Not for ever: who closes the runtime waits for this thread, and a signal's handler may do so inside a move.
+        while not self._moving.acquire(timeout=_PAUSE_SECONDS):
+            if self._follower.is_ended:
+                return
+        try:
+            self._move_if_news()
+        except BaseException as error:  # a panic of an engine's own code is no Exception
+            # What leaves nothing to answer from is met by the next call, which tries the same again.
+            self._put_off(error)
+        finally:
+            self._moving.release()
+
+    def _move_if_news(self) -> None:
+        # Another thread may have moved meanwhile, or closed the runtime.
+        watch = _given(self._watch)
+        if self._serving is None or self._has_news(watch):
+            self._move(watch)
+
+    def _put_off(self, error: BaseException) -> None:
+        # Out of memory or descriptors may pass: look again, though not at every call.
+        self._shortcut = _NoShortcut()
+        self._retry_at = time.monotonic() + _RETRY_SECONDS
+        self.problem = str(error) or type(error).__name__
 
     def _make_locks(self) -> None:
         #: Held by who moves.
@@ -576,8 +599,7 @@ class Runtime:
         #: Held while what serves is put in or taken out, never while anything is opened.
         self._placing = threading.RLock()
 
-    def _move(self) -> None:
-        watch = _given(self._watch)
+    def _move(self, watch: SlotWatch) -> None:
         try:
             self._make_room(watch.read())
             old = self._serving
@@ -586,25 +608,20 @@ class Runtime:
                 if old is not None:
                     new.warm_up_like(old)
                     old.unpin()
+                # First: who is answered by what is new asks what is wrong, and is told nothing.
+                self.problem = None
                 self._serve(new)
                 # The old one goes now, unless calls hold it: made by one thread and freed by another, in the middle
                 # of the heap.
                 del old
                 memory.give_back()
             elif old is not None:
+                self.problem = None
                 self._place(old)
-            self.problem = None
         except Exception as error:  # whatever is wrong with a new generation, the old one serves
             if self._serving is None:
                 self._serve(self._open_again(error))
-            # Out of memory or descriptors may pass: look again, though not at every call.
-            self._shortcut = _NoShortcut()
-            self.problem = str(error) or type(error).__name__
-            self._retry_at = time.monotonic() + _RETRY_SECONDS
-        except BaseException:
-            # Ctrl-C in the middle: what was read is news again.
-            watch.forget()
-            raise
+            self._put_off(error)
 
     def _is_to_let_go(self, state: State) -> bool:
         """Return whether a trial that somebody makes lacks memory, of which this runtime holds some."""
@@ -625,10 +642,10 @@ class Runtime:
         from edge_embed_bundle.room import is_held
 
         folder, end = generation_folder(self._folder, state.trial), time.monotonic() + _LONGEST_TRIAL_SECONDS
+        self._left = serving.bundle.id
         with self._placing:
             self._serving, self._shortcut = None, _NoShortcut()
         serving.unpin()
-        self._left = serving.bundle.id
         # Calls that still run hold it to their end; then its maps and its engine go.
         del serving
         gc.collect()

@@ -140,9 +140,70 @@ def test_a_runtime_leaves_no_thread_behind(store: Store, newer_bundle: Path, end
     assert threading.active_count() == before + 1
     if ending == "closed":
         runtime.close()
+        assert threading.active_count() == before
     del runtime
     gc.collect()
-    assert threading.active_count() == before
+    assert _comes_true(lambda: threading.active_count() == before)
+
+
+def test_a_panic_of_an_engine_leaves_the_old_generation_serving_and_is_tried_again(
+    store: Store, newer_bundle: Path
+) -> None:
+    class PanicError(BaseException):
+        """What is written in Rust throws no Exception."""
+
+    panics: list[str] = []
+
+    def panic(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_code.co_name == "warm_up_like" and not panics:
+            panics.append("at the tokenizer")
+            raise PanicError(*panics)
+
+    threading.setprofile(panic)
+    try:
+        with edge_embed.open(store.path) as runtime:
+            store.install(newer_bundle, FakeProbe())
+            runtime.lookup("word1")
+            assert _comes_true(lambda: runtime.problem == "at the tokenizer")
+            assert runtime.manifest.version == "1.0.0"
+            assert _comes_true(lambda: runtime.manifest.version == "1.1.0")
+            assert runtime.problem is None
+    finally:
+        threading.setprofile(None)
+
+
+def test_a_signals_handler_may_close_the_runtime_in_the_middle_of_a_move(store: Store, newer_bundle: Path) -> None:
+    body = """
+import signal, sys, threading, time
+import edge_embed
+def hold_up(frame, event, _):
+    if event == "call" and frame.f_code.co_name == "_open":
+        sys.setprofile(None)
+        # The thread that follows is told, and waits for this move.
+        asking = threading.Thread(target=runtime._follower.want)
+        asking.start()
+        asking.join()
+        time.sleep(0.1)
+        signal.raise_signal(signal.SIGTERM)
+runtime = edge_embed.open(sys.argv[1])
+signal.signal(signal.SIGTERM, lambda *_: runtime.close())
+print(runtime.manifest.version, flush=True)
+sys.stdin.readline()
+sys.setprofile(hold_up)
+try:
+    runtime.catch_up()
+except edge_embed.RequestError as error:
+    print(error)
+"""
+    command = [sys.executable, "-c", body, str(store.path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "1.0.0\n"
+        store.install(newer_bundle, FakeProbe())
+        try:
+            said, _ = process.communicate("\n", timeout=30)
+        finally:
+            process.kill()
+    assert (process.returncode, said) == (0, "this runtime is closed\n")
 
 
 def test_where_no_thread_can_be_started_the_call_itself_moves(
@@ -436,6 +497,24 @@ def test_a_move_that_was_interrupted_is_made_by_who_comes_next(store: Store, new
         assert runtime.lookup("word1").any()
         runtime.catch_up()
         assert (runtime.manifest.version, runtime.problem) == ("1.1.0", None)
+
+
+def test_who_is_interrupted_while_he_notes_a_problem_meets_it_again(store: Store, tmp_path: Path) -> None:
+    def interrupt(frame: FrameType, event: str, called: object) -> None:
+        if frame.f_code.co_name == "_put_off" and called is time.monotonic:
+            sys.setprofile(None)
+            raise KeyboardInterrupt
+
+    big = small_source(seed=9, dimensions=2048, keys=tuple(f"key{i}" for i in range(2000)))
+    made = make_bundle(tmp_path / "big", version="9.0.0", source=big, graphs=())
+    with edge_embed.open(store.path, memory_budget=_budget_for(store.path)) as runtime:
+        store.install(made.path, FakeProbe())
+        sys.setprofile(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            runtime.catch_up()
+        assert runtime.problem is None
+        runtime.catch_up()
+        assert runtime.problem is not None and "of private memory" in runtime.problem
 
 
 def test_a_runtime_that_does_not_follow_stays_with_what_it_opened(store: Store, newer_bundle: Path) -> None:
