@@ -14,9 +14,6 @@ import time
 import weakref
 from collections.abc import Callable
 
-#: A thread that did not begin by then leaves the work to who wants it.
-_LONGEST_START_SECONDS = 1.0
-
 
 class Aside:
     """Does one thing, a method of ``owner``, in a thread of its own, some time after it is wanted."""
@@ -36,15 +33,10 @@ class Aside:
         if self._is_near:
             return True
         if self._thread is None:
-            # Not for ever: a signal's handler may come here in the middle of it.
-            if not self._starting.acquire(timeout=_LONGEST_START_SECONDS):
-                return False
-            try:
-                # Somebody else may have been first.
-                if self._thread is None and not self._start():
+            with self._starting:
+                # A signal's handler may come here in the middle of it, and somebody else may have been first.
+                if self._is_starting or (self._thread is None and not self._start()):
                     return False
-            finally:
-                self._starting.release()
         self._wake()
         return True
 
@@ -61,7 +53,8 @@ class Aside:
         self._begin_asleep()
         #: Whether the thread is awake, and has not begun.
         self._is_near = False
-        self._starting = threading.Lock()
+        self._starting = threading.RLock()
+        self._is_starting = False
         self._thread: threading.Thread | None = None
 
     def _begin_asleep(self) -> None:
@@ -78,6 +71,7 @@ class Aside:
     def _start(self) -> bool:
         asleep = self._asleep
         thread = threading.Thread(target=self._run, args=(asleep,), name="edge-embed", daemon=True)
+        self._is_starting = True
         try:
             thread.start()
             self._thread = thread
@@ -86,8 +80,11 @@ class Aside:
         except BaseException:
             # Ctrl-C in the middle: whether it lives or not, the next call starts another one, and this one ends.
             self._begin_asleep()
-            asleep.release()
+            with contextlib.suppress(RuntimeError):
+                asleep.release()
             raise
+        finally:
+            self._is_starting = False
         return True
 
     def _run(self, asleep: threading.Lock) -> None:
