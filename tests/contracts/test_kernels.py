@@ -443,6 +443,37 @@ def test_the_nearest_rows_are_the_best_of_all_cosines_and_of_equal_ones_the_firs
         assert (row[len(order) :] == -1).all() and not score[len(order) :].any()
 
 
+@pytest.mark.parametrize(
+    "runs", [[[0, 4095]], [[0, 4096]], [[3, 4102], [4102, 9001]], [[0, 9001]], [[4900, 9000], [0, 4099]]]
+)
+@pytest.mark.parametrize("k", [1, 10, 4000])
+def test_a_long_run_is_scanned_as_a_short_one_is(kernels: Any, runs: list[list[int]], k: int) -> None:
+    random = np.random.default_rng(len(runs))
+    # Few numbers, so that many scores are equal.
+    codes, count = random.integers(-2, 3, (9001, 7)).astype(np.int8), 9001
+    rows = kernels.open_rows("int8", {"rows": _unaligned(codes), "scales": np.ones(count, np.float32)}, 7)
+    norms = np.linalg.norm(codes, axis=1).astype(np.float32)
+    queries, without = random.normal(size=(3, 7)).astype(np.float32), np.array([-1, runs[0][0], runs[0][1] - 1])
+    inside = np.concatenate([np.arange(*run) for run in runs])
+    for asked in (slice(0, 1), slice(1, 2), slice(0, 3)):
+        found, scores, complete = _nearest(rows, queries[asked], norms, k, runs=np.array(runs), without=without[asked])
+        assert complete
+        for query, left_out, row, score in zip(queries[asked], without[asked], found, scores, strict=True):
+            cosines = reference.cosines(rows.scores(query), norms, reference.length(query))
+            order = inside[np.lexsort((inside, -cosines[inside]))]
+            order = order[order != left_out][:k]
+            assert row.tolist() == order.tolist()
+            np.testing.assert_array_equal(score, cosines[order])
+
+
+def test_a_deadline_ends_a_long_scan_early(kernels: Any) -> None:
+    codes = np.random.default_rng(0).integers(-99, 99, (9001, 7)).astype(np.int8)
+    rows = kernels.open_rows("int8", {"rows": codes, "scales": np.ones(9001, np.float32)}, 7)
+    queries, norms, runs = np.ones((40, 7), np.float32), np.ones(9001, np.float32), np.array([[0, 9001]])
+    found, _, complete = _nearest(rows, queries, norms, 300, runs=runs, deadline_ns=1)
+    assert not complete and (found[:, 0] >= 0).all() and np.count_nonzero(found >= 0) < 40 * 300
+
+
 def test_what_scores_no_number_comes_after_what_does(kernels: Any) -> None:
     vectors = np.array([[5, 0], [np.nan, 0], [3, 4], [np.nan, 0], [4, 3]], np.float32)
     rows, query = kernels.open_rows("float32", {"rows": vectors}, 2), np.array([[1, 0]], np.float32)

@@ -69,6 +69,10 @@ typedef struct {
 
 static inline size_t ee_rows_ahead(const ee_rows *rows) { return EE_SCAN_AHEAD / (rows->row_bytes + 1) + 1; }
 
+/* Places at which a long scan of int8 rows reads side by side: memory gives more to four streams than to one, be they
+ * fetched ahead or not (Xeon, 2026-11: 24 % more rows in a second; two streams 12 %, eight as many as four). */
+#define EE_STREAMS 4
+
 /* One spelling of the hot loops for one instruction set. */
 typedef struct {
     const char *name;
@@ -90,6 +94,10 @@ typedef struct {
     /* Write the dot products of count rows from first on with the query to out (count,). Meanwhile as many rows from
      * ahead on are asked for: those that are scored next. */
     void (*scores)(const ee_rows *rows, const ee_query *query, size_t first, size_t count, size_t ahead, float *out);
+
+    /* The same of int8 rows at EE_STREAMS places that are segment rows apart, to out (EE_STREAMS, count). */
+    void (*scores_in_streams)(const ee_rows *rows, const ee_query *query, size_t first, size_t count, size_t segment,
+                              size_t ahead, float *out);
 } ee_kernels;
 
 /* A row and its score, in one number: see search.c. */

@@ -242,9 +242,9 @@ static inline const unsigned char *last_stride(const unsigned char *at, size_t l
 
 typedef ee_sums (*ee_add)(ee_sums sums, const unsigned char *codes, const ee_query *query, size_t at);
 
-/* Return the dot product of a row with a query. One row at a time: side by side several would read less of the query,
- * but memory is what a scan waits for, and it follows one stream best (EPYC, 2026-11: four rows took twice as long).
- * add is a constant, and gone once this is inlined. */
+/* Return the dot product of a row with a query. One row at a time: neighbours in one loop would read less of the query,
+ * but four of them took twice as long (EPYC, 2026-11); long scans read at several places instead, a row at each in turn
+ * (EE_STREAMS). add is a constant, and gone once this is inlined. */
 static inline __attribute__((always_inline)) int64_t dot_row(ee_add add, const unsigned char *row, size_t row_bytes,
                                                              const unsigned char *end, const ee_query *query) {
     size_t whole = row_bytes / STRIDE * STRIDE, at = 0;

@@ -389,15 +389,29 @@ static inline __attribute__((always_inline)) void fetch_whole(const ee_rows *row
         __builtin_prefetch(rows->scales + 4 * id);
 }
 
+/* Return the score of a row of whole numbers, and ask for the one that is ahead. */
+static inline __attribute__((always_inline)) float score_whole(ee_add add, const ee_rows *rows, const ee_query *query,
+                                                               size_t id, size_t ahead) {
+    const unsigned char *end = rows->rows + rows->row_count * rows->row_bytes;
+    const unsigned char *row = rows->rows + id * rows->row_bytes;
+    int64_t sum = dot_row(add, row, rows->row_bytes, end, query) - query->lowered;
+    fetch_whole(rows, ahead);
+    return (float)((double)sum * query->step * read_float(rows->scales + 4 * id));
+}
+
 static inline __attribute__((always_inline)) void scores_whole(ee_add add, const ee_rows *rows, const ee_query *query,
                                                                size_t first, size_t count, size_t ahead, float *out) {
-    const unsigned char *end = rows->rows + rows->row_count * rows->row_bytes;
-    for (size_t id = first; id < first + count; id++) {
-        const unsigned char *row = rows->rows + id * rows->row_bytes;
-        int64_t sum = dot_row(add, row, rows->row_bytes, end, query) - query->lowered;
-        fetch_whole(rows, ahead++);
-        *out++ = (float)((double)sum * query->step * read_float(rows->scales + 4 * id));
-    }
+    for (size_t i = 0; i < count; i++)
+        out[i] = score_whole(add, rows, query, first + i, ahead + i);
+}
+
+static void scores_in_streams(const ee_rows *rows, const ee_query *query, size_t first, size_t count, size_t segment,
+                              size_t ahead, float *out) {
+    for (size_t i = 0; i < count; i++)
+        for (size_t place = 0; place < EE_STREAMS; place++) {
+            size_t offset = place * segment + i;
+            out[place * count + i] = score_whole(add_int8, rows, query, first + offset, ahead + offset);
+        }
 }
 
 /* The query's dot product with each centroid, (books, 256), so that a row's is a sum of as many as it has codes. */
@@ -465,4 +479,4 @@ static void scores(const ee_rows *rows, const ee_query *query, size_t first, siz
     }
 }
 
-const ee_kernels EE_VARIANT = {EE_VARIANT_NAME, decode, pool, pool_vectors, prepare, scores};
+const ee_kernels EE_VARIANT = {EE_VARIANT_NAME, decode, pool, pool_vectors, prepare, scores, scores_in_streams};

@@ -14,6 +14,8 @@
 /* Rows for a query that nothing was scanned for before the deadline. */
 #define LATE_ROWS 16
 #define LINE 64
+/* A run of so many rows is read in several streams; in fewer the first rows of each would come too late. */
+#define LONG_ROWS 4096
 /* Fewer hits than this are sorted one by one. */
 #define FEW 16
 
@@ -170,48 +172,76 @@ static int all_answered(const ee_best *best, size_t q) {
     return 1;
 }
 
-int ee_nearest(const ee_kernels *kernels, const ee_scan *scan, ee_best *best) {
+/* How far a scan is. */
+typedef struct {
+    int late, is_whole, is_over;
+} ee_progress;
+
+/* Offer the best rows from start to stop of a run, which is read in one stream or in EE_STREAMS of equal length. */
+static void scan_part(const ee_kernels *kernels, const ee_scan *scan, size_t run, size_t start, size_t stop,
+                      size_t streams, ee_best *best, ee_progress *progress) {
     float scores[BLOCK_ROWS];
     size_t fitting = BLOCK_BYTES / (scan->rows->row_bytes + 1), block = BLOCK_ROWS;
-    size_t distance = ee_rows_ahead(scan->rows);
-    int late = 0, is_whole = 1, is_over = 0;
+    size_t segment = (stop - start) / streams, distance = ee_rows_ahead(scan->rows);
     if (scan->q > 1 && fitting < block)
         block = fitting ? fitting : 1;
-    for (size_t run = 0; run < scan->r && !is_over; run++) {
-        size_t stop = (size_t)scan->runs[2 * run + 1];
-        for (size_t first = (size_t)scan->runs[2 * run], count; first < stop; first += count) {
-            size_t ahead = first + distance;
-            count = stop - first < block ? stop - first : block;
-            if (ahead >= stop && run + 1 < scan->r)
-                /* The next run's first rows are asked for while this one's last are compared. */
-                ahead = (size_t)scan->runs[2 * run + 2] + (ahead - stop);
-            else if (count > stop - ahead && ahead < stop)
-                count = stop - ahead;
-            for (size_t i = 0; !scan->bases && i < count; i += LINE / sizeof *scan->norms)
-                __builtin_prefetch(scan->norms + ahead + i);
-            if ((is_over = late && all_answered(best, scan->q))) {
-                is_whole = 0;
-                break;
-            }
-            for (size_t q = 0; q < scan->q; q++) {
-                size_t looked_at = late && count > LATE_ROWS ? LATE_ROWS : count;
-                if (scan->wanted && !scan->wanted[q * scan->r + run])
-                    continue;
-                if (late && is_answered(&best[q]))
-                    looked_at = 0;
-                is_whole = is_whole && looked_at == count;
-                if (!looked_at)
-                    continue;
-                kernels->scores(scan->rows, &scan->queries[q], first, looked_at, ahead, scores);
-                weigh(scan, scan->bases ? &scan->bases[q * scan->r + run] : NULL, first, looked_at, best[q].length, scores);
-                offer_block(first, looked_at, scores, &best[q]);
-                late = late || is_late(scan->deadline_ns);
-            }
+    block = block / streams ? block / streams : 1;
+    if (streams > 1)
+        distance = (distance + 1) / 2;
+    for (size_t first = start, end = start + segment, count; first < end; first += count) {
+        size_t ahead = first + distance;
+        count = end - first < block ? end - first : block;
+        if (ahead >= end && streams == 1 && run + 1 < scan->r)
+            /* The next run's first rows are asked for while this one's last are compared. */
+            ahead = (size_t)scan->runs[2 * run + 2] + (ahead - end);
+        else if (ahead < end && count > end - ahead)
+            count = end - ahead;
+        for (size_t place = 0; !scan->bases && place < streams; place++)
+            for (size_t i = 0; i < count; i += LINE / sizeof *scan->norms)
+                __builtin_prefetch(scan->norms + ahead + place * segment + i);
+        if ((progress->is_over = progress->late && all_answered(best, scan->q))) {
+            progress->is_whole = 0;
+            return;
         }
+        for (size_t q = 0; q < scan->q; q++) {
+            const float *base = scan->bases ? &scan->bases[q * scan->r + run] : NULL;
+            size_t looked_at = progress->late && count > LATE_ROWS ? LATE_ROWS : count;
+            if (scan->wanted && !scan->wanted[q * scan->r + run])
+                continue;
+            if (progress->late && is_answered(&best[q]))
+                looked_at = 0;
+            progress->is_whole = progress->is_whole && looked_at == count;
+            if (!looked_at)
+                continue;
+            if (streams > 1)
+                kernels->scores_in_streams(scan->rows, &scan->queries[q], first, looked_at, segment, ahead, scores);
+            else
+                kernels->scores(scan->rows, &scan->queries[q], first, looked_at, ahead, scores);
+            for (size_t place = 0; place < streams; place++) {
+                size_t there = first + place * segment;
+                float *found = scores + place * looked_at;
+                weigh(scan, base, there, looked_at, best[q].length, found);
+                offer_block(there, looked_at, found, &best[q]);
+            }
+            progress->late = progress->late || is_late(scan->deadline_ns);
+        }
+    }
+}
+
+int ee_nearest(const ee_kernels *kernels, const ee_scan *scan, ee_best *best) {
+    ee_progress progress = {0, 1, 0};
+    for (size_t run = 0; run < scan->r && !progress.is_over; run++) {
+        size_t start = (size_t)scan->runs[2 * run], stop = (size_t)scan->runs[2 * run + 1], middle = start;
+        if (scan->rows->codec == EE_INT8 && !scan->bases && stop - start >= LONG_ROWS) {
+            middle = stop - (stop - start) % EE_STREAMS;
+            scan_part(kernels, scan, run, start, middle, EE_STREAMS, best, &progress);
+        }
+        if (middle < stop && !progress.is_over)
+            scan_part(kernels, scan, run, middle, stop, 1, best, &progress);
     }
     for (size_t q = 0; q < scan->q; q++)
         keep_best(&best[q]);
-    return is_whole;
+    return progress.is_whole;
 }
 
 void ee_compare(const ee_kernels *kernels, const ee_rows *rows, const float *norms, const ee_query *query, size_t k,
