@@ -152,7 +152,7 @@ def board_named(name: str) -> Board:
         return read_profile(files[name])
     if name == THIS_MACHINE:
         return this_machine()
-    if name.endswith(".toml") and Path(name).is_file():
+    if name.endswith(".toml"):
         return read_profile(Path(name))
     raise RequestError(f"expected a board of {', '.join(board_names())}, found {name!r}")
 
@@ -171,7 +171,9 @@ def read_profile(path: Path) -> Board:
         below = _fields(known[like])
         if "like" in below:
             raise RequestError(f"{path}: like: expected a board that is like no other, found {like!r}")
-        fields = {**below, **fields, "sources": {**below["sources"], **fields["sources"]}}
+        # A figure of the file's own has a source of its own.
+        inherited = {key: source for key, source in below["sources"].items() if key not in fields}
+        fields = {**below, **fields, "sources": {**inherited, **fields["sources"]}}
     return _checked(path, fields)
 
 

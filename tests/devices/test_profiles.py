@@ -55,7 +55,7 @@ def test_a_pi_5_has_large_pages_and_dot_products_and_a_pi_zero_2w_half_a_gigabyt
     assert board_named("pi-zero-2w").ram_bytes == 512 * 2**20
 
 
-@pytest.mark.parametrize("name", ["pi-99", "", "PI-4", "../boards/pi-4", "pi-4.toml"])
+@pytest.mark.parametrize("name", ["pi-99", "", "PI-4", "../boards/pi-4", "pi-4.toml/"])
 def test_an_unknown_board_is_an_error_that_names_the_known_ones(name: str) -> None:
     with pytest.raises(RequestError, match=r"expected a board of .*pi-zero-2w.*, this-machine, found") as error:
         board_named(name)
@@ -88,6 +88,17 @@ def test_a_profile_is_read_from_a_path_and_what_nobody_measured_is_none(tmp_path
     assert default_budgets(board, OPERATIONS, 10**6).board == "mine"
 
 
+def test_a_profile_that_cannot_be_read_is_told_by_its_path(tmp_path: Path) -> None:
+    (tmp_path / "folder.toml").mkdir()
+    (tmp_path / "loop.toml").symlink_to("loop.toml")
+    os.mkfifo(tmp_path / "pipe.toml")
+    for name, found in (("none", "No such file"), ("folder", "a folder"), ("loop", "Too many"), ("pipe", "no file")):
+        with pytest.raises(RequestError, match=rf"{name}\.toml: expected a board's profile, found:? {found}"):
+            board_named(str(tmp_path / f"{name}.toml"))
+    with pytest.raises(RequestError, match="expected a board's profile, found: File name too long"):
+        board_named("a" * 5000 + ".toml")
+
+
 def test_profiles_in_the_users_folder_are_known_by_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine.toml").write_text(SMALL)
     (tmp_path / "pi-4.toml").write_text(SMALL)
@@ -101,6 +112,13 @@ def test_a_board_like_another_has_its_figures_and_their_sources_but_for_its_own(
     path.write_text('like = "pi-4"\nram_mib = 512\n[sources]\nram_mib = "its box"\n')
     mine, model = board_named(str(path)), board_named("pi-4")
     assert mine == replace(model, name="mine", ram_bytes=512 * 2**20, sources={**model.sources, "ram_mib": "its box"})
+
+
+def test_a_figure_of_ones_own_is_not_vouched_for_by_the_board_that_it_differs_from(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('like = "pi-4"\nmemory_copy_gb_per_s = 9.5\n')
+    with pytest.raises(RequestError, match="memory_copy_gb_per_s: expected its source"):
+        board_named(str(path))
 
 
 @pytest.mark.parametrize(
