@@ -324,7 +324,7 @@ def _export(arguments: argparse.Namespace) -> int:
 def prediction_lines(prediction: Prediction) -> list[str]:
     """Return what a board is predicted to need for a bundle, and what of that is guessed."""
     lines = [
-        f"  predicted on {prediction.board}: {format_size(prediction.memory_private_bytes)} private, "
+        f"  predicted on {prediction.board}: {format_size(prediction.memory_private_bytes)} private beside numpy, "
         f"{format_size(prediction.resident_bytes)} of {format_size(prediction.flash_bytes)} on flash stay in memory"
     ]
     for operation, latency in prediction.operations.items():

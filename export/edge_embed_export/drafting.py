@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 from edge_embed.errors import RequestError
 from edge_embed.kernels.reference import SCAN_ROWS
@@ -11,6 +12,7 @@ from edge_embed.memory import format_size
 from edge_embed.text import BATCH_TOKENS
 from edge_embed_bundle.encoders import EncoderModel
 from edge_embed_bundle.manifest import Budgets, Manifest, Model, Requirements, TableModel
+from edge_embed_bundle.room import PROCESS_BYTES
 from edge_embed_bundle.values import Blob
 from edge_embed_devices.advising import misses
 from edge_embed_devices.budgets import default_budgets
@@ -107,6 +109,41 @@ def scan_bytes(model: TableModel) -> int:
     return per_number * model.dimensions * block + 32 * scored
 
 
+def check_memory(title: str, needed_bytes: int, budget_bytes: int, fits: Sequence[str] = ()) -> None:
+    """Refuse a memory budget that a process with numpy and the bundle cannot keep: it is of the whole process.
+
+    Args:
+        title: the source's.
+        needed_bytes: what the bundle adds to a process.
+        budget_bytes: what the process may hold.
+        fits: the choices with which it would fit.
+
+    Raises:
+        RequestError: the budget is too small; the message has the figures and what would fit.
+    """
+    if needed_bytes + PROCESS_BYTES > budget_bytes:
+        choices = f"; within it: {' or '.join(fits)}" if fits else ""
+        raise RequestError(
+            f"{title}: expected a memory budget of {format_size(needed_bytes + PROCESS_BYTES)} or more, of which the "
+            f"bundle adds {format_size(needed_bytes)} to a process with numpy, found "
+            f"{format_size(budget_bytes)}{choices}; or pass --budget memory=..."
+        )
+
+
+def memory_choices(
+    models: tuple[TableModel, ...], private_bytes: Callable[[tuple[TableModel, ...]], int], budget_bytes: int
+) -> list[str]:
+    """Return the nearest choices with which tables fit into a memory budget, where each alone is enough."""
+
+    def fits(**changed: Any) -> bool:
+        return private_bytes(tuple(model._replace(**changed) for model in models)) + PROCESS_BYTES <= budget_bytes
+
+    codec = next((f"--codec {codec}" for codec in _SCAN_BYTES if fits(codec=codec)), None)
+    most = min(model.dimensions for model in models)
+    dimensions = next((f"--dimensions {d}" for d in range((most - 1) // 8 * 8, 0, -8) if fits(dimensions=d)), None)
+    return [choice for choice in (dimensions, codec) if choice is not None]
+
+
 def check_prediction(manifest: Manifest, options: Options, works: Mapping[str, Work] = MappingProxyType({})) -> None:
     """Refuse budgets that the user named and that the board's memory and cores cannot keep.
 
@@ -135,12 +172,8 @@ def _budgets(source: Source, options: Options, models: tuple[TableModel, ...]) -
     budget_bytes = budgets.memory_private_bytes
     if options.memory_budget_bytes is not None:
         budget_bytes = options.memory_budget_bytes
-    needed_bytes = _private_bytes(source, models)
-    if needed_bytes > budget_bytes:
-        raise RequestError(
-            f"{source.title}: expected a memory budget of {format_size(needed_bytes)} or more, which the bundle adds "
-            f"to a process, found {format_size(budget_bytes)}; pass --budget memory=..."
-        )
+    fits = memory_choices(models, lambda changed: _private_bytes(source, changed), budget_bytes)
+    check_memory(source.title, _private_bytes(source, models), budget_bytes, fits)
     return budgets._replace(
         memory_private_bytes=budget_bytes, operations={**budgets.operations, **options.latency_budgets}
     )

@@ -9,6 +9,7 @@ from edge_embed.errors import RequestError
 from edge_embed.memory import format_size
 from edge_embed_bundle.encoders import EncoderModel
 from edge_embed_bundle.manifest import Budgets, Manifest, Model, Requirements, TableModel
+from edge_embed_bundle.room import PROCESS_BYTES
 from edge_embed_bundle.values import Blob
 from edge_embed_devices.budgets import default_budgets
 from edge_embed_devices.graph_work import Work
@@ -17,12 +18,14 @@ from edge_embed_devices.profiles import Board, board_named
 from edge_embed_export.drafting import (
     RUNTIME_BYTES,
     TABLE_BYTES,
+    check_memory,
     features_of,
     scan_bytes,
     tokenizer_bytes,
 )
 from edge_embed_export.options import Options
 from edge_embed_export.sources.encoders import EncoderSource
+from edge_embed_export.sources.graph_network import GraphNetwork
 
 # Private memory beyond numpy, measured on x86-64 with CPython 3.11 and rounded up. ONNX Runtime 1.32: its library and
 # a session; LiteRT takes less. Weights that are multiplied are packed into memory of the engine's own.
@@ -95,11 +98,12 @@ def _budgets(
     budget_bytes = max(budgets.memory_private_bytes, -(-whole_bytes // _STEP_BYTES) * _STEP_BYTES)
     if options.memory_budget_bytes is not None:
         budget_bytes = options.memory_budget_bytes
-    if checked and needed_bytes > budget_bytes:
-        raise RequestError(
-            f"{source.title}: expected a memory budget of {format_size(needed_bytes)} or more, which the bundle adds "
-            f"to a process, found {format_size(budget_bytes)}; pass --budget memory=..."
-        )
+    if checked:
+        coded_bytes = _private_bytes(source, models, "int8") + PROCESS_BYTES
+        # A graph of another maker stays as it is.
+        may_change = options.codec != "int8" and not isinstance(source.network, GraphNetwork)
+        fits = ["--codec int8"] if may_change and coded_bytes <= budget_bytes else []
+        check_memory(source.title, needed_bytes, budget_bytes, fits)
     if checked and budget_bytes > board.ram_bytes:
         raise RequestError(
             f"{source.title}: expected a board with {format_size(budget_bytes)} of memory for this encoder, found "

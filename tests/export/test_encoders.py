@@ -17,6 +17,7 @@ import edge_embed
 from edge_embed.commands import main
 from edge_embed.errors import BundleError, RequestError
 from edge_embed_bundle.bundle import Bundle
+from edge_embed_bundle.room import PROCESS_BYTES
 from edge_embed_export.encoders import export_encoder
 from edge_embed_export.evaluation import read_evaluation
 from edge_embed_export.options import Options
@@ -338,7 +339,7 @@ def test_a_tokenizer_that_the_package_does_not_take_writes_no_bundle(folder: Pat
         ),
         ({"codecs": {"encoder": "int8"}}, "expected options for the collection alone, found encoder"),
         ({"codecs": {"collection": "int9"}}, "expected a codec"),
-        ({"memory_budget_bytes": 2**20}, "expected a memory budget of .* or more, which the bundle adds"),
+        ({"memory_budget_bytes": 2**20}, "expected a memory budget of .* or more, of which the bundle adds"),
         ({"name": "a b"}, "name: expected letters, digits"),
         ({"board": "pi-9"}, "pi-9"),
     ],
@@ -349,6 +350,14 @@ def test_an_option_that_no_encoder_has_is_refused(
     with pytest.raises(edge_embed.EdgeEmbedError, match=says):
         make_encoder_bundle(tmp_path / "bundle", encoder_folder, **options)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_memory_budget_that_float32_alone_breaks_names_int8(encoder_folder: Path, tmp_path: Path) -> None:
+    report = make_encoder_bundle(tmp_path / "bundle", encoder_folder, codec="float32")
+    needed_bytes = report.manifest.requirements.memory_private_bytes + PROCESS_BYTES
+    with pytest.raises(edge_embed.EdgeEmbedError, match="within it: --codec int8; or pass --budget memory"):
+        make_encoder_bundle(tmp_path / "large", encoder_folder, codec="float32", memory_budget_bytes=needed_bytes - 1)
+    make_encoder_bundle(tmp_path / "small", encoder_folder, codec="int8", memory_budget_bytes=needed_bytes - 1)
 
 
 def test_options_of_tables_are_refused_beside_an_encoder(
