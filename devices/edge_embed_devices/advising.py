@@ -13,7 +13,7 @@ from types import MappingProxyType
 
 from edge_embed_bundle.manifest import Manifest, TableModel
 from edge_embed_devices.graph_work import Work
-from edge_embed_devices.prediction import predict, search
+from edge_embed_devices.prediction import predict, scanned_rows
 from edge_embed_devices.profiles import Board
 
 # Bytes a number, the most first; product quantization with a code for eight numbers.
@@ -72,7 +72,7 @@ def _choices(
     manifest: Manifest, board: Board, works: Mapping[str, Work], operation: str, percentile: str, bound: float
 ) -> Iterator[str]:
     if operation == "search":
-        yield from _fitting(manifest, board, percentile, bound)
+        yield from _fitting(manifest, board, works, percentile, bound)
     model = next((model for model in manifest.encoders if model.operation == operation == "encode"), None)
     if model is None or model.name not in works:
         return
@@ -96,15 +96,20 @@ def _choices(
     yield "--distill, which makes it static"
 
 
-def _fitting(manifest: Manifest, board: Board, percentile: str, bound: float) -> Iterator[str]:
+def _fitting(
+    manifest: Manifest, board: Board, works: Mapping[str, Work], percentile: str, bound: float
+) -> Iterator[str]:
     """Yield the nearest choices with which a search fits, where each alone is enough."""
     searched = [model for model in manifest.tables if "norms" in model.tensors and model.classify is None]
-    model = max(searched, key=lambda model: model.rows * model.dimensions)
-    spare_bytes = max(1, int(board.ram_bytes * 0.75))
+    model = max(searched, key=lambda model: scanned_rows(model) * model.dimensions)
 
     def fits(changed: TableModel, times: float) -> bool:
-        missing = max(0.0, 1 - spare_bytes / (manifest.size_bytes * times))
-        value = getattr(search(changed, board, missing), f"{percentile}_us")
+        models = tuple(changed if each is model else each for each in manifest.models)
+        blobs = {
+            name: blob._replace(size_bytes=round(blob.size_bytes * times)) for name, blob in manifest.blobs.items()
+        }
+        there = predict(manifest._replace(models=models, blobs=blobs), board, works)
+        value = getattr(there.operations["search"], f"{percentile}_us")
         return value is not None and value <= bound
 
     steps = range((model.dimensions - 1) // _STEP * _STEP, 0, -_STEP)

@@ -47,6 +47,20 @@ def test_a_search_that_is_too_slow_is_told_with_what_would_fit(manifest: Manifes
         assert (misses(_within(narrower, search=70_000.0), BOARD) == []) is fits
 
 
+def test_what_is_proposed_for_a_search_by_text_leaves_time_for_the_text(manifest: Manifest) -> None:
+    slow = replace(BOARD, python_call_ns=40_000.0)
+    by_text = tuple(asked._replace(by="text") if asked.operation == "search" else asked for asked in manifest.golden)
+    asked = manifest._replace(golden=by_text)
+    whole, text = (predict(asked, slow).operations[name].p50_us for name in ("search", "encode"))
+    assert whole is not None
+    assert text is not None
+    bound = whole - text / 2
+    (miss,) = misses(_within(asked, search=bound), slow)
+    dimensions = int(miss.fits[0].removeprefix("--dimensions "))
+    narrower = as_if_larger(asked, 10**6, dimensions)
+    assert misses(_within(narrower, search=bound), slow) == []
+
+
 def test_lists_are_proposed_where_a_tenth_of_the_rows_can_be_scanned(manifest: Manifest) -> None:
     (miss,) = misses(_within(manifest, search=10_000.0), BOARD)
     assert miss.fits == ("--order cluster",)
