@@ -54,10 +54,13 @@ class Line:
 
 
 class Check(NamedTuple):
-    """The lines of a check, and the figures that the board's profile does not have where it was predicted."""
+    """The lines of a check, and how rough they are where the board was predicted."""
 
     lines: list[Line]
+    #: Figures that the board's profile does not have.
     guessed: tuple[str, ...] = ()
+    #: Operations whose graph is none of a transformer, which the figures of engines are of.
+    rougher: tuple[str, ...] = ()
 
 
 #: From an operation, a percentile and what was measured here, in microseconds, to what it takes on the board.
@@ -86,18 +89,19 @@ def check(path: Path, board: Board) -> Check:
     found["operations"] = {name: each["warm"] for name, each in operations.items()}
     on_board: OnBoard = _measured_there
     guessed: tuple[str, ...] = ()
+    rougher: tuple[str, ...] = ()
     if not is_here(board):
         with Bundle.open(folder) as bundle:
             works = works_of(bundle)
             boards = this_machine_for(bundle.manifest), board
             here, there = (predict(bundle.manifest, each, works) for each in boards)
-        on_board, guessed = _predicted(here, there), there.guessed
+        on_board, guessed, rougher = _predicted(here, there), there.guessed, there.rougher
     lines = [
         *_memory_lines(found["memory"], budgets, flash_bytes, board),
         *_latency_lines(found, budgets, on_board),
         *_told_lines(operations, on_board),
     ]
-    return Check(lines, guessed)
+    return Check(lines, guessed, rougher)
 
 
 def name_of(path: Path) -> str:

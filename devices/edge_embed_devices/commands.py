@@ -12,8 +12,17 @@ from edge_embed.errors import RequestError
 from edge_embed.memory import format_size
 from edge_embed_bundle.values import NAME
 from edge_embed_devices.calibrating import Extent, calibrate
-from edge_embed_devices.checking import Line, check, name_of
-from edge_embed_devices.comparing import THRESHOLD, check_junit, circumstances, earlier, regressions, write_junit
+from edge_embed_devices.checking import Check, Line, check, name_of
+from edge_embed_devices.comparing import (
+    GONE,
+    THRESHOLD,
+    check_junit,
+    circumstances,
+    earlier,
+    missing,
+    regressions,
+    write_junit,
+)
 from edge_embed_devices.profiles import FIGURES, THIS_MACHINE, Board, board_named, board_names, is_here
 
 
@@ -101,44 +110,49 @@ def _check(arguments: argparse.Namespace) -> int:
         check_junit(arguments.junit)
     now = circumstances(board.name, name_of(arguments.path))
     before = {} if arguments.against is None else earlier(arguments.against, now)
-    lines, guessed = check(arguments.path, board)
+    found = check(arguments.path, board)
+    lines = found.lines
     within = all(line.within for line in lines)
-    worse = regressions(lines, before, arguments.threshold)
+    worse, gone = regressions(lines, before, arguments.threshold), missing(lines, before)
     if arguments.junit is not None:
-        write_junit(arguments.junit, board.name, lines, worse)
+        write_junit(arguments.junit, board.name, lines, worse, gone)
     if arguments.json:
         shown = [{**asdict(line), "within": line.within} for line in lines]
         grown = [{**asdict(regression), "ratio": regression.ratio} for regression in worse]
-        known = {**now, "predicted": not is_here(board), "guessed": guessed, "within": within}
-        print(json.dumps({**known, "lines": shown, "regressions": grown}))
+        rough = {"guessed": found.guessed, "rougher": found.rougher}
+        known = {**now, "predicted": not is_here(board), **rough, "within": within}
+        print(json.dumps({**known, "lines": shown, "regressions": grown, "missing": gone}))
     else:
-        print_lines(lines, board, guessed)
+        print_lines(found, board)
+        for name in gone:
+            print(f"not compared: {name}: {GONE}")
         for regression in worse:
             print(f"REGRESSION {regression}")
     return 0 if within and not worse else 1
 
 
-def print_lines(lines: list[Line], board: Board, guessed: tuple[str, ...] = ()) -> None:
+def print_lines(found: Check, board: Board) -> None:
     """Print budgets beside measurements as a table."""
     predicted = not is_here(board)
     head = f"{'':36}{'budget':>12}{'here':>12}"
     print(head + (f"{board.name:>18}" if predicted else ""))
-    for line in lines:
+    for line in found.lines:
         cells = f"{line.name:36}{_shown(line, line.budget):>12}{_shown(line, line.measured):>12}"
         if predicted:
             cells += f"{_shown(line, line.on_board):>18}"
         print(f"{cells}  {_verdict(line)}".rstrip())
-    for reason in dict.fromkeys(line.skipped for line in lines if line.skipped):
+    for reason in dict.fromkeys(line.skipped for line in found.lines if line.skipped):
         print(f"not measured: {reason}")
     if predicted:
         print(
             f"latency on {board.name} is predicted: measured here, times what its profile predicts over what this "
             "machine's does; check on the board itself measures it"
         )
-    if guessed:
-        print(
-            f"rougher, for {board.name}'s profile has no {', '.join(guessed)}; boards calibrate on the board finds it"
-        )
+    if found.guessed:
+        lacks = ", ".join(found.guessed)
+        print(f"rougher, for {board.name}'s profile has no {lacks}; boards calibrate on the board finds it")
+    for operation in found.rougher:
+        print(f"rough: {operation}, whose graph is none of a transformer")
 
 
 def _verdict(line: Line) -> str:

@@ -19,6 +19,8 @@ from edge_embed_devices.checking import Line
 from edge_embed_devices.profiles import machine_model
 
 THRESHOLD = 1.5
+#: What is said of a figure that is missing.
+GONE = "the earlier check has it, and this one does not"
 # A ratio to less than this says nothing.
 _LEAST = 1e-12
 
@@ -91,8 +93,16 @@ def regressions(lines: Sequence[Line], before: Mapping[str, float], threshold: f
     ]
 
 
-def write_junit(path: Path, board: str, lines: Sequence[Line], worse: Sequence[Regression]) -> None:
-    """Write a check in JUnit's XML: a test case for each figure that is judged."""
+def missing(lines: Sequence[Line], before: Mapping[str, float]) -> list[str]:
+    """Return the names of the judged figures that an earlier check has and this one does not."""
+    there = {line.name for line in lines if line.budget is not None and line.measured is not None}
+    return [name for name in before if name not in there]
+
+
+def write_junit(
+    path: Path, board: str, lines: Sequence[Line], worse: Sequence[Regression], gone: Sequence[str] = ()
+) -> None:
+    """Write a check in JUnit's XML: a test case for each figure that is judged, and for each that is gone."""
     suite = ElementTree.Element("testsuite", name=f"edge-embed check {board}")
     grown = {regression.name: regression for regression in worse}
     for line in lines:
@@ -106,6 +116,10 @@ def write_junit(path: Path, board: str, lines: Sequence[Line], worse: Sequence[R
             ElementTree.SubElement(case, "failure", message=expected)
         elif line.name in grown:
             ElementTree.SubElement(case, "failure", message=str(grown[line.name]))
+    for name in gone:
+        if not any(line.name == name and line.budget is not None for line in lines):
+            case = ElementTree.SubElement(suite, "testcase", classname="edge_embed.check", name=name)
+            ElementTree.SubElement(case, "skipped", message=GONE)
     cases = suite.findall("testcase")
     suite.set("tests", str(len(cases)))
     suite.set("failures", str(sum(case.find("failure") is not None for case in cases)))

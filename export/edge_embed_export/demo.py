@@ -96,10 +96,10 @@ def _journey(place: Path, told: _Told, progress: Progress) -> bool:
         back = _roll_back(runtime, store, told)
 
     told.step(f"6. the budgets, for {board_named(BOARD).title}")
-    lines, guessed = check(store, board_named(BOARD))
+    found = check(store, board_named(BOARD))
     if not told.as_json:
-        print_lines(lines, board_named(BOARD), guessed)
-    told.facts["check"] = [{**asdict(line), "within": line.within} for line in lines]
+        print_lines(found, board_named(BOARD))
+    told.facts["check"] = [{**asdict(line), "within": line.within} for line in found.lines]
     # The prediction for another board is shown, not judged: it rests on how busy this machine is.
     return after != before and refused and back == before
 

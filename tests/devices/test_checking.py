@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from edge_embed.commands import main
 from edge_embed.errors import BundleError, StoreError
 from edge_embed_bundle.manifest import Budgets, LatencyBudget
 from edge_embed_bundle.store import Store
@@ -24,6 +25,7 @@ from edge_embed_devices.prediction import Latency, Prediction
 from edge_embed_devices.profiles import board_named
 from tests.fakes.probes import FakeProbe
 
+GOLDEN = Path(__file__).parents[1] / "golden" / "format-1"
 BUDGETS = Budgets("pi-4", 1000, {"lookup": LatencyBudget(100, 300), "search": LatencyBudget(5000, 9000)})
 
 
@@ -95,7 +97,7 @@ def test_a_bundle_and_the_store_that_serves_it_are_checked_alike(bundle: Path, t
     store.install(bundle, FakeProbe())
     names = []
     for path in (bundle, store.path):
-        lines, guessed = check(path, board_named("pi-zero-2w"))
+        lines, guessed, _ = check(path, board_named("pi-zero-2w"))
         assert set(guessed) == {"python_call_ns", "scan_gb_per_s"}
         names.append([line.name for line in lines])
         judged = [line for line in lines if line.budget is not None]
@@ -106,6 +108,11 @@ def test_a_bundle_and_the_store_that_serves_it_are_checked_alike(bundle: Path, t
     for name in operations:
         assert {f"{name} p99.9", f"{name} cold p50", f"{name} cold: major page faults"} <= set(names[0][8:])
     assert names[0][-1] == "mapped pages in memory"
+
+
+def test_an_image_encoder_is_checked_for_a_board_and_said_to_be_rough(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", str(GOLDEN / "colours-image"), "--board", "pi-5"]) in (0, 1)
+    assert "rough: encode_image, whose graph is none of a transformer" in capsys.readouterr().out
 
 
 def test_what_nobody_promised_is_told_and_not_judged() -> None:

@@ -11,7 +11,7 @@ import pytest
 from edge_embed.commands import main
 from edge_embed.errors import BundleError, RequestError
 from edge_embed_devices.checking import Line
-from edge_embed_devices.comparing import Regression, circumstances, earlier, regressions, write_junit
+from edge_embed_devices.comparing import Regression, circumstances, earlier, missing, regressions, write_junit
 
 LINES = [
     Line("private memory", "bytes", 100, 80, 80),
@@ -96,6 +96,30 @@ def test_junit_has_a_case_for_each_judged_figure_and_a_failure_for_each_miss(tmp
     assert failures["private memory"] == []
     assert failures["lookup p99"][0].get("message") == "expected at most 10 us, found 12.0"
     assert "2.00 times" in str(failures["lookup p50"][0].get("message"))
+
+
+def test_a_figure_that_an_earlier_check_alone_has_is_told_and_is_a_case_that_was_skipped(tmp_path: Path) -> None:
+    before = {"lookup p50": 4.0, "encode p50": 9.0, "search p50": 9.0, "lookup p99.9": 9.0}
+    gone = missing(LINES, before)
+    assert gone == ["encode p50", "search p50", "lookup p99.9"]
+    path = tmp_path / "check.xml"
+    write_junit(path, "pi-4", LINES, [], gone)
+    suite = ElementTree.parse(path).getroot()  # noqa: S314
+    skipped = {case.get("name"): found.get("message") for case in suite for found in case.findall("skipped")}
+    why = "the earlier check has it, and this one does not"
+    assert skipped == {"encode p50": "needs a package", "search p50": why, "lookup p99.9": why}
+
+
+def test_the_command_tells_a_figure_that_is_gone(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", str(bundle), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    said["lines"].append({"name": "classify p50", "budget": 1.0, "measured": 1.0})
+    before = tmp_path / "before.json"
+    before.write_text(json.dumps(said))
+    main(["check", str(bundle), "--against", str(before), "--threshold", "1000"])
+    assert "not compared: classify p50: the earlier check has it" in capsys.readouterr().out
 
 
 def test_the_command_compares_with_what_it_printed_and_writes_junit(
