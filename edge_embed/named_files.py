@@ -1,4 +1,4 @@
-"""The gate for files that a user names: what a command reads beside a bundle or a source.
+"""The gate for files that a user names: what a command reads or writes beside a bundle or a source.
 
 A device has no end and a pipe may have no writer, so only a regular file is opened; who knows how large a file can be
 says so, and a larger one is not read.
@@ -50,3 +50,26 @@ def read_named(path: Path, expected: str, ceiling_bytes: int | None = None) -> b
     if ceiling_bytes is not None and len(data) > ceiling_bytes:
         raise RequestError(f"{path}: expected {expected} of at most {ceiling_bytes} bytes, found more")
     return data
+
+
+def check_writable(path: Path, *, regular: bool = False) -> None:
+    """Refuse a place that no file can be written to, before the work begins; it is left as it was.
+
+    Args:
+        path: the place.
+        regular: a device or a pipe will not do.
+
+    Raises:
+        RequestError: the folder is absent or keeps files out, or the place is a folder.
+    """
+    if path.exists() and not path.is_dir() and not path.is_file():
+        if regular:
+            raise RequestError(f"{path}: expected a file in a folder that is there, found no file")
+        return
+    was_there = path.exists()
+    try:
+        path.open("ab").close()
+    except OSError as error:
+        raise RequestError(f"{path}: expected a file in a folder that is there, found: {error.strerror}") from error
+    if not was_there:
+        path.unlink()

@@ -10,13 +10,13 @@ from pathlib import Path
 from edge_embed.commands import Command
 from edge_embed.errors import RequestError
 from edge_embed.memory import format_size
+from edge_embed.named_files import check_writable
 from edge_embed_bundle.values import NAME
 from edge_embed_devices.calibrating import Extent, calibrate
 from edge_embed_devices.checking import Check, Line, check, name_of
 from edge_embed_devices.comparing import (
     GONE,
     THRESHOLD,
-    check_junit,
     circumstances,
     earlier,
     missing,
@@ -70,6 +70,7 @@ def _calibrated(arguments: argparse.Namespace) -> Board:
     folder = target.parent if arguments.folder is None else arguments.folder
     if target.suffix != ".toml" or not NAME.fullmatch(target.stem) or not folder.is_dir():
         raise RequestError(f"expected a file like my-board.toml in a folder that exists, found {target} and {folder}")
+    check_writable(target, regular=True)
     return calibrate(target, folder, Extent.of_this_machine())
 
 
@@ -107,15 +108,13 @@ def _check(arguments: argparse.Namespace) -> int:
     if not 1 <= arguments.threshold < float("inf"):
         raise RequestError(f"expected a threshold of 1 or more, found {arguments.threshold}")
     if arguments.junit is not None:
-        check_junit(arguments.junit)
+        check_writable(arguments.junit)
     now = circumstances(board.name, name_of(arguments.path))
     before = {} if arguments.against is None else earlier(arguments.against, now)
     found = check(arguments.path, board)
     lines = found.lines
     within = all(line.within for line in lines)
     worse, gone = regressions(lines, before, arguments.threshold), missing(lines, before)
-    if arguments.junit is not None:
-        write_junit(arguments.junit, board.name, lines, worse, gone)
     if arguments.json:
         shown = [{**asdict(line), "within": line.within} for line in lines]
         grown = [{**asdict(regression), "ratio": regression.ratio} for regression in worse]
@@ -128,6 +127,8 @@ def _check(arguments: argparse.Namespace) -> int:
             print(f"not compared: {name}: {GONE}")
         for regression in worse:
             print(f"REGRESSION {regression}")
+    if arguments.junit is not None:
+        write_junit(arguments.junit, board.name, lines, worse, gone)
     return 0 if within and not worse else 1
 
 

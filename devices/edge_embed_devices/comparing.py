@@ -127,16 +127,6 @@ def write_junit(
     ElementTree.ElementTree(suite).write(path, encoding="utf-8", xml_declaration=True)
 
 
-def check_junit(path: Path) -> None:
-    """Refuse a place that no file can be written to, before the work begins.
-
-    Raises:
-        RequestError: the folder is absent, or the place is a folder.
-    """
-    if path.is_dir() or not path.parent.is_dir():
-        raise RequestError(f"{path}: expected a file in a folder that is there, found a folder or none")
-
-
 def _is_figure(value: object) -> bool:
     """Return whether a check can have measured it: nothing, or no less than a clock tells apart."""
     if isinstance(value, bool) or not isinstance(value, int | float):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from datetime import UTC, date, datetime
 from importlib import resources
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from edge_embed.commands import main
+from edge_embed.named_files import check_writable
 from edge_embed_devices import calibrating, engine_speeds
 from edge_embed_devices.calibrating import Extent, calibrate, isa_of
 from edge_embed_devices.graph_work import Work, counted
@@ -110,3 +112,23 @@ def test_a_target_that_is_no_profile_in_a_folder_is_refused_before_anything_is_m
 ) -> None:
     assert main(["boards", "calibrate", f"--output={tmp_path / name}", "--json"]) == 2
     assert "expected a file like my-board.toml" in json.loads(capsys.readouterr().out)["error"]
+
+
+def test_a_target_that_cannot_be_written_is_refused_before_anything_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "folder.toml").mkdir()
+    os.mkfifo(tmp_path / "pipe.toml")
+    # Nobody makes a file in /proc, root included.
+    for target in (tmp_path / "folder.toml", tmp_path / "pipe.toml", Path("/proc/mine.toml")):
+        assert main(["boards", "calibrate", f"--output={target}"]) == 2
+        assert f"{target}: expected a file in a folder that is there, found" in capsys.readouterr().err
+
+
+def test_a_place_that_can_be_written_to_is_left_as_it_was(tmp_path: Path) -> None:
+    there, absent = tmp_path / "there", tmp_path / "absent"
+    there.write_bytes(b"kept")
+    for place in (there, absent):
+        check_writable(place, regular=True)
+    assert there.read_bytes() == b"kept"
+    assert not absent.exists()

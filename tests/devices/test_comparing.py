@@ -82,7 +82,8 @@ def test_a_file_that_is_no_check_is_refused(tmp_path: Path, text: str) -> None:
 def test_a_report_that_cannot_be_written_is_refused_before_anything_is_measured(
     bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for junit in (tmp_path, tmp_path / "nowhere" / "check.xml"):
+    # Nobody makes a file in /proc, root included.
+    for junit in (tmp_path, tmp_path / "nowhere" / "check.xml", Path("/proc/check.xml")):
         assert main(["check", str(bundle), "--junit", str(junit)]) == 2
         assert f"{junit}: expected a file in a folder that is there" in capsys.readouterr().err
 
