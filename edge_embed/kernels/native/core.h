@@ -70,8 +70,13 @@ typedef struct {
 static inline size_t ee_rows_ahead(const ee_rows *rows) { return EE_SCAN_AHEAD / (rows->row_bytes + 1) + 1; }
 
 /* Places at which a long scan of int8 rows reads side by side: memory gives more to four streams than to one, be they
- * fetched ahead or not (Xeon, 2026-11: 24 % more rows in a second; two streams 12 %, eight as many as four). */
+ * fetched ahead or not (Xeon, 2026-11: 24 % more rows in a second; two streams 12 %, eight as many as four). Elsewhere one:
+ * it costs 12 instructions a row, and boards wait for the processor before they wait for memory. */
+#if defined(__x86_64__)
 #define EE_STREAMS 4
+#else
+#define EE_STREAMS 1
+#endif
 
 /* One spelling of the hot loops for one instruction set. */
 typedef struct {

@@ -232,7 +232,7 @@ int ee_nearest(const ee_kernels *kernels, const ee_scan *scan, ee_best *best) {
     ee_progress progress = {0, 1, 0};
     for (size_t run = 0; run < scan->r && !progress.is_over; run++) {
         size_t start = (size_t)scan->runs[2 * run], stop = (size_t)scan->runs[2 * run + 1], middle = start;
-        if (scan->rows->codec == EE_INT8 && !scan->bases && stop - start >= LONG_ROWS) {
+        if (EE_STREAMS > 1 && scan->rows->codec == EE_INT8 && !scan->bases && stop - start >= LONG_ROWS) {
             middle = stop - (stop - start) % EE_STREAMS;
             scan_part(kernels, scan, run, start, middle, EE_STREAMS, best, &progress);
         }
