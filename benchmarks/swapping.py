@@ -300,7 +300,7 @@ def split(times: Iterable[NDArray[np.int64]], swaps: NDArray[np.int64]) -> tuple
 
 
 def moves(asked: Asked, swaps: NDArray[np.int64]) -> NDArray[Any]:
-    """Return the longest call of a process that ended with each swap, in milliseconds: it opened what is new."""
+    """Return the longest call of a process that ended with each swap, in milliseconds."""
     times = np.concatenate(list(asked.times.values()))
     times = times[np.argsort(times[:, 1])]
     near = int(_AFTER_SECONDS * 1e9)
@@ -335,7 +335,7 @@ def report(found: Swapped) -> tuple[str, bool]:
     longest = np.concatenate([moves(each, found.swaps) for each in found.asked])
     lines += [
         "",
-        f"The longest call of each process within 20 ms of a swap, one of which opened the new generation: "
+        f"The longest call of each process within 20 ms of a swap, while its own thread opened the new generation: "
         f"{np.median(longest):.1f} ms (median), {np.percentile(longest, 99):.1f} ms (99 %).",
     ]
     lines += [
