@@ -82,7 +82,7 @@ bench: $(BENCH_ENV)/ready
 	$(BENCH_ENV)/bin/python benchmarks/encode.py --write
 
 bench-arm: $(TEST_ENV)/ready
-	$(TEST_ENV)/bin/python benchmarks/instructions.py --write
+	$(TEST_ENV)/bin/python benchmarks/instructions.py
 
 clean:
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
