@@ -53,6 +53,8 @@ _RANDOM_READ_NS = 200.0
 _PEAK = MappingProxyType({True: {"float32": 8, "int8": 32}, False: {"float32": 4, "int8": 8}})
 _OF_PEAK = 0.29
 _CORE_HZ = 1e9
+# What a random read of flash is measured by.
+_READ_BYTES = 4096
 # What the kernel, the system and the process itself leave for pages of a bundle.
 _SPARE_SHARE = 0.75
 # Between the typical call and the hundredth slowest on a quiet machine.
@@ -273,7 +275,7 @@ def search(model: TableModel, board: Board, missing: float = 0) -> Latency:
     if board.flash_read_bytes_per_s is None or (compared and board.flash_random_reads_per_s is None):
         return Latency(None, None)
     scan_s = sum(rows * row_bytes for rows, row_bytes in scans) / board.flash_read_bytes_per_s
-    compare_s = compared / board.flash_random_reads_per_s if board.flash_random_reads_per_s else 0.0
+    compare_s = compared * _page_s(board, board.flash_random_reads_per_s) if board.flash_random_reads_per_s else 0.0
     cold_us = warm_us + missing * (scan_s + compare_s) * 1e6
     return Latency(_rounded(cold_us), _rounded(_TAIL * cold_us))
 
@@ -356,11 +358,19 @@ def _with_flash(warm_us: float, pages: float, missing: float, board: Board) -> L
         return Latency(_rounded(warm_us), _rounded(_TAIL * warm_us))
     if board.flash_random_reads_per_s is None:
         return Latency(None, None)
-    page_us = 1e6 / board.flash_random_reads_per_s
+    page_us = 1e6 * _page_s(board, board.flash_random_reads_per_s)
     # The typical call waits for a page only if more than half of them do; the hundredth slowest for all of its own.
     waiting = pages * missing
     typical_us = warm_us + (waiting if waiting >= 1 else round(waiting)) * page_us
     return Latency(_rounded(typical_us), _rounded(_TAIL * warm_us + pages * page_us))
+
+
+def _page_s(board: Board, reads_per_s: float) -> float:
+    """Return what a page takes: the first 4 KiB of it by a random read, the rest of a larger one by what follows it."""
+    beyond_bytes = board.page_size_bytes - _READ_BYTES
+    if board.flash_read_bytes_per_s is not None:
+        return 1 / reads_per_s + beyond_bytes / board.flash_read_bytes_per_s
+    return (1 + beyond_bytes / _READ_BYTES) / reads_per_s
 
 
 def _rounded(value: float) -> float:

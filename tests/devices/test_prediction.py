@@ -11,7 +11,7 @@ import pytest
 from edge_embed_bundle.bundle import Bundle
 from edge_embed_bundle.manifest import Manifest
 from edge_embed_devices.graph_work import Work, works_of
-from edge_embed_devices.prediction import encode, predict, random_read_ns, run, scanned_rows, search
+from edge_embed_devices.prediction import encode, lookup, predict, random_read_ns, run, scanned_rows, search
 from edge_embed_devices.profiles import Board, board_named
 from tests.making import make_bundle, rows_in_topics
 
@@ -106,6 +106,22 @@ def test_what_does_not_fit_waits_for_flash_and_is_not_predicted_where_its_speed_
     unknown = predict(crowded, replace(BOARD, flash_random_reads_per_s=None, flash_read_bytes_per_s=None))
     assert {latency.p50_us for latency in unknown.operations.values()} == {None}
     assert unknown.guessed == ("flash_random_reads_per_s", "flash_sequential_read_mb_per_s")
+
+
+def test_a_large_page_takes_a_random_read_and_what_follows_it(manifest: Manifest) -> None:
+    table = manifest.tables[0]
+
+    def waiting_us(**figures: float | None) -> float:
+        board = replace(BOARD, **figures)  # type: ignore[arg-type]
+        cold, warm = lookup(table, board, 1.0).p50_us, lookup(table, board).p50_us
+        assert cold is not None
+        assert warm is not None
+        return cold - warm
+
+    pages = waiting_us() / 500
+    assert waiting_us(page_size_bytes=16_384) == pytest.approx(pages * (500 + 12_288 / 40), rel=0.01)
+    # What follows comes no slower than by a random read for each 4 KiB of it.
+    assert waiting_us(page_size_bytes=16_384, flash_read_bytes_per_s=None) == pytest.approx(pages * 2000, rel=0.01)
 
 
 def test_a_published_profile_is_helped_out_and_says_with_what(manifest: Manifest) -> None:
