@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -55,14 +56,21 @@ def _boards(arguments: argparse.Namespace) -> int:
         else:
             _show(board)
         return 0
-    boards = [board_named(name) for name in board_names() if name != THIS_MACHINE]
+    boards, problems = [], []
+    for name in board_names():
+        try:
+            boards += [] if name == THIS_MACHINE else [board_named(name)]
+        except RequestError as error:
+            problems.append(str(error))
     if arguments.json:
-        print(json.dumps({"boards": [asdict(board) for board in boards]}))
+        print(json.dumps({"boards": [asdict(board) for board in boards], "problems": problems}))
     else:
         for board in boards:
             print(f"{board.name:17} {board.title}, {format_size(board.ram_bytes)}")
         print(f"{THIS_MACHINE:17} measured when it is asked for")
-    return 0
+        for problem in problems:
+            print(f"edge-embed: {problem}", file=sys.stderr)
+    return 2 if problems else 0
 
 
 def _calibrated(arguments: argparse.Namespace) -> Board:

@@ -184,8 +184,11 @@ def _known_files() -> dict[str, Path]:
 
 def _files() -> dict[str, Path]:
     folder = os.environ.get(USER_FOLDER)
-    own = {path.stem: path for path in Path(folder).glob("*.toml")} if folder else {}
-    return {**_known_files(), **own}
+    if not folder:
+        return _known_files()
+    if not Path(folder).is_dir():
+        raise RequestError(f"{USER_FOLDER}: expected a folder of boards' profiles, found {folder}")
+    return {**_known_files(), **{path.stem: path for path in Path(folder).glob("*.toml")}}
 
 
 def _fields(path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 from dataclasses import replace
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from edge_embed.commands import main
 from edge_embed.errors import RequestError
 from edge_embed_devices.budgets import MEMORY_PRIVATE_BYTES, default_budgets
 from edge_embed_devices.profiles import (
@@ -105,6 +107,30 @@ def test_profiles_in_the_users_folder_are_known_by_their_names(tmp_path: Path, m
     monkeypatch.setenv("EDGE_EMBED_BOARDS", str(tmp_path))
     assert "mine" in board_names()
     assert board_named("pi-4").cores == 2
+
+
+def test_a_users_folder_that_is_not_there_is_an_error_and_not_a_folder_without_boards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGE_EMBED_BOARDS", str(tmp_path / "baords"))
+    with pytest.raises(RequestError, match=r"EDGE_EMBED_BOARDS: expected a folder of boards' profiles, found .*baords"):
+        board_named("pi-4")
+
+
+def test_a_broken_profile_in_the_users_folder_is_told_beside_the_boards_that_are_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.toml").write_text(SMALL)
+    (tmp_path / "broken.toml").write_text("cores =")
+    monkeypatch.setenv("EDGE_EMBED_BOARDS", str(tmp_path))
+    assert main(["boards", "list"]) == 2
+    listed, said = capsys.readouterr()
+    assert "mine " in listed
+    assert "pi-zero-2w " in listed
+    assert "broken.toml: expected a board's profile in TOML" in said
+    assert main(["boards", "list", "--json"]) == 2
+    (problem,) = json.loads(capsys.readouterr().out)["problems"]
+    assert "broken.toml" in problem
 
 
 def test_a_board_like_another_has_its_figures_and_their_sources_but_for_its_own(tmp_path: Path) -> None:
