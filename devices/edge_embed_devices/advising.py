@@ -93,7 +93,7 @@ def _choices(
         if value is not None and value <= bound:
             yield choice
             return
-    yield "--distill, which makes it static"
+    yield "--distill of a transformer's folder, which makes it static"
 
 
 def _fitting(

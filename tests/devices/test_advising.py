@@ -94,7 +94,8 @@ def test_an_encoder_that_is_too_slow_is_told_with_the_nearest_choice_that_fits(e
     assert as_it_is is not None
     assert coded is not None
     assert misses(_within(manifest, **within), slow, plain) == []
-    for bound, fits in ((1.1 * coded, "--codec int8"), (0.9 * coded, "--distill, which makes it static")):
+    distilled = "--distill of a transformer's folder, which makes it static"
+    for bound, fits in ((1.1 * coded, "--codec int8"), (0.9 * coded, distilled)):
         (miss,) = misses(_within(manifest, encode=bound), slow, plain)
         assert (miss.operation, miss.predicted_us, miss.fits) == ("encode", as_it_is, (fits,))
         # The engine is guessed: that it wastes most of its cycles is likely and no more.
