@@ -36,9 +36,9 @@ if TYPE_CHECKING:
         StoreError,
         UnknownKeyError,
     )
+    from edge_embed.neighbours import Neighbours
     from edge_embed.runtime import Runtime
     from edge_embed.space import Stamped
-    from edge_embed.table import Neighbours
 
 __all__ = [
     "Bag",
@@ -102,7 +102,7 @@ def __getattr__(name: str) -> object:
         "Runtime": "runtime",
         "Classification": "classifier",
         "Stamped": "space",
-        "Neighbours": "table",
+        "Neighbours": "neighbours",
     }
     if name not in __all__:
         raise AttributeError(f"module 'edge_embed' has no attribute {name!r}")

@@ -10,8 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +22,7 @@ from edge_embed.keys import Key
 Asked = Sequence[Any] | NDArray[np.integer]
 
 
-@dataclass(frozen=True, eq=False)
-class Bag:
+class Bag(NamedTuple):
     """The bags that one table is asked for; ``offsets`` and ``weights`` as in ``nn.EmbeddingBag``."""
 
     ids: Asked
@@ -33,8 +31,7 @@ class Bag:
     include_last_offset: bool = False
 
 
-@dataclass(frozen=True, eq=False)
-class Runs:
+class Runs(NamedTuple):
     """Checked bags: keys or ids ``(n,)``, one bag after the other; how many each has; a weight ``(n,)`` for each."""
 
     asked: list[Key] | NDArray[Any]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +16,7 @@ from edge_embed.progress import Progress
 BATCH_SIZE = 64
 
 
-@dataclass(frozen=True)
-class Batches:
+class Batches(NamedTuple):
     """How a list of ``noun`` is encoded; ``deadline_ns`` on the clock of ``time.monotonic_ns``, 0 for none."""
 
     noun: str

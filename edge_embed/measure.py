@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -49,7 +49,7 @@ def costs(runtime: Runtime, without: Sequence[str] = ()) -> Costs:
         for name in found:
             call, inputs = calls[name]
             _round(call, inputs)
-    return Costs(replace(memory.current(), private_bytes=peak.private_bytes), found)
+    return Costs(memory.current()._replace(private_bytes=peak.private_bytes), found)
 
 
 def operations_of(runtime: Runtime) -> dict[str, tuple[Callable[[Any], Any], Sequence[Any]]]:

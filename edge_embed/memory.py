@@ -10,8 +10,7 @@ import contextlib
 import os
 import re
 import threading
-from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 from edge_embed.errors import RequestError
 
@@ -20,8 +19,7 @@ _SAMPLE_SECONDS = 0.0002
 _SIZE = re.compile(r"\s*([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([A-Za-z]*)\s*")
 
 
-@dataclass(frozen=True)
-class Memory:
+class Memory(NamedTuple):
     """What a process holds right now, in bytes."""
 
     private_bytes: int

@@ -108,7 +108,9 @@ def _report_here(path: Path) -> dict[str, Any]:
                 golden += [{**asdict(o), "passed": o.passed, "text": str(o)} for o in outcomes]
             found = {"golden": golden, "skipped": skipped}
             if all(outcome["passed"] for outcome in golden):
-                found |= asdict(measure.costs(runtime, without=tuple(skipped)))
+                costs = measure.costs(runtime, without=tuple(skipped))
+                operations = {name: asdict(latency) for name, latency in costs.operations.items()}
+                found |= {"memory": costs.memory._asdict(), "operations": operations}
             return found
     except EdgeEmbedError as error:
         return {"error": str(error)}

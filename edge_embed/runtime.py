@@ -34,7 +34,7 @@ from edge_embed.keys import Key
 from edge_embed.memory import Memory, format_size, parse_size
 from edge_embed.serving import Serving, check_budget
 from edge_embed.space import Stamped, comparable
-from edge_embed.table import UNKNOWN_POLICIES, Neighbours, Table
+from edge_embed.table import UNKNOWN_POLICIES, Table
 from edge_embed_bundle.bundle import Bundle
 from edge_embed_bundle.errors import BundleError, DigestError, EmptyStoreError
 from edge_embed_bundle.manifest import BAG_MODES, MANIFEST_NAME, OPERATIONS, BagRecipe, Manifest, Model
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from edge_embed.classifier import Classification
     from edge_embed.golden import Outcome
     from edge_embed.images import Image
+    from edge_embed.neighbours import Neighbours
 
 Vector = NDArray[np.float32]
 T = TypeVar("T")
@@ -211,7 +212,7 @@ class Runtime:
         serving = self._current()
         pooled = {}
         for name, bag in asked.items():
-            at_once = serving.shortcut(name).bag(bag, None)
+            at_once = None if isinstance(bag, Bag) else serving.shortcut(name).bag(bag, None)
             if at_once is None:
                 bag = bag if isinstance(bag, Bag) else Bag(bag)
                 at_once = self._bag(serving.table(name), bag, None, None, None)
@@ -793,13 +794,15 @@ def _listed(asked: Any, alone: bool, what: str) -> tuple[list[Any], bool]:
 
 def _is_one_vector(vector: Any) -> bool:
     """Return whether a vector stands for itself, or several in a list or an array."""
+    if isinstance(vector, Stamped):
+        return True
     if isinstance(vector, np.ndarray):
         return vector.ndim < _BATCH_AXES
     if isinstance(vector, list | tuple) and any(
         isinstance(each, Stamped | np.ndarray | list | tuple) for each in vector
     ):
         return False
-    return isinstance(vector, Stamped) or np.ndim(vector) < _BATCH_AXES
+    return bool(np.ndim(vector) < _BATCH_AXES)
 
 
 def _given(value: T | None) -> T:

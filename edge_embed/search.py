@@ -14,7 +14,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,8 +30,7 @@ from edge_embed_bundle.manifest import TableModel
 MEASURED_NEIGHBOURS = 10
 
 
-@dataclass(frozen=True, eq=False)
-class Found:
+class Found(NamedTuple):
     """The best rows ``(q, k)`` int64 of each query, best first, -1 where there were fewer; cosines ``(q, k)`` float32.
 
     ``complete``: whether everything that should be scanned was, before the deadline.

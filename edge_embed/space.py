@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +11,7 @@ from edge_embed.errors import RequestError, SpaceMismatchError
 from edge_embed_bundle.values import Space
 
 
-@dataclass(frozen=True, eq=False)
-class Stamped:
+class Stamped(NamedTuple):
     """A vector with the id of the space it belongs to; a search in another space refuses it."""
 
     values: NDArray[np.float32]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from edge_embed_bundle.manifest import BagRecipe, HashRecipe, TableModel
 from edge_embed_bundle.values import Tensor
 
 if TYPE_CHECKING:
+    from edge_embed.neighbours import Neighbours
     from edge_embed.subwords import Subwords
 
 _MEAN = BagRecipe("mean")
@@ -28,23 +28,6 @@ _SMALL, _LARGE = 1e-15, 1e15
 _NONE = np.full(1, -1, np.int64)
 
 UNKNOWN_POLICIES = ("error", "zeros", "hash", "subwords")
-
-
-@dataclass(frozen=True, eq=False)
-class Neighbours:
-    """The answer of a search, best first: keys, cosine scores ``(k,)`` float32, and the space they hold in.
-
-    ``complete`` is false where a deadline ended the search first: these are the best of what was looked at.
-    """
-
-    keys: tuple[str, ...]
-    scores: NDArray[np.float32]
-    space: str
-    complete: bool = True
-
-    def __len__(self) -> int:
-        """Return how many were found."""
-        return len(self.keys)
 
 
 class Table:
@@ -179,6 +162,9 @@ class Table:
             raise RequestError(
                 f"{self.model.name}: expected a table that keeps its keys, found one without; export it with them"
             )
+        # Imported here: who only looks up does not wait for a class that is made by dataclasses.
+        from edge_embed.neighbours import Neighbours
+
         probes, shortlist = (self._lists(), 0) if exact else (None, None)
         found = self.nearest(queries, k, without, probes=probes, shortlist=shortlist, deadline_ns=deadline_ns)
         answers = []

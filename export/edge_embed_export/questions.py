@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from edge_embed.bags import error_bound
 from edge_embed.errors import BundleError
+from edge_embed.neighbours import Neighbours
 from edge_embed.runtime import Runtime
-from edge_embed.table import Neighbours, Table
+from edge_embed.table import Table
 from edge_embed_bundle.manifest import Manifest, TableModel
 from edge_embed_export.exact import directions, exact_product
 

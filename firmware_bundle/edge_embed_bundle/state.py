@@ -20,7 +20,7 @@ one is on trial:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 from edge_embed_bundle.errors import StateError, StoreError
 
@@ -30,8 +30,7 @@ TRIES = 3
 REFUSED_CEILING = 8
 
 
-@dataclass(frozen=True)
-class State:
+class State(NamedTuple):
     """One record of the store. ``sequence`` grows by one with every change."""
 
     sequence: int = 0
@@ -87,7 +86,7 @@ class State:
     def put_away(self, generation: str) -> State:
         """Leave what rotted: the active generation, for the previous one, or the previous one where it stands."""
         after = self.roll_back() if generation == self.active else self.refuse_previous()
-        return replace(after, rotten=after.rotten | {generation})
+        return after._replace(rotten=after.rotten | {generation})
 
     def forgive(self, generation: str) -> State:
         """Forget that a generation was put away: what rotted is mended."""
@@ -101,6 +100,6 @@ class State:
     def _refused_with(self, generation: str) -> tuple[str, ...]:
         return (*(other for other in self.refused if other != generation), generation)[-REFUSED_CEILING:]
 
-    def _next(self, **changes: object) -> State:
-        after = replace(self, sequence=self.sequence + 1, **changes)  # type: ignore[arg-type]
-        return replace(after, rotten=after.rotten & set(after.refused))
+    def _next(self, **changes: Any) -> State:
+        after = self._replace(sequence=self.sequence + 1, **changes)
+        return after._replace(rotten=after.rotten & set(after.refused))

@@ -6,7 +6,6 @@ import hashlib
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -145,7 +144,7 @@ def test_only_the_slot_that_is_not_in_force_is_written(folder: Path) -> None:
     for _ in range(5):
         before = _bytes(folder)
         in_force = before.index(pack(state))
-        state = replace(state, sequence=state.sequence + 1, active=A)
+        state = state._replace(sequence=state.sequence + 1, active=A)
         slots.write(state, fs)
         after = _bytes(folder)
         assert after[in_force] == before[in_force]
@@ -231,7 +230,7 @@ def test_a_watch_reads_what_one_whole_slot_says_and_needs_one(folder: Path, tmp_
     watch = SlotWatch(folder)
     state = watch.read()
     assert not watch.changed()
-    Slots(folder).write(replace(state, sequence=state.sequence + 1, active=B), OsFs())
+    Slots(folder).write(state._replace(sequence=state.sequence + 1, active=B), OsFs())
     assert watch.changed() and watch.read().active == B
     with pytest.raises(StateError, match=r"nowhere: expected a valid record in slot\.0 or slot\.1"):
         SlotWatch(tmp_path / "nowhere").read()
