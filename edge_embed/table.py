@@ -191,7 +191,7 @@ class Table:
 
         Args:
             queries: ``(q, d)`` float32, finite.
-            k: how many, at most the table's rows but the one that is left out.
+            k: how many, at most the table's rows; but one where each query leaves one out.
             without: ``(q,)`` the row that is left out of each answer, -1 for none.
             probes: lists to scan; those of the manifest, and more for more than ten neighbours, if not given.
             shortlist: rows of the plane to compare for each neighbour, 0 for no plane; the manifest's if not given.
@@ -202,7 +202,8 @@ class Table:
         queries = _within_float32(queries)
         if without is None:
             without = _NONE if len(queries) == 1 else np.full(len(queries), -1, np.int64)
-        k = min(k, self.model.rows - int(without is not _NONE and without.max(initial=-1) >= 0))
+        each_leaves_one = without is not _NONE and len(without) > 0 and without.min() >= 0
+        k = min(k, self.model.rows - int(each_leaves_one))
         probes = probes_for(self._searcher.probes, k) if probes is None else probes
         shortlist = self._searcher.shortlist if shortlist is None else shortlist
         return self._searcher.nearest(

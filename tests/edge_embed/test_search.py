@@ -127,6 +127,14 @@ def test_as_many_neighbours_are_found_as_are_asked_for_and_there(listed: Path, k
         assert len(runtime.search(vector=np.ones(DIMENSIONS, np.float32), k=k)) == min(k, ROWS)
 
 
+def test_a_query_that_leaves_out_no_row_finds_all_of_them_beside_one_that_does(listed: Path) -> None:
+    with edge_embed.open(listed) as runtime:
+        queries = np.random.default_rng(2).normal(size=(2, DIMENSIONS)).astype(np.float32)
+        found = runtime.table().nearest(queries, ROWS, np.array([7, -1]), probes=len(_tensor(runtime, "list_ends")))
+    assert sorted(found.rows[0].tolist()) == [-1, *(row for row in range(ROWS) if row != 7)]
+    assert sorted(found.rows[1].tolist()) == list(range(ROWS))
+
+
 @pytest.mark.parametrize("size", [1e-30, 1e-12, 1.0, 1e12, 1e38])
 def test_a_query_of_any_length_finds_the_same(listed: Path, size: float) -> None:
     query = np.random.default_rng(7).normal(size=DIMENSIONS).astype(np.float32)
