@@ -607,6 +607,9 @@ def _before_a_border(tensor: NDArray[Any]) -> NDArray[Any]:
     return moved
 
 
+_LONG = 4099
+
+
 def _ask_all_of_tables_before_a_border() -> int:
     from edge_embed.kernels import _native as native
 
@@ -622,6 +625,13 @@ def _ask_all_of_tables_before_a_border() -> int:
             rows.scores(_before_a_border(queries[0]))
             _nearest(rows, _before_a_border(queries), norms, 3)
             asked += 1
+    # A long scan reads at several places at once, each asked for ahead.
+    for dimensions in (31, 64):
+        norms, scales = _before_a_border(np.ones(_LONG, np.float32)), _before_a_border(np.ones(_LONG, np.float32))
+        codes = _before_a_border(np.ones((_LONG, dimensions), np.int8))
+        opened = native.open_rows("int8", {"rows": codes, "scales": scales}, dimensions)
+        _nearest(opened, np.ones((1, dimensions), np.float32), norms, 3, runs=np.array([[0, _LONG]]))
+        asked += 1
     return asked
 
 
@@ -630,7 +640,7 @@ def test_nothing_behind_a_tables_last_byte_is_read() -> None:
     pytest.importorskip("edge_embed.kernels._native", reason="the native kernels were not built here")
     # In a process of its own: what reads too far ends it.
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-        assert process.submit(_ask_all_of_tables_before_a_border).result(timeout=120) == 11 * (len(ENCODERS) + 1)
+        assert process.submit(_ask_all_of_tables_before_a_border).result(timeout=120) == 11 * (len(ENCODERS) + 1) + 2
 
 
 def _longest_wait_of_others(call: Callable[[], object]) -> float:
