@@ -1,0 +1,98 @@
+"""What something takes where nothing else wants the machine, measured on one where something does.
+
+A processor that is shared is slower at times, by half where a neighbour wants the same core, for a moment or for a
+minute. The median of many runs is then of the one or of the other; the fastest run is one that was lucky. So some runs
+that follow one another stand for a moment, by their median, and quiet moments count alone. A moment is quiet where an
+empty call takes hardly longer, before it and after it, than it ever took in this process or in one that told of it.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+_RUNS = 5
+_LEAST_MOMENTS = 3
+_HARDLY = 1.15
+# How many times the wanted time is spent at the most where no moment is quiet.
+_PATIENCE = 5
+_CALLS = 2_000
+
+
+class _Least:
+    """The least that an empty call ever took, in nanoseconds."""
+
+    call_ns = float("inf")
+
+
+def least_call_ns(told: float = float("inf")) -> float:
+    """Return the least that an empty call ever took, in this process and in one that told."""
+    _Least.call_ns = min(_Least.call_ns, told)
+    return _Least.call_ns
+
+
+def call_ns() -> float:
+    """Return what an empty call takes now, in nanoseconds."""
+
+    def empty() -> None:
+        pass
+
+    def calls() -> None:
+        for _ in range(_CALLS):
+            empty()
+
+    found = statistics.median(timed(calls)() for _ in range(_RUNS)) / _CALLS * 1e9
+    _Least.call_ns = min(_Least.call_ns, found)
+    return found
+
+
+def quiet_moments(measure: Callable[[], T], seconds: float) -> list[T]:
+    """Return what was measured in quiet moments; if there was none, in the one that was least disturbed.
+
+    Args:
+        measure: does in a moment what is measured, and returns what that took.
+        seconds: how long to go on; five times as long where no moment was quiet.
+    """
+    found: list[tuple[float, T]] = []
+    start, before_ns = time.perf_counter(), call_ns()
+    while True:
+        value = measure()
+        after_ns = call_ns()
+        found.append((max(before_ns, after_ns), value))
+        before_ns = after_ns
+        quiet = [value for worst_ns, value in found if worst_ns <= _HARDLY * _Least.call_ns]
+        spent = time.perf_counter() - start
+        if len(found) >= _LEAST_MOMENTS and spent >= seconds and (quiet or spent >= _PATIENCE * seconds):
+            return quiet or [min(found, key=lambda each: each[0])[1]]
+
+
+def quietest(*timers: Callable[[], float], seconds: float) -> list[float]:
+    """Return what each of some runs takes, in the unit that it tells.
+
+    Args:
+        timers: each does something once and returns what that took. They are called in turn, once before they count.
+        seconds: how long to look for a quiet moment, see ``quiet_moments``.
+    """
+    for timer in timers:
+        timer()
+
+    def measure() -> list[float]:
+        runs = [[timer() for timer in timers] for _ in range(_RUNS)]
+        return [statistics.median(times) for times in zip(*runs, strict=True)]
+
+    return [min(times) for times in zip(*quiet_moments(measure, seconds), strict=True)]
+
+
+def timed(work: Callable[[], object]) -> Callable[[], float]:
+    """Return a timer: what does the work and returns the seconds that it took."""
+
+    def timer() -> float:
+        start = time.perf_counter()
+        work()
+        return time.perf_counter() - start
+
+    return timer

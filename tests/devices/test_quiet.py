@@ -1,0 +1,48 @@
+"""Of what is measured on a machine that is shared, quiet moments count."""
+
+from __future__ import annotations
+
+import pytest
+
+from edge_embed_devices import quiet
+from edge_embed_devices.quiet import least_call_ns, quiet_moments, quietest
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What an empty call takes, one after the other; the last one from then on."""
+    told: list[float] = []
+
+    def call_ns() -> float:
+        return told.pop(0) if len(told) > 1 else told[0]
+
+    monkeypatch.setattr(quiet, "call_ns", call_ns)
+    monkeypatch.setattr(quiet._Least, "call_ns", 100.0)
+    return told
+
+
+def test_what_is_measured_while_a_neighbour_is_busy_does_not_count(calls: list[float]) -> None:
+    calls += [100, 180, 100, 110]
+    moments = iter(range(10))
+    # Calls were slow after the first moment, and so before the second one.
+    assert quiet_moments(lambda: next(moments), seconds=0) == [2]
+
+
+def test_where_no_moment_is_quiet_the_least_disturbed_one_counts_and_the_search_ends(calls: list[float]) -> None:
+    calls += [200, 190, 150, 140, 190]
+    moments = iter(range(10))
+    assert quiet_moments(lambda: next(moments), seconds=0) == [2]
+
+
+def test_runs_are_told_by_the_median_of_a_moment_and_not_by_a_lucky_one(calls: list[float]) -> None:
+    calls += [100]
+    times = iter([99.0, 1.0, 5.0, 5.0, 6.0, 7.0, *[8.0] * 100])
+    assert quietest(lambda: next(times), seconds=0) == [5.0]
+
+
+def test_a_process_is_told_by_another_what_quiet_is(calls: list[float]) -> None:
+    assert least_call_ns(50) == 50
+    assert least_call_ns(70) == 50
+    calls += [60, 55, 55, 90]
+    moments = iter(range(10))
+    assert quiet_moments(lambda: next(moments), seconds=0) == [1]
