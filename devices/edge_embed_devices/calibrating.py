@@ -15,7 +15,6 @@ import mmap
 import os
 import platform
 import resource
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -29,7 +28,8 @@ import numpy as np
 from edge_embed import kernels
 from edge_embed_bundle.manifest import Manifest
 from edge_embed_devices import engine_speeds
-from edge_embed_devices.profiles import FIGURES, THIS_MACHINE, Board, board_named, copy_bytes_per_s, read_profile
+from edge_embed_devices.profiles import FIGURES, THIS_MACHINE, Board, board_named, read_profile
+from edge_embed_devices.quiet import call_ns, quiet_moments, quietest, timed
 
 _LINE_BYTES = 64
 _READ_BYTES = 4096
@@ -37,9 +37,6 @@ _BLOCK_BYTES = 2**20
 # What the kernel maps around a fault (fault_around_bytes), so that each touch is a fault of its own.
 _FAULT_BYTES = 64 * 2**10
 _DIMENSIONS = 256
-_ROUNDS, _MORE_ROUNDS = 5, 15
-# Short rounds, many of them: a machine that is busy breaks off some, and the median is of the others.
-_CALLS, _CALL_ROUNDS = 2_000, 501
 
 #: What Linux calls a feature of the processor (``/proc/cpuinfo``), and what profiles call it.
 _FEATURES = {"asimd": "neon", "neon": "neon", "asimddp": "dotprod", "asimdhp": "fp16", "i8mm": "i8mm", "sve": "sve"}
@@ -47,13 +44,17 @@ _FEATURES = {"asimd": "neon", "neon": "neon", "asimddp": "dotprod", "asimdhp": "
 
 @dataclass(frozen=True)
 class Extent:
-    """How much is measured: bytes of memory and of a file, steps of a chase, seconds of flash twice, engines."""
+    """How much is measured: bytes of memory and of a file, steps of a chase, seconds of flash twice, engines.
+
+    ``quiet_seconds``: how long a quiet moment is looked for, for each figure but those of flash.
+    """
 
     memory_bytes: int
     file_bytes: int
     steps: int = 300_000
     seconds: float = 5.0
     engines: bool = True
+    quiet_seconds: float = 1.5
 
     @classmethod
     def of_this_machine(cls) -> Extent:
@@ -65,7 +66,7 @@ class Extent:
     def of_a_moment(cls, *, engines: bool) -> Extent:
         """Return what tells enough for a ratio; engines take seconds, and who has tables alone never loads them."""
         ram_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        return cls(min(256 * 2**20, ram_bytes // 8), 16 * 2**20, 100_000, 0.5, engines)
+        return cls(min(256 * 2**20, ram_bytes // 8), 16 * 2**20, 100_000, 0.5, engines, quiet_seconds=0.1)
 
 
 def calibrate(path: Path, folder: Path, extent: Extent) -> Board:
@@ -76,17 +77,16 @@ def calibrate(path: Path, folder: Path, extent: Extent) -> Board:
         folder: on the flash that is to be measured; it is left as it was.
         extent: how much to measure.
     """
+    # First: it tells what a quiet moment is.
+    python_call_ns = min(quiet_moments(call_ns, extent.quiet_seconds))
     figures = {
         "cores": (os.cpu_count() or 1, "asked of the system"),
         "ram_mib": (os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**20, "asked of the system"),
         "page_size_bytes": (os.sysconf("SC_PAGE_SIZE"), "asked of the system"),
         **_memory(extent),
         **_flash(folder, extent),
-        **(engine_speeds.measured() if extent.engines else {}),
-        "python_call_ns": (
-            _python_call_ns(),
-            f"an empty function, called {_CALLS:,} times; the median of {_CALL_ROUNDS} rounds",
-        ),
+        **(engine_speeds.measured(extent.quiet_seconds) if extent.engines else {}),
+        "python_call_ns": (python_call_ns, "an empty function; in the quietest moment"),
     }
     path.write_text(_profile(figures), encoding="utf-8")
     return read_profile(path)
@@ -142,64 +142,53 @@ def isa_of(cpuinfo: str) -> tuple[str, ...]:
 
 
 def _memory(extent: Extent) -> dict[str, tuple[float, str]]:
-    shown = f"{extent.memory_bytes // 2**20} MiB"
+    shown, seconds = f"{extent.memory_bytes // 2**20} MiB", extent.quiet_seconds
     found = {
         "memory_copy_gb_per_s": (
-            copy_bytes_per_s(extent.memory_bytes // 2) / 1e9,
-            f"numpy copies half of {shown}; the fastest of {_ROUNDS}",
+            _copy_bytes_per_s(extent.memory_bytes // 2, seconds) / 1e9,
+            f"numpy copies half of {shown}; in the quietest moment",
         ),
         "memory_read_gb_per_s": (
-            _read_bytes_per_s(extent.memory_bytes) / 1e9,
-            f"numpy's or over {shown}; the fastest of {_ROUNDS}",
+            _read_bytes_per_s(extent.memory_bytes, seconds) / 1e9,
+            f"numpy's or over {shown}; in the quietest moment",
         ),
-        "scan_row_ns": (_scan_row_ns(), "int8 rows of 16, 1 MiB of them; the median of 15"),
+        "scan_row_ns": (_scan_row_ns(seconds), "int8 rows of 16, 1 MiB of them; in the quietest moment"),
     }
-    near_ns = _chase_ns(_chain(16 * 2**10, extent.steps), extent.steps)
+    near_ns = _chase_ns(16 * 2**10, extent)
     sizes = {"": extent.memory_bytes} | {f"_of_{mib}_mib": mib * 2**20 for mib in (64, 4, 1)}
     for name, size_bytes in sizes.items():
         if name and size_bytes > extent.memory_bytes // 2:
             continue
         size = f"{size_bytes // 2**20} MiB"
-        random_ns = max(0.01, _random_read_ns(size_bytes, extent.steps) - near_ns)
-        chase = f"{extent.steps:,} dependent reads over {size}, less those of 16 KiB; the median of 5"
+        random_ns = max(0.01, _chase_ns(size_bytes, extent) - near_ns)
+        chase = f"{extent.steps:,} dependent reads over {size}, less those of 16 KiB; in the quietest moment"
         found[f"memory_random_read{name}_ns"] = (max(1.0, random_ns) if not name else random_ns, chase)
         if f"scan{name}_gb_per_s" not in FIGURES:
             continue
-        scan = f"int8 rows of {_DIMENSIONS}, {size}, kernels {kernels.VARIANT}; the median of 15"
-        found[f"scan{name}_gb_per_s"] = (_DIMENSIONS / _scan_ns_per_row(size_bytes, _DIMENSIONS), scan)
+        scan = f"int8 rows of {_DIMENSIONS}, {size}, kernels {kernels.VARIANT}; in the quietest moment"
+        row_ns = _scan_ns_per_row(size_bytes, _DIMENSIONS, seconds)
+        found[f"scan{name}_gb_per_s"] = (_DIMENSIONS / row_ns, scan)
     return found
 
 
-def _fastest(work: Callable[[], object]) -> float:
-    """Return the seconds of the fastest of some rounds, after one that makes ready."""
-    return min(_seconds(work, _ROUNDS))
+def _copy_bytes_per_s(size_bytes: int, seconds: float) -> float:
+    source = np.ones(size_bytes, np.uint8)
+    target = np.empty_like(source)
+    (copy_s,) = quietest(timed(lambda: np.copyto(target, source)), seconds=seconds)
+    return size_bytes / copy_s
 
 
-def _typical(work: Callable[[], object]) -> float:
-    """Return the seconds of the middle one of more rounds: what a call is predicted by is its p50."""
-    return statistics.median(_seconds(work, _MORE_ROUNDS))
-
-
-def _seconds(work: Callable[[], object], rounds: int) -> list[float]:
-    work()
-    found = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        work()
-        found.append(time.perf_counter() - start)
-    return found
-
-
-def _read_bytes_per_s(size_bytes: int) -> float:
+def _read_bytes_per_s(size_bytes: int, seconds: float) -> float:
     words = np.ones(size_bytes // 8, np.uint64)
-    return words.nbytes / _fastest(lambda: np.bitwise_or.reduce(words))
+    (read_s,) = quietest(timed(lambda: np.bitwise_or.reduce(words)), seconds=seconds)
+    return words.nbytes / read_s
 
 
-def _scan_row_ns() -> float:
-    return _scan_ns_per_row(2**20, 16)
+def _scan_row_ns(seconds: float) -> float:
+    return _scan_ns_per_row(2**20, 16, seconds)
 
 
-def _scan_ns_per_row(size_bytes: int, dimensions: int) -> float:
+def _scan_ns_per_row(size_bytes: int, dimensions: int, seconds: float) -> float:
     """Return what a row costs in a search for ten, the call itself left out."""
     count = size_bytes // dimensions
     rows = np.random.default_rng(0).integers(-127, 128, (count, dimensions), np.int8)
@@ -208,17 +197,26 @@ def _scan_ns_per_row(size_bytes: int, dimensions: int) -> float:
     query = np.random.default_rng(1).standard_normal((1, dimensions), np.float32)
     none = np.full(1, -1, np.int64)
 
-    def seconds(rows: int) -> float:
+    def scan(rows: int) -> Callable[[], float]:
         runs = np.array([[0, rows]], np.int64)
-        return _typical(lambda: opened.nearest(query, norms, 10, runs, None, none, 0, None, 0, None))
+        return timed(lambda: opened.nearest(query, norms, 10, runs, None, none, 0, None, 0, None))
 
     few = min(16, count // 2)
-    return (seconds(count) - seconds(few)) / (count - few) * 1e9
+    all_s, few_s = quietest(scan(count), scan(few), seconds=seconds)
+    return (all_s - few_s) / (count - few) * 1e9
 
 
-def _random_read_ns(size_bytes: int, steps: int) -> float:
-    words = _chain(size_bytes, steps)
-    return statistics.median(_chase_ns(words, steps) for _ in range(_ROUNDS))
+def _chase_ns(size_bytes: int, extent: Extent) -> float:
+    """Return what a read takes that depends on the one before it, Python's own steps among it."""
+    words = _chain(size_bytes, extent.steps)
+
+    def chase() -> None:
+        place = 0
+        for _ in range(extent.steps):
+            place = words[place]
+
+    (chase_s,) = quietest(timed(chase), seconds=extent.quiet_seconds)
+    return chase_s / extent.steps * 1e9
 
 
 def _chain(size_bytes: int, steps: int) -> memoryview:
@@ -231,25 +229,6 @@ def _chain(size_bytes: int, steps: int) -> memoryview:
     order[0] = 0
     words[order] = np.roll(order, -1)
     return words.data
-
-
-def _chase_ns(words: memoryview, steps: int) -> float:
-    place = 0
-    start = time.perf_counter_ns()
-    for _ in range(steps):
-        place = words[place]
-    return (time.perf_counter_ns() - start) / steps
-
-
-def _python_call_ns() -> float:
-    def empty() -> None:
-        pass
-
-    def calls() -> None:
-        for _ in range(_CALLS):
-            empty()
-
-    return statistics.median(_seconds(calls, _CALL_ROUNDS)) / _CALLS * 1e9
 
 
 def _flash(folder: Path, extent: Extent) -> dict[str, tuple[float, str]]:

@@ -9,13 +9,16 @@
 
 from __future__ import annotations
 
-import statistics
+import contextlib
+import mmap
 import tempfile
-import time
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edge_embed.engines import EncoderEngine, engines_of, first_here
 from edge_embed.engines.onnx import OnnxEncoder
@@ -23,6 +26,7 @@ from edge_embed.engines.tflite import LiteRtEncoder
 from edge_embed.errors import BundleError, MissingExtraError
 from edge_embed_bundle.encoders import EncoderGraph, GraphInput, GraphOutput
 from edge_embed_devices.profiles import ENGINE_KINDS
+from edge_embed_devices.quiet import quietest, timed
 
 #: The file of weights that the graphs in ONNX name.
 WEIGHTS_NAME = "weights.bin"
@@ -30,7 +34,6 @@ WEIGHTS_NAME = "weights.bin"
 LENGTHS = (16, 64)
 # Room for the weights of either kind.
 _WEIGHTS_BYTES = 8 * 2**20
-_ROUNDS = 41
 # all-MiniLM has six.
 _OTHER_LAYERS = 5
 
@@ -38,8 +41,12 @@ _OTHER_LAYERS = 5
 WEIGHTS = 4 * 384**2 + 2 * 384 * 1536
 
 
-def measured() -> dict[str, tuple[float, str]]:
-    """Return the figures of the engines that are here, by their names in a profile, each with its method."""
+def measured(seconds: float) -> dict[str, tuple[float, str]]:
+    """Return the figures of the engines that are here, by their names in a profile, each with its method.
+
+    Args:
+        seconds: how long a quiet moment is looked for, for each engine.
+    """
     found: dict[str, tuple[float, str]] = {}
     with tempfile.TemporaryDirectory(prefix="edge-embed-calibrate-") as folder:
         for format, variant in ENGINE_KINDS:
@@ -49,7 +56,7 @@ def measured() -> dict[str, tuple[float, str]]:
                 continue
             how = f"a layer of all-MiniLM's size by {engine.name} {engine.version.split()[-1]}, one thread"
             short, long = LENGTHS
-            short_s, long_s = _seconds(engine, format, variant)
+            short_s, long_s = _seconds(engine, format, variant, seconds)
             token_s = max(1e-7, (long_s - short_s) / (long - short))
             run_s = max(1e-6, short_s - short * token_s)
             kind = f"{format}_{variant}"
@@ -82,18 +89,30 @@ def _loaded(folder: Path, format: str, variant: str) -> EncoderEngine:
     return first_here(engines_of(graph), lambda name: LiteRtEncoder(str(graph_file), graph, 1, name))
 
 
-def _seconds(engine: EncoderEngine, format: str, variant: str) -> list[float]:
+def _seconds(engine: EncoderEngine, format: str, variant: str, seconds: float) -> list[float]:
     """Return what a text of each length takes, the weights fetched anew: other layers drive them out of caches."""
     dtype = np.int64 if format == "onnx" else np.int32
-    # Ones: pages of zeros that nobody wrote to are one page, whatever their number.
-    others = np.ones(_OTHER_LAYERS * WEIGHTS, np.float32 if variant == "float32" else np.int8)
-    times: list[list[float]] = [[] for _ in LENGTHS]
-    for _ in range(_ROUNDS):
-        for length, found in zip(LENGTHS, times, strict=True):
-            ids = np.zeros((1, length), dtype)
+    others = _other_weights(np.dtype(variant))
+
+    def run(length: int) -> Callable[[], float]:
+        ids = np.zeros((1, length), dtype)
+
+        def timer() -> float:
             engine.encode({"ids": ids})
             others.max()
-            start = time.perf_counter()
-            engine.encode({"ids": ids})
-            found.append(time.perf_counter() - start)
-    return [statistics.median(each) for each in times]
+            return timed(lambda: engine.encode({"ids": ids}))()
+
+        return timer
+
+    return quietest(*map(run, LENGTHS), seconds=seconds)
+
+
+def _other_weights(dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Return what other layers hold, in small pages, as engines keep theirs: large ones leave the layer in the TLB."""
+    pages = mmap.mmap(-1, _OTHER_LAYERS * WEIGHTS * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # a kernel without large pages
+        pages.madvise(mmap.MADV_NOHUGEPAGE)
+    weights = np.frombuffer(pages, dtype)
+    # Pages of zeros that nobody wrote to are one page, whatever their number.
+    weights[:] = 1
+    return weights

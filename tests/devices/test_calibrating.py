@@ -19,7 +19,7 @@ from edge_embed_devices.graph_work import Work, counted
 from edge_embed_devices.profiles import FIGURES, board_named
 from tests.devices import layers
 
-SMALL = Extent(memory_bytes=4 * 2**20, file_bytes=4 * 2**20, steps=2000, seconds=0.1)
+SMALL = Extent(memory_bytes=4 * 2**20, file_bytes=4 * 2**20, steps=2000, seconds=0.1, quiet_seconds=0.0)
 
 
 def test_a_profile_says_when_and_how_each_figure_was_measured_and_is_read_by_its_path(tmp_path: Path) -> None:
@@ -43,7 +43,7 @@ def test_a_profile_says_when_and_how_each_figure_was_measured_and_is_read_by_its
 @pytest.mark.parametrize(("format", "package"), [("onnx", "onnxruntime"), ("tflite", "ai_edge_litert")])
 def test_engines_that_are_here_have_figures_and_more_products_take_longer(format: str, package: str) -> None:
     pytest.importorskip(package)
-    found = engine_speeds.measured()
+    found = engine_speeds.measured(0.0)
     for variant in ("float32", "int8"):
         products, how = found[f"{format}_{variant}_products_g_per_s"]
         assert 0.01 < products < 20_000
