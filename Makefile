@@ -9,11 +9,14 @@ BENCH_ENV := .venv/bench
 LEGACY_ENV := .venv/legacy
 LEGACY_PYTHON ?= python3.11
 
-# What asks the kernels, and so runs on their numpy spelling and under the sanitizers, too.
+# What asks the kernels, and so runs on their numpy spelling and under the sanitizers, too. The others never do.
 KERNEL_TESTS := tests/edge_embed tests/contracts/test_kernels.py tests/contracts/test_codecs.py tests/attacks \
-  --ignore=tests/edge_embed/test_updates.py --ignore=tests/attacks/test_repositories.py
+  $(addprefix --ignore=tests/edge_embed/test_,aside.py images.py onnx_files.py onnx_gate.py patching.py progress.py \
+  tflite_files.py updates.py words.py) --ignore=tests/attacks/test_repositories.py
 # A file's tests stay in one process: what they share is made once.
 ON_ALL_CORES := -n auto --dist loadfile
+# What takes longest is told, so that it is seen when it grows.
+SLOWEST := --durations=40
 # Tests that hold memory or time against a budget, of which sanitizers take a multiple.
 MEASURING_TESTS := $(addprefix tests/edge_embed/test_,commands.py following.py memory.py probing.py residency.py)
 
@@ -39,8 +42,8 @@ demo: $(DEMO_ENV)/ready
 	$(DEMO_ENV)/bin/edge-embed demo
 
 test: lint $(LEGACY_ENV)/ready
-	$(TEST_ENV)/bin/pytest $(ON_ALL_CORES)
-	EDGE_EMBED_PURE=1 $(TEST_ENV)/bin/pytest -q $(ON_ALL_CORES) $(KERNEL_TESTS)
+	$(TEST_ENV)/bin/pytest $(ON_ALL_CORES) $(SLOWEST)
+	EDGE_EMBED_PURE=1 $(TEST_ENV)/bin/pytest -q $(ON_ALL_CORES) $(SLOWEST) $(KERNEL_TESTS)
 
 lint: $(TEST_ENV)/ready
 	$(TEST_ENV)/bin/ruff check .
