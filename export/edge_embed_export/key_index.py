@@ -74,7 +74,8 @@ def repeated_rows(keys: Sequence[bytes], hashes: NDArray[np.uint64]) -> NDArray[
 
 
 def _try_seed(hashes: NDArray[np.uint64], seed: int) -> BuiltIndex | None:
-    if len(np.unique(hashes)) != len(hashes):
+    ordered = np.sort(hashes)
+    if (ordered[1:] == ordered[:-1]).any():
         return None  # two keys with one hash: no pilot parts them, another seed does
     slot_count = int(np.ceil(len(hashes) / LOAD)) + 1
     bucket_count = len(hashes) // KEYS_PER_BUCKET + 1
@@ -110,11 +111,11 @@ def _place(
     keys = hashes[order[starts[members][:, np.newaxis] + np.arange(size)]]
     for pilot in range(_PILOT_CEILING):
         places = slots_of(keys, np.array([pilot], np.uint64), len(taken))
-        fits = ~taken[places].any(axis=1)
+        candidates = np.flatnonzero(~taken[places].any(axis=1))
         if size > 1:
-            ordered = np.sort(places, axis=1)
-            fits &= (ordered[:, 1:] != ordered[:, :-1]).all(axis=1)
-        candidates = np.flatnonzero(fits)
+            # Of those that fit, which are few when most slots are taken: whether their keys want different ones.
+            ordered = np.sort(places[candidates], axis=1)
+            candidates = candidates[(ordered[:, 1:] != ordered[:, :-1]).all(axis=1)]
         if len(candidates):
             wanted = places[candidates]
             claims[wanted] = candidates[:, np.newaxis]
