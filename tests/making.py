@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
+import os
 from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from edge_embed.progress import SILENT
@@ -119,6 +123,24 @@ def make_bundle(
     if clustered:
         source = replace(source, tables=(in_lists(source.table), *source.tables[1:]))
     return export(source, Options(target=target, name="small", **options))
+
+
+def make_topics_in_lists(target: Path, rows: int, dimensions: int, *, plane: bool | None = None) -> Path:
+    """Export ``rows_in_topics`` in lists, also where numpy is asked for by the native kernels, whose bits are the same.
+
+    Numpy measures for minutes how long a shortlist has to be.
+    """
+    if not os.environ.get("EDGE_EMBED_PURE"):
+        return _topics_in_lists(target, rows, dimensions, plane)
+    with pytest.MonkeyPatch.context() as environment:
+        environment.delenv("EDGE_EMBED_PURE")
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+            return process.submit(_topics_in_lists, target, rows, dimensions, plane).result()
+
+
+def _topics_in_lists(target: Path, rows: int, dimensions: int, plane: bool | None) -> Path:
+    source = rows_in_topics(rows, dimensions)
+    return make_bundle(target, source=source, graphs=(), clustered=True, plane=plane).path
 
 
 def make_unmeasured_bundle(target: Path, source: Source, **options: Any) -> Path:

@@ -21,7 +21,7 @@ from edge_embed import memory
 from edge_embed_bundle.manifest import TableModel
 from edge_embed_bundle.store import Store
 from tests.fakes.probes import FakeProbe
-from tests.making import make_bundle, rows_in_topics, small_source, with_table
+from tests.making import make_bundle, make_topics_in_lists, small_source, with_table
 
 ROWS, DIMENSIONS = 60_000, 100
 _MIB = 2**20
@@ -78,7 +78,7 @@ def test_a_budget_with_no_room_for_what_is_read_ahead_has_all_pages_read_singly(
 
 @pytest.mark.parametrize("plane", [False, True])
 def test_rows_in_lists_keep_the_read_ahead_but_behind_a_plane(tmp_path: Path, plane: bool) -> None:
-    path = make_bundle(tmp_path / "lists", source=rows_in_topics(600, 8), graphs=(), clustered=True, plane=plane).path
+    path = make_topics_in_lists(tmp_path / "lists", 600, 8, plane=plane)
     with edge_embed.open(path) as runtime:
         found = _sections_read_at_random(path, runtime.manifest.tables[0])
         assert "index_slots" in found and "plane" not in found and "centroids" not in found

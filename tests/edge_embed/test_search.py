@@ -19,7 +19,7 @@ from edge_embed.errors import BundleError, RequestError
 from edge_embed.kernels.reference import decode_plane
 from edge_embed.search import Searcher
 from edge_embed_export.preparing import in_lists
-from tests.making import make_bundle, rows_in_topics, small_source
+from tests.making import make_bundle, make_topics_in_lists, rows_in_topics, small_source
 
 ROWS, DIMENSIONS = 5000, 24
 _SEARCHED = {"norms", "list_ends", "centroids", "centroid_scales", "centroid_norms", "plane", "plane_scales"}
@@ -28,10 +28,8 @@ _SEARCHED = {"norms", "list_ends", "centroids", "centroid_scales", "centroid_nor
 @pytest.fixture(scope="module", params=[None, True], ids=["lists", "plane"])
 def listed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a bundle whose table is searched through lists, and one that has a plane in front of its rows."""
-    source = rows_in_topics(ROWS, DIMENSIONS)
-    return make_bundle(
-        tmp_path_factory.mktemp("listed") / "bundle", source=source, graphs=(), plane=request.param, clustered=True
-    ).path
+    folder = tmp_path_factory.mktemp("listed")
+    return make_topics_in_lists(folder / "bundle", ROWS, DIMENSIONS, plane=request.param)
 
 
 def _cosines(runtime: edge_embed.Runtime, query: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -211,8 +209,7 @@ def test_who_asks_for_more_neighbours_has_more_lists_scanned_and_all_rows_where_
 def test_where_flash_is_slow_the_shortlist_is_asked_for_and_the_plane_is_scanned_once(
     tmp_path: Path, batch: int, deadline_ns: int
 ) -> None:
-    source = rows_in_topics(600, DIMENSIONS)
-    path = make_bundle(tmp_path / "bundle", source=source, graphs=(), clustered=True, plane=True).path
+    path = make_topics_in_lists(tmp_path / "bundle", 600, DIMENSIONS, plane=True)
     queries = np.random.default_rng(10).normal(size=(batch, DIMENSIONS)).astype(np.float32)
     without = np.arange(batch)
     with edge_embed.open(path) as runtime:
