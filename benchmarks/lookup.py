@@ -47,7 +47,7 @@ from benchmarks.common import (
 )
 from benchmarks.peer_files import CONVERTERS
 from benchmarks.peers import DISTRIBUTIONS, ENVIRONMENTS, FLOOR, PEERS, Peer
-from edge_embed_devices.quiet import call_ns, least_call_ns, quiet_moments
+from edge_embed_devices.quiet import call_ns, least_call_ns, moment, quiet_moments
 
 TITLE = "Lookups"
 OURS, PQ, PURE, ALONE = tuple(PEERS)[:4]
@@ -178,18 +178,14 @@ def _block_us(call: Callable[[Any], object], inputs: Sequence[Any], block: int) 
     """Return the time of one call: the median over blocks, since a clock is read for less often than a lookup."""
     blocks = itertools.cycle(inputs[start : start + block] for start in range(0, len(inputs), block))
 
-    def moment() -> float:
-        times: list[float] = []
-        end = time.perf_counter() + _MOMENT_SECONDS
-        while len(times) < _LEAST_BLOCKS or time.perf_counter() < end:
-            values = next(blocks)
-            begin = time.perf_counter_ns()
-            for value in values:
-                call(value)
-            times.append((time.perf_counter_ns() - begin) / len(values) / 1000)
-        return statistics.median(times)
+    def timer() -> float:
+        values = next(blocks)
+        begin = time.perf_counter_ns()
+        for value in values:
+            call(value)
+        return (time.perf_counter_ns() - begin) / len(values) / 1000
 
-    return statistics.median(quiet_moments(moment, _SECONDS))
+    return statistics.median(quiet_moments(moment(timer, _MOMENT_SECONDS, _LEAST_BLOCKS), _SECONDS))
 
 
 def _answer(peer: Peer, queries: list[str]) -> tuple[float, ...]:

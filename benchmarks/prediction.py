@@ -44,7 +44,7 @@ from edge_embed_bundle.bundle import Bundle
 from edge_embed_devices.calibrating import Extent, calibrate
 from edge_embed_devices.graph_work import works_of
 from edge_embed_devices.prediction import BATCH_KEYS, Latency, predict
-from edge_embed_devices.quiet import quiet_moments
+from edge_embed_devices.quiet import moment, quiet_moments
 from edge_embed_export.encoders import export_encoder
 from edge_embed_export.exporter import export
 from edge_embed_export.image_encoders import export_image_encoder
@@ -104,17 +104,13 @@ def _p50_us(call: Callable[[Any], Any], inputs: Iterable[Any]) -> float:
     """Return the least p50 of a quiet moment, in microseconds."""
     values = itertools.cycle(inputs)
 
-    def moment() -> float:
-        times: list[int] = []
-        end = time.perf_counter() + _MOMENT_SECONDS
-        while len(times) < _LEAST_CALLS or time.perf_counter() < end:
-            value = next(values)
-            start = time.perf_counter_ns()
-            call(value)
-            times.append(time.perf_counter_ns() - start)
-        return statistics.median(times)
+    def timer() -> float:
+        value = next(values)
+        start = time.perf_counter_ns()
+        call(value)
+        return (time.perf_counter_ns() - start) / 1000
 
-    return min(quiet_moments(moment, _SECONDS)) / 1000
+    return min(quiet_moments(moment(timer, _MOMENT_SECONDS, _LEAST_CALLS), _SECONDS))
 
 
 def make_encoders(place: Path, data: Path) -> tuple[dict[str, Path], dict[str, Path], list[str]]:

@@ -152,7 +152,7 @@ def _memory(extent: Extent) -> dict[str, tuple[float, str]]:
             _read_bytes_per_s(extent.memory_bytes, seconds) / 1e9,
             f"numpy's or over {shown}; in the quietest moment",
         ),
-        "scan_row_ns": (_scan_row_ns(seconds), "int8 rows of 16, 1 MiB of them; in the quietest moment"),
+        "scan_row_ns": (_scan_ns_per_row(2**20, 16, seconds), "int8 rows of 16, 1 MiB of them; in the quietest moment"),
     }
     near_ns = _chase_ns(16 * 2**10, extent)
     sizes = {"": extent.memory_bytes} | {f"_of_{mib}_mib": mib * 2**20 for mib in (64, 4, 1)}
@@ -182,10 +182,6 @@ def _read_bytes_per_s(size_bytes: int, seconds: float) -> float:
     words = np.ones(size_bytes // 8, np.uint64)
     (read_s,) = quietest(timed(lambda: np.bitwise_or.reduce(words)), seconds=seconds)
     return words.nbytes / read_s
-
-
-def _scan_row_ns(seconds: float) -> float:
-    return _scan_ns_per_row(2**20, 16, seconds)
 
 
 def _scan_ns_per_row(size_bytes: int, dimensions: int, seconds: float) -> float:

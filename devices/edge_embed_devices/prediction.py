@@ -27,8 +27,8 @@ from edge_embed_bundle.manifest import Manifest, TableModel, TextRecipe
 from edge_embed_devices.graph_work import Work
 from edge_embed_devices.profiles import FIGURES, Board
 
-# Empty calls that an operation is worth (2026-11-27, in quiet moments): a lookup; a batch, and each key of one; a
-# search; a request of bags, and each table in it.
+# Empty calls that an operation is worth (2026-11-26, of a batch's key 2026-11-27): a lookup; a batch, and each key of
+# one; a search; a request of bags, and each table in it.
 _LOOKUP, _BATCH, _BATCH_KEY, _SEARCH, _BAGS, _BAG = 8.5, 13, 1.0, 1150, 15, 20
 # Likewise a text, and each token of it, by who finds the tokens. fastText's words have parts.
 _TEXTS = MappingProxyType({"whitespace": (195, 13.0), "huggingface": (205, 3.5), "fasttext": (115, 110.0)})

@@ -70,6 +70,19 @@ def quiet_moments(measure: Callable[[], T], seconds: float) -> list[T]:
             return quiet or [min(found, key=lambda each: each[0])[1]]
 
 
+def moment(timer: Callable[[], float], seconds: float, least: int) -> Callable[[], float]:
+    """Return what calls a timer for some seconds, ``least`` times or more, and returns the median of what it told."""
+
+    def measure() -> float:
+        times: list[float] = []
+        end = time.perf_counter() + seconds
+        while len(times) < least or time.perf_counter() < end:
+            times.append(timer())
+        return statistics.median(times)
+
+    return measure
+
+
 def quietest(*timers: Callable[[], float], seconds: float) -> list[float]:
     """Return what each of some runs takes, in the unit that it tells.
 
