@@ -798,9 +798,8 @@ def _is_one_vector(vector: Any) -> bool:
         return True
     if isinstance(vector, np.ndarray):
         return vector.ndim < _BATCH_AXES
-    if isinstance(vector, list | tuple) and any(
-        isinstance(each, Stamped | np.ndarray | list | tuple) for each in vector
-    ):
+    # A stamped vector is a tuple, too.
+    if isinstance(vector, list | tuple) and any(isinstance(each, np.ndarray | list | tuple) for each in vector):
         return False
     return bool(np.ndim(vector) < _BATCH_AXES)
 
