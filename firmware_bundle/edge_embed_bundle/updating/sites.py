@@ -192,17 +192,27 @@ class _TimedConnection(http.client.HTTPConnection):
         self._timer.daemon = True
         self._timer.start()
         super().connect()
+        # While there was no socket yet, there was none to end.
+        self._in_time()
 
     def getresponse(self) -> http.client.HTTPResponse:
         """Return the answer, whose headers are there; the clock stops."""
         try:
             answer = super().getresponse()
+        except (http.client.HTTPException, OSError):
+            # What a socket says that was ended depends on what was still on its way: a line cut short, or a reset.
+            self._in_time()
+            raise
         finally:
             self._timer.cancel()
         if self._over:
             answer.close()
-            raise http.client.HTTPException(f"headers without end in {self._headers_seconds:g} s")
+        self._in_time()
         return answer
+
+    def _in_time(self) -> None:
+        if self._over:
+            raise http.client.HTTPException(f"headers without end in {self._headers_seconds:g} s")
 
     def _give_up(self) -> None:
         self._over = True
