@@ -1,7 +1,8 @@
 """``boards calibrate``: a profile of the machine at hand, measured in less than two minutes.
 
 * Every figure says how it was measured, and the profile says when; what cannot be measured here is left out.
-* Memory is measured on one core, in buffers far larger than a board's caches, after they were touched.
+* Memory is measured on one core, in buffers far larger than a board's caches, after they were touched. What stands for
+  a bundle is in small pages, as a map of a file is.
 * A random read is dependent: each tells where the next one is. Python's own steps cancel out, because the same chase
   through a buffer that fits the nearest cache is subtracted (as tinymembench does).
 * Flash is read after its pages were dropped from the page cache. Where the system says that no block was read, what
@@ -15,6 +16,7 @@ import mmap
 import os
 import platform
 import resource
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -27,9 +29,9 @@ import numpy as np
 
 from edge_embed import kernels
 from edge_embed_bundle.manifest import Manifest
-from edge_embed_devices import engine_speeds
+from edge_embed_devices import engine_speeds, small_pages
 from edge_embed_devices.profiles import FIGURES, THIS_MACHINE, Board, board_named, read_profile
-from edge_embed_devices.quiet import call_ns, least_call_ns, quiet_moments, quietest, timed
+from edge_embed_devices.quiet import call_ns, in_quiet, quiet_moments, timed
 
 _LINE_BYTES = 64
 _READ_BYTES = 4096
@@ -77,8 +79,8 @@ def calibrate(path: Path, folder: Path, extent: Extent) -> Board:
         folder: on the flash that is to be measured; it is left as it was.
         extent: how much to measure.
     """
-    # It tells the others what a quiet moment is; at the end, what one was.
-    quiet_moments(call_ns, extent.quiet_seconds)
+    # It tells the others what a quiet moment is; at the end, what a call took in those that were.
+    _call_ns(extent.quiet_seconds)
     figures = {
         "cores": (os.cpu_count() or 1, "asked of the system"),
         "ram_mib": (os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**20, "asked of the system"),
@@ -86,7 +88,7 @@ def calibrate(path: Path, folder: Path, extent: Extent) -> Board:
         **_memory(extent),
         **_flash(folder, extent),
         **(engine_speeds.measured(extent.quiet_seconds) if extent.engines else {}),
-        "python_call_ns": (least_call_ns(), "an empty function; in the quietest moment"),
+        "python_call_ns": (_call_ns(extent.quiet_seconds), "an empty function; in quiet moments"),
     }
     path.write_text(_profile(figures), encoding="utf-8")
     return read_profile(path)
@@ -146,13 +148,13 @@ def _memory(extent: Extent) -> dict[str, tuple[float, str]]:
     found = {
         "memory_copy_gb_per_s": (
             _copy_bytes_per_s(extent.memory_bytes // 2, seconds) / 1e9,
-            f"numpy copies half of {shown}; in the quietest moment",
+            f"numpy copies half of {shown}; in quiet moments",
         ),
         "memory_read_gb_per_s": (
             _read_bytes_per_s(extent.memory_bytes, seconds) / 1e9,
-            f"numpy's or over {shown}; in the quietest moment",
+            f"numpy's or over {shown}; in quiet moments",
         ),
-        "scan_row_ns": (_scan_ns_per_row(2**20, 16, seconds), "int8 rows of 16, 1 MiB of them; in the quietest moment"),
+        "scan_row_ns": (_scan_ns_per_row(2**20, 16, seconds), "int8 rows of 16, 1 MiB of them; in quiet moments"),
     }
     near_ns = _chase_ns(16 * 2**10, extent)
     sizes = {"": extent.memory_bytes} | {f"_of_{mib}_mib": mib * 2**20 for mib in (64, 4, 1)}
@@ -161,33 +163,38 @@ def _memory(extent: Extent) -> dict[str, tuple[float, str]]:
             continue
         size = f"{size_bytes // 2**20} MiB"
         random_ns = max(0.01, _chase_ns(size_bytes, extent) - near_ns)
-        chase = f"{extent.steps:,} dependent reads over {size}, less those of 16 KiB; in the quietest moment"
+        chase = f"{extent.steps:,} dependent reads over {size}, less those of 16 KiB; in quiet moments"
         found[f"memory_random_read{name}_ns"] = (max(1.0, random_ns) if not name else random_ns, chase)
         if f"scan{name}_gb_per_s" not in FIGURES:
             continue
-        scan = f"int8 rows of {_DIMENSIONS}, {size}, kernels {kernels.VARIANT}; in the quietest moment"
+        scan = f"int8 rows of {_DIMENSIONS}, {size}, kernels {kernels.VARIANT}; in quiet moments"
         row_ns = _scan_ns_per_row(size_bytes, _DIMENSIONS, seconds)
         found[f"scan{name}_gb_per_s"] = (_DIMENSIONS / row_ns, scan)
     return found
 
 
+def _call_ns(seconds: float) -> float:
+    return statistics.median(quiet_moments(call_ns, seconds))
+
+
 def _copy_bytes_per_s(size_bytes: int, seconds: float) -> float:
     source = np.ones(size_bytes, np.uint8)
     target = np.empty_like(source)
-    (copy_s,) = quietest(timed(lambda: np.copyto(target, source)), seconds=seconds)
+    (copy_s,) = in_quiet(timed(lambda: np.copyto(target, source)), seconds=seconds)
     return size_bytes / copy_s
 
 
 def _read_bytes_per_s(size_bytes: int, seconds: float) -> float:
     words = np.ones(size_bytes // 8, np.uint64)
-    (read_s,) = quietest(timed(lambda: np.bitwise_or.reduce(words)), seconds=seconds)
+    (read_s,) = in_quiet(timed(lambda: np.bitwise_or.reduce(words)), seconds=seconds)
     return words.nbytes / read_s
 
 
 def _scan_ns_per_row(size_bytes: int, dimensions: int, seconds: float) -> float:
     """Return what a row costs in a search for ten, the call itself left out."""
     count = size_bytes // dimensions
-    rows = np.random.default_rng(0).integers(-127, 128, (count, dimensions), np.int8)
+    rows = small_pages.ones(count * dimensions, np.int8).reshape(count, dimensions)
+    rows[:] = np.random.default_rng(0).integers(-127, 128, rows.shape, np.int8)
     norms = np.full(count, dimensions**0.5 * 73, np.float32)
     opened = kernels.open_rows("int8", {"rows": rows, "scales": np.ones(count, np.float32)}, dimensions)
     query = np.random.default_rng(1).standard_normal((1, dimensions), np.float32)
@@ -198,7 +205,7 @@ def _scan_ns_per_row(size_bytes: int, dimensions: int, seconds: float) -> float:
         return timed(lambda: opened.nearest(query, norms, 10, runs, None, none, 0, None, 0, None))
 
     few = min(16, count // 2)
-    all_s, few_s = quietest(scan(count), scan(few), seconds=seconds)
+    all_s, few_s = in_quiet(scan(count), scan(few), seconds=seconds)
     return (all_s - few_s) / (count - few) * 1e9
 
 
@@ -211,14 +218,14 @@ def _chase_ns(size_bytes: int, extent: Extent) -> float:
         for _ in range(extent.steps):
             place = words[place]
 
-    (chase_s,) = quietest(timed(chase), seconds=extent.quiet_seconds)
+    (chase_s,) = in_quiet(timed(chase), seconds=extent.quiet_seconds)
     return chase_s / extent.steps * 1e9
 
 
 def _chain(size_bytes: int, steps: int) -> memoryview:
     """Return 32-bit words, one of each line of which says where the next one is, in a random circle."""
     step = _LINE_BYTES // 4
-    words = np.ones(size_bytes // 4, np.uint32)
+    words = small_pages.ones(size_bytes // 4, np.uint32)
     order = np.random.default_rng(0).permutation(size_bytes // _LINE_BYTES)[: steps + 1].astype(np.uint32) * step
     # The circle begins at the first line, wherever it stands in it.
     order[order == 0] = order[0]

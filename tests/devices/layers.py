@@ -1,4 +1,4 @@
-"""Draws the graphs that ``boards calibrate`` runs: a layer as wide as all-MiniLM's, without its weights.
+"""Draws the graphs that ``boards calibrate`` runs: layers as many and as wide as all-MiniLM's, without their weights.
 
 Kept to show where they come from: ``python -m tests.devices.layers FOLDER`` writes them there. They are in the package
 (``devices/edge_embed_devices/layers/``) because a board, which calibrates itself, has nothing that draws graphs.
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from edge_embed_bundle.writer import BlobWriter
-from edge_embed_devices.engine_speeds import LENGTHS, WEIGHTS_NAME
+from edge_embed_devices.engine_speeds import LAYERS, LENGTHS, WEIGHTS_NAME
 from edge_embed_export.graphs import onnx_text, tflite_text
 from edge_embed_export.transformer import Layer, Linear, Norm, Transformer
 
@@ -20,7 +20,7 @@ WIDTH, HEADS, INNER, WORDS = 384, 12, 1536, 16
 
 
 class _Zeros(Transformer):
-    """One layer of zeros."""
+    """Layers of zeros."""
 
     def layer(self, i: int) -> Layer:
         norm = Norm(np.zeros(WIDTH, np.float32), np.zeros(WIDTH, np.float32))
@@ -48,7 +48,7 @@ def drawn() -> dict[str, bytes]:
     """Return the files by their names."""
     norm = Norm(np.zeros(WIDTH, np.float32), np.zeros(WIDTH, np.float32))
     words, positions = np.zeros((WORDS, WIDTH), np.float32), np.zeros((max(LENGTHS), WIDTH), np.float32)
-    model = _Zeros(WIDTH, HEADS, 1, INNER, "gelu", 1e-12, words, positions, norm, None, None)  # type: ignore[arg-type]
+    model = _Zeros(WIDTH, HEADS, LAYERS, INNER, "gelu", 1e-12, words, positions, norm, None, None)  # type: ignore[arg-type]
     found = {}
     for variant in ("float32", "int8"):
         how = {"pooling": "mean", "normalize": True, "longest": max(LENGTHS)}

@@ -53,7 +53,7 @@ def test_engines_that_are_here_have_figures_and_more_products_take_longer(format
 
 @pytest.mark.parametrize("variant", ["float32", "int8"])
 @pytest.mark.parametrize("format", ["onnx", "tflite"])
-def test_the_layer_that_is_run_is_the_one_that_export_draws(format: str, variant: str) -> None:
+def test_the_layers_that_are_run_are_those_that_export_draws(format: str, variant: str) -> None:
     for package in ("onnx", "ai_edge_litert"):
         pytest.importorskip(package)
     name = f"{variant}.{format}"
