@@ -22,7 +22,7 @@ _LEAST_MOMENTS = 3
 # beside a neighbour it is 52 to 66, and others take 1.2 to 1.4 times as long.
 _NOT_MUCH = 1.3
 # How many times the wanted time is spent at the most where no moment is quiet.
-_PATIENCE = 5
+_PATIENCE = 3
 _CALL_RUNS, _CALLS = 5, 2_000
 
 
@@ -58,7 +58,7 @@ def quiet_moments(measure: Callable[[], T], seconds: float) -> list[T]:
 
     Args:
         measure: does in a moment what is measured, and returns what that took.
-        seconds: how long to go on; five times as long where no moment was quiet.
+        seconds: how long to go on; three times as long where no moment was quiet.
     """
     found: list[tuple[float, T]] = []
     start, before_ns = time.perf_counter(), call_ns()
