@@ -87,7 +87,7 @@ def calibrate(path: Path, folder: Path, extent: Extent) -> Board:
         "page_size_bytes": (os.sysconf("SC_PAGE_SIZE"), "asked of the system"),
         **_memory(extent),
         **_flash(folder, extent),
-        **(engine_speeds.measured(extent.quiet_seconds) if extent.engines else {}),
+        **(engine_speeds.measured(folder, extent.quiet_seconds) if extent.engines else {}),
         "python_call_ns": (_call_ns(extent.quiet_seconds), "an empty function; in quiet moments"),
     }
     path.write_text(_profile(figures), encoding="utf-8")

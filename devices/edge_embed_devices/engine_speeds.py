@@ -4,12 +4,12 @@
   faster than they are, because ONNX Runtime keeps weights that are alike once, and so in a cache.
 * A run costs something for its weights, however many tokens there are, and something for each token: two lengths tell
   one from the other. Both are said of weights, so layers that are wider, or more of them, are told in the same figures.
-* An engine that is not installed has no figures.
+* An engine that is not installed, or has no room for its weights, has no figures.
 """
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import functools
 import tempfile
 from importlib import resources
@@ -37,19 +37,23 @@ WEIGHTS = LAYERS * (4 * 384**2 + 2 * 384 * 1536)
 _WEIGHTS_BYTES = {"float32": 4 * WEIGHTS + 2**20, "int8": WEIGHTS + 2**20}
 
 
-def measured(seconds: float) -> dict[str, tuple[float, str]]:
+def measured(folder: Path, seconds: float) -> dict[str, tuple[float, str]]:
     """Return the figures of the engines that are here, by their names in a profile, each with its method.
 
     Args:
-        seconds: how long a quiet moment is looked for, for each engine.
+        folder: with room for the weights, 43 MB; it is left as it was. Engines without room have no figures.
+        seconds: how long quiet moments are looked for, for each engine and length.
     """
     found: dict[str, tuple[float, str]] = {}
     for format, variant in ENGINE_KINDS:
-        with (
-            contextlib.suppress(MissingExtraError, BundleError),
-            tempfile.TemporaryDirectory(prefix="edge-embed-calibrate-") as folder,
-        ):
-            found |= _figures(_loaded(Path(folder), format, variant), format, variant, seconds)
+        try:
+            with tempfile.TemporaryDirectory(prefix="edge-embed-calibrate-", dir=folder) as place:
+                found |= _figures(_loaded(Path(place), format, variant), format, variant, seconds)
+        except (MissingExtraError, BundleError):
+            continue
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
     return found
 
 
