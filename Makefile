@@ -32,7 +32,7 @@ help:
 	@echo "make crash   processes killed at each system call, file systems that lose power; as root, with strace"
 	@echo "make wheels  for x86-64, aarch64, armv7l, and the pure one, into dist/"
 	@echo "make boards  emulated ARM boards with those wheels, kept in .venv/boards"
-	@echo "make board-test  a whole emulated board, killed at 50 random moments of an update; 40 minutes"
+	@echo "make board-test  a whole emulated board, killed at 50 random moments of an update; half an hour"
 	@echo "make bench   side by side with peers; writes benchmarks/RESULTS.md"
 	@echo "make bench-arm  instructions on emulated ARM cores; fails where one operation takes 5 % more than before"
 	@echo "make clean   remove what the others made"
