@@ -196,14 +196,19 @@ def _fields(path: Path) -> dict[str, Any]:
     data = read_named(path, "a board's profile", _CEILING_BYTES)
     try:
         fields = tomllib.loads(data.decode("utf-8"))
+        # What Python cannot show, a number of thousands of hexadecimal digits, no error could tell of.
+        repr(fields)
     except (ValueError, RecursionError) as error:
         raise RequestError(f"{path}: expected a board's profile in TOML, found: {error}") from error
     for key in fields.keys() - _KNOWN:
         raise RequestError(f"{path}: expected keys of {', '.join(sorted(_KNOWN))}, found {key!r}")
     fields.setdefault("sources", {})
     sources = fields["sources"]
-    if not isinstance(sources, dict) or not all(isinstance(text, str) and text.strip() for text in sources.values()):
+    if not isinstance(sources, dict):
         raise RequestError(f"{path}: sources: expected a table of texts, found {sources!r:.60}")
+    for key, text in sources.items():
+        if not isinstance(text, str) or not text.isprintable() or not text.strip():
+            raise RequestError(f"{path}: sources: {key!r:.60}: expected a line of text, found {text!r:.60}")
     return fields
 
 
