@@ -30,7 +30,7 @@ import numpy as np
 from edge_embed import kernels
 from edge_embed_bundle.manifest import Manifest
 from edge_embed_devices import engine_speeds, small_pages
-from edge_embed_devices.profiles import FIGURES, THIS_MACHINE, Board, board_named, read_profile
+from edge_embed_devices.profiles import FIGURES, THIS_MACHINE, Board, board_named, is_here, read_profile
 from edge_embed_devices.quiet import call_ns, in_quiet, quiet_moments, timed
 
 _LINE_BYTES = 64
@@ -100,7 +100,8 @@ def board_to_predict(name: str, manifest: Manifest) -> Board:
     Raises:
         RequestError: no board has that name, or its profile breaks a rule.
     """
-    return this_machine_for(manifest) if name == THIS_MACHINE else board_named(name)
+    board = board_named(name)
+    return this_machine_for(manifest) if is_here(board) else board
 
 
 def this_machine_for(manifest: Manifest) -> Board:

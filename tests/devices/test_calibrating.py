@@ -14,6 +14,7 @@ import pytest
 
 from edge_embed.commands import main
 from edge_embed.named_files import check_writable
+from edge_embed_bundle.bundle import Bundle
 from edge_embed_devices import calibrating, engine_speeds
 from edge_embed_devices.calibrating import Extent, calibrate, isa_of
 from edge_embed_devices.graph_work import Work, counted
@@ -130,6 +131,18 @@ def test_a_target_that_is_no_profile_in_a_folder_is_refused_before_anything_is_m
 ) -> None:
     assert main(["boards", "calibrate", f"--output={tmp_path / name}", "--json"]) == 2
     assert "expected a file like my-board.toml" in json.loads(capsys.readouterr().out)["error"]
+
+
+def test_a_profile_that_a_user_keeps_of_this_machine_is_predicted_by(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = resources.files("edge_embed_devices").joinpath("boards", "pi-4.toml").read_text(encoding="utf-8")
+    (tmp_path / "this-machine.toml").write_text(kept, encoding="utf-8")
+    monkeypatch.setenv("EDGE_EMBED_BOARDS", str(tmp_path))
+    monkeypatch.setattr(calibrating, "this_machine_for", lambda manifest: pytest.fail("measured"))
+    with Bundle.open(Path(__file__).parents[1] / "golden" / "format-1" / "int8-lists") as bundle:
+        board = calibrating.board_to_predict("this-machine", bundle.manifest)
+    assert board == board_named("this-machine")
 
 
 def test_a_target_that_cannot_be_written_is_refused_before_anything_is_measured(
