@@ -61,8 +61,9 @@ def _figures(engine: EncoderEngine, format: str, variant: str, seconds: float) -
     how = f"{LAYERS} layers of all-MiniLM's size by {engine.name} {engine.version.split()[-1]}, one thread"
     short, long = LENGTHS
     short_s, long_s = _seconds(engine, format, seconds)
-    token_s = max(1e-7, (long_s - short_s) / (long - short))
-    run_s = max(1e-6, short_s - short * token_s)
+    # Half of a long text's time at the least is its tokens': a disturbance of the short one must not say otherwise.
+    token_s = max(long_s / long / 2, (long_s - short_s) / (long - short))
+    run_s = max(short_s / 100, short_s - short * token_s)
     kind = f"{format}_{variant}"
     return {
         f"{kind}_products_g_per_s": (WEIGHTS / token_s / 1e9, f"{how}; what {long} tokens take beyond {short}"),

@@ -201,7 +201,7 @@ def _fields(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise RequestError(f"{path}: expected a board's profile in TOML, found: {error}") from error
     for key in fields.keys() - _KNOWN:
-        raise RequestError(f"{path}: expected keys of {', '.join(sorted(_KNOWN))}, found {key!r}")
+        raise RequestError(f"{path}: expected keys of {', '.join(sorted(_KNOWN))}, found {key[:60]!r}")
     fields.setdefault("sources", {})
     sources = fields["sources"]
     if not isinstance(sources, dict):

@@ -56,6 +56,17 @@ def test_engines_that_are_here_have_figures_and_more_products_take_longer(
         assert found[f"{format}_{variant}_weights_g_per_s"][0] > 0
 
 
+def test_a_text_that_was_disturbed_does_not_make_tokens_cost_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(engine_speeds, "_seconds", lambda *_: [0.5, 0.064])
+    found = engine_speeds.measured(tmp_path, 0.0)
+    # A token takes half a millisecond.
+    assert found["onnx_int8_products_g_per_s"][0] == pytest.approx(engine_speeds.WEIGHTS / 0.0005 / 1e9)
+    assert found["onnx_int8_weights_g_per_s"][0] > 0
+
+
 def test_engines_whose_weights_find_no_room_have_no_figures(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", tmp_path], check=False)  # noqa: S607
