@@ -38,9 +38,8 @@ class Miss:
 
     def __str__(self) -> str:
         """Return the sentence that says so."""
-        choices = f"; within it: {' or '.join(self.fits)}" if self.fits else ""
-        if self.operation == "search" and not self.fits:
-            choices = "; no dimensions, codec or recall would be within it"
+        nothing = "; no dimensions, codec or recall would be within it" if self.operation == "search" else ""
+        choices = f"; within it: {' or '.join(self.fits)}" if self.fits else nothing
         return (
             f"{self.operation} {self.percentile} on {self.board}: expected at most {self.budget_us:g} us, "
             f"predicted {self.predicted_us:g}{choices}"

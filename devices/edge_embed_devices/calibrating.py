@@ -39,6 +39,7 @@ _BLOCK_BYTES = 2**20
 # What the kernel maps around a fault (fault_around_bytes), so that each touch is a fault of its own.
 _FAULT_BYTES = 64 * 2**10
 _DIMENSIONS = 256
+_RANDOM_ROWS = 4096
 
 #: What Linux calls a feature of the processor (``/proc/cpuinfo``), and what profiles call it.
 _FEATURES = {"asimd": "neon", "neon": "neon", "asimddp": "dotprod", "asimdhp": "fp16", "i8mm": "i8mm", "sve": "sve"}
@@ -194,8 +195,11 @@ def _read_bytes_per_s(size_bytes: int, seconds: float) -> float:
 def _scan_ns_per_row(size_bytes: int, dimensions: int, seconds: float) -> float:
     """Return what a row costs in a search for ten, the call itself left out."""
     count = size_bytes // dimensions
-    rows = small_pages.ones(count * dimensions, np.int8).reshape(count, dimensions)
-    rows[:] = np.random.default_rng(0).integers(-127, 128, rows.shape, np.int8)
+    rows = small_pages.empty(count * dimensions, np.int8).reshape(count, dimensions)
+    # Some random rows again and again: as many of them anew would take seconds, and as much memory once more.
+    some = np.random.default_rng(0).integers(-127, 128, (min(count, _RANDOM_ROWS), dimensions), np.int8)
+    for start in range(0, count, len(some)):
+        rows[start : start + len(some)] = some[: count - start]
     norms = np.full(count, dimensions**0.5 * 73, np.float32)
     opened = kernels.open_rows("int8", {"rows": rows, "scales": np.ones(count, np.float32)}, dimensions)
     query = np.random.default_rng(1).standard_normal((1, dimensions), np.float32)
@@ -226,7 +230,8 @@ def _chase_ns(size_bytes: int, extent: Extent) -> float:
 def _chain(size_bytes: int, steps: int) -> memoryview:
     """Return 32-bit words, one of each line of which says where the next one is, in a random circle."""
     step = _LINE_BYTES // 4
-    words = small_pages.ones(size_bytes // 4, np.uint32)
+    words = small_pages.empty(size_bytes // 4, np.uint32)
+    words.fill(1)
     order = np.random.default_rng(0).permutation(size_bytes // _LINE_BYTES)[: steps + 1].astype(np.uint32) * step
     # The circle begins at the first line, wherever it stands in it.
     order[order == 0] = order[0]

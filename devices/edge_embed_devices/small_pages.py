@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import mmap
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +16,9 @@ from numpy.typing import NDArray
 Number = TypeVar("Number", bound=np.generic)
 
 
-def ones(count: int, dtype: type[Number]) -> NDArray[Number]:
-    """Return so many ones in small pages: written to, because pages that nobody wrote to are one page of zeros."""
+def empty(count: int, dtype: type[Number]) -> NDArray[Number]:
+    """Return an array of so many numbers in small pages; where nobody has written, all are one page of zeros."""
     pages = mmap.mmap(-1, max(1, count * np.dtype(dtype).itemsize), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with contextlib.suppress(OSError):  # a kernel without large pages
         pages.madvise(mmap.MADV_NOHUGEPAGE)
-    numbers: NDArray[Any] = np.frombuffer(pages, dtype, count)
-    numbers[:] = 1
-    return numbers
+    return np.frombuffer(pages, dtype, count)
