@@ -27,11 +27,15 @@ from edge_embed_bundle.manifest import Manifest, TableModel, TextRecipe
 from edge_embed_devices.graph_work import Work
 from edge_embed_devices.profiles import FIGURES, Board
 
-# Empty calls that an operation is worth (2026-11-26, of a lookup and a batch's key 2026-11-27): a lookup; a batch, and
-# each key of one, and the odd end of its row; a search; a request of bags, and each table in it.
+# Empty calls that an operation is worth (2026-11-26; of a lookup, a batch's key and a token 2026-11-27): a lookup; a
+# batch, and each key of one, and the odd end of its row; a search; a request of bags, and each table in it.
 _LOOKUP, _BATCH, _BATCH_KEY, _ODD_END, _SEARCH, _BAGS, _BAG = 9.6, 13, 0.85, 0.25, 1150, 15, 20
-# Likewise a text, and each token of it, by who finds the tokens. fastText's words have parts.
-_TEXTS = MappingProxyType({"whitespace": (195, 13.0), "huggingface": (205, 3.5), "fasttext": (115, 110.0)})
+# Likewise a text, and each token of it, by who finds the tokens; and the random reads of a token. Words are looked up,
+# any as likely as another; of a vocabulary of parts most are frequent ones, whose rows a nearer cache holds. fastText's
+# words have parts.
+_TEXTS = MappingProxyType(
+    {"whitespace": (195, 13.0, 1.0), "huggingface": (205, 4.2, 0.3), "fasttext": (115, 110.0, 1.0)}
+)
 # A question that is no text of a golden one; letters of a token, rather more in a text of English.
 _USUAL_TOKENS, _TOKEN_BYTES = 64, 4.5
 # A graph of fewer products for a token does something else that takes longer.
@@ -191,8 +195,8 @@ def batch(model: TableModel, board: Board, missing: float = 0) -> Latency:
 
 def encode(model: TableModel, board: Board, tokens: float, missing: float = 0) -> Latency:
     """Return the latency of a text of so many tokens by a static encoder."""
-    calls, per_token = _TEXTS["whitespace" if model.text is None else model.text.tokenizer]
-    reads_ns = tokens * random_read_ns(board, _table_bytes(model))
+    calls, per_token, reads = _TEXTS["whitespace" if model.text is None else model.text.tokenizer]
+    reads_ns = tokens * reads * random_read_ns(board, _table_bytes(model))
     warm_us = ((calls + tokens * per_token) * _call_ns(board) + reads_ns) / 1000
     return _with_flash(warm_us, tokens * _faults(model), missing, board)
 
@@ -227,7 +231,7 @@ def run(
         # Who copies reads and writes: what is read alone may come twice as fast.
         most_bytes_per_s = board.memory_read_bytes_per_s or board.memory_copy_bytes_per_s * (2 if least else 1)
         weights_per_s = most_bytes_per_s / _WEIGHT_BYTES[variant]
-    calls, per_token = _TEXTS["huggingface"]
+    calls, per_token, _ = _TEXTS["huggingface"]
     interpreter_us = (calls + (tokens or 0) * per_token) * _call_ns(board) / 1000
     products_s = (1 if tokens is None else tokens) * work.products / products_per_s
     weights_s = work.weights / weights_per_s
