@@ -27,9 +27,11 @@ from edge_embed_bundle.manifest import Manifest, TableModel, TextRecipe
 from edge_embed_devices.graph_work import Work
 from edge_embed_devices.profiles import FIGURES, Board
 
-# Empty calls that an operation is worth (2026-11-26; of a lookup, a batch's key and a token 2026-11-27): a lookup; a
-# batch, and each key of one, and the odd end of its row; a search; a request of bags, and each table in it.
-_LOOKUP, _BATCH, _BATCH_KEY, _ODD_END, _SEARCH, _BAGS, _BAG = 9.6, 13, 0.85, 0.25, 1150, 15, 20
+# Empty calls that an operation is worth (a batch and bags 2026-11-26, others 2026-11-27): a lookup; a batch, and each
+# key of one, and the odd end of its row; a request of bags, and each table in it.
+_LOOKUP, _BATCH, _BATCH_KEY, _ODD_END, _BAGS, _BAG = 9.6, 13, 0.85, 0.25, 15, 20
+# Likewise a search, by the bytes that it scans: they drive out of the nearer caches what the interpreter works with.
+_SEARCH = MappingProxyType({2**19: 1200.0, 3 * 2**20: 2600.0})
 # Likewise a text, and each token of it, by who finds the tokens; and the random reads of a token. Words are looked up,
 # any as likely as another; of a vocabulary of parts most are frequent ones, whose rows a nearer cache holds. fastText's
 # words have parts.
@@ -282,14 +284,16 @@ def _added(first: Latency, then: Latency) -> Latency:
 def search(model: TableModel, board: Board, missing: float = 0) -> Latency:
     """Return the latency of a search for ten neighbours of a key."""
     scans, compared = _scans(model), _compared_rows(model)
+    scanned_bytes = sum(rows * row_bytes for rows, row_bytes in scans)
+    calls = _between(_SEARCH, scanned_bytes)
     scan_ns = sum(rows * _scan_row_ns(row_bytes, _table_bytes(model), board) for rows, row_bytes in scans)
     compare_ns = compared * _COMPARED_READS * random_read_ns(board, _table_bytes(model))
-    warm_us = (_SEARCH * _call_ns(board) + scan_ns + compare_ns) / 1000
+    warm_us = (calls * _call_ns(board) + scan_ns + compare_ns) / 1000
     if not missing:
         return Latency(_rounded(warm_us), _rounded(_TAIL * warm_us))
     if board.flash_read_bytes_per_s is None or (compared and board.flash_random_reads_per_s is None):
         return Latency(None, None)
-    scan_s = sum(rows * row_bytes for rows, row_bytes in scans) / board.flash_read_bytes_per_s
+    scan_s = scanned_bytes / board.flash_read_bytes_per_s
     compare_s = compared * _page_s(board, board.flash_random_reads_per_s) if board.flash_random_reads_per_s else 0.0
     cold_us = warm_us + missing * (scan_s + compare_s) * 1e6
     return Latency(_rounded(cold_us), _rounded(_TAIL * cold_us))
@@ -336,7 +340,7 @@ def _scan_row_ns(row_bytes: float, table_bytes: int, board: Board) -> float:
     return row_ns + max(0.0, row_bytes - _ROW_NUMBERS) * (row_256_ns - row_ns) / (256 - _ROW_NUMBERS)
 
 
-def _between(points: Mapping[int, float | None], size_bytes: int) -> float:
+def _between(points: Mapping[int, float] | Mapping[int, float | None], size_bytes: float) -> float:
     """Return the value at a size, on a line through the known points over the logarithm of their sizes."""
     known = [(size, value) for size, value in points.items() if value is not None]
     below = max((point for point in known if point[0] <= size_bytes), default=known[0])

@@ -35,16 +35,16 @@ def test_budgets_that_hold_are_not_spoken_of(manifest: Manifest) -> None:
 
 
 def test_a_search_that_is_too_slow_is_told_with_what_would_fit(manifest: Manifest) -> None:
-    # A row takes 50 ns for itself and 256 bytes at 3 GB/s: 85 ns in all.
-    (miss,) = misses(_within(manifest, search=70_000.0), BOARD)
-    assert (miss.operation, miss.percentile, miss.budget_us) == ("search", "p50", 70_000)
-    assert miss.predicted_us == pytest.approx(85_600, rel=0.01)
+    # A row takes 50 ns for itself and 256 bytes at 3 GB/s: 85 ns in all; the interpreter a millisecond.
+    (miss,) = misses(_within(manifest, search=70_300.0), BOARD)
+    assert (miss.operation, miss.percentile, miss.budget_us) == ("search", "p50", 70_300)
+    assert miss.predicted_us == pytest.approx(86_400, rel=0.01)
     assert miss.fits == ("--dimensions 144", "--codec int4", "--order cluster")
-    assert "expected at most 70000 us, predicted 85" in str(miss)
+    assert "expected at most 70300 us, predicted 86" in str(miss)
     # What is proposed holds, and the next larger does not.
     for dimensions, fits in ((144, True), (152, False)):
         narrower = as_if_larger(manifest, 10**6, dimensions)
-        assert (misses(_within(narrower, search=70_000.0), BOARD) == []) is fits
+        assert (misses(_within(narrower, search=70_300.0), BOARD) == []) is fits
 
 
 def test_what_is_proposed_for_a_search_by_text_leaves_time_for_the_text(manifest: Manifest) -> None:
@@ -75,7 +75,7 @@ def test_where_nothing_fits_nothing_is_proposed_and_that_is_said(manifest: Manif
 def test_a_miss_that_rests_on_a_guess_is_likely_and_one_that_memory_makes_is_certain(manifest: Manifest) -> None:
     guessing = replace(BOARD, python_call_ns=None)
     (likely,) = misses(_within(manifest, lookup=1.0), guessing)
-    (certain,) = misses(_within(manifest, search=70_000.0), guessing)
+    (certain,) = misses(_within(manifest, search=70_300.0), guessing)
     assert (likely.is_certain, certain.is_certain) == (False, True)
     (known,) = misses(_within(manifest, lookup=1.0), BOARD)
     assert known.is_certain

@@ -82,6 +82,14 @@ def test_a_slower_interpreter_and_a_slower_memory_make_it_slower(manifest: Manif
     assert slower > usual
 
 
+def test_a_scan_of_more_than_a_cache_costs_the_interpreter_more_calls_around_it(manifest: Manifest) -> None:
+    board = replace(BOARD, python_call_ns=1000.0, scan_row_ns=0.0, scan_bytes_per_s=1e18)
+    scanned_mib = {0.25: 1200, 0.5: 1200, 1: 1742, 3: 2600, 64: 2600}
+    for mib, calls in scanned_mib.items():
+        larger = as_if_larger(manifest, int(mib * 2**20) // 64, 64)
+        assert search(larger.tables[0], board).p50_us == pytest.approx(calls, rel=0.001)
+
+
 def test_a_random_read_is_as_slow_as_the_memory_that_holds_the_table() -> None:
     board = replace(BOARD, memory_random_read_4_mib_ns=10.0, memory_random_read_64_mib_ns=90.0)
     assert [random_read_ns(board, mib * 2**20) for mib in (1, 4, 16, 64, 512, 4096)] == [10, 10, 50, 90, 150, 150]
