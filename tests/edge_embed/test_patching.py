@@ -83,7 +83,7 @@ def test_a_delta_leads_from_any_kind_of_bundle_to_any_other(
     tables = make_bundle(
         tmp_path / "tables", source=tables_source({"user": (50, 16), "item": (9, 16), "b": (7, 8)})
     ).path
-    lists = make_bundle(tmp_path / "lists", source=rows_in_topics(600, 16), clustered=True, plane=True).path
+    lists = make_bundle(tmp_path / "lists", source=rows_in_topics(150, 16), clustered=True, plane=True).path
     kinds = [bundle, text_bundle, encoder_bundle, tables, lists]
     for i, new in enumerate(kinds):
         for old in kinds[:i]:
