@@ -10,8 +10,10 @@ LEGACY_ENV := .venv/legacy
 LEGACY_PYTHON ?= python3.11
 
 # What asks the kernels, and so runs on their numpy spelling and under the sanitizers, too.
-KERNEL_TESTS := tests/edge_embed tests/contracts/test_kernels.py tests/contracts/test_codecs.py tests/attacks \
+KERNEL_TESTS := tests/edge_embed tests/attacks \
   --ignore=tests/edge_embed/test_updates.py --ignore=tests/attacks/test_repositories.py
+# What asks both spellings anyhow, and so runs again under the sanitizers alone.
+SPELLING_TESTS := tests/contracts/test_kernels.py tests/contracts/test_codecs.py
 # A file's tests stay in one process: what they share is made once.
 ON_ALL_CORES := -n auto --dist loadfile
 # What takes longest is told, so that it is seen when it grows.
@@ -55,7 +57,7 @@ lint: $(TEST_ENV)/ready
 sanitize: $(TEST_ENV)/ready
 	CFLAGS='-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all' $(TEST_ENV)/bin/python hatch_build.py
 	LD_PRELOAD="$$(cc -print-file-name=libasan.so) $$(cc -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
-	  $(TEST_ENV)/bin/pytest -q $(KERNEL_TESTS) $(addprefix --ignore=,$(MEASURING_TESTS)); \
+	  $(TEST_ENV)/bin/pytest -q $(KERNEL_TESTS) $(SPELLING_TESTS) $(addprefix --ignore=,$(MEASURING_TESTS)); \
 	  found=$$?; $(TEST_ENV)/bin/python hatch_build.py; exit $$found
 
 # Exit status 77: skipped, and why.
