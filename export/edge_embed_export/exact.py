@@ -9,6 +9,7 @@ multiplication", Numerical Algorithms 59, 2012). Two slices of theirs keep more 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from numpy.typing import NDArray
 
 _SIGNIFICAND_BITS = 53
 _COMPONENT_BITS = 16
+# Pairs of rows that are multiplied at once: some MiB.
+_PAIRS = 2048
 
 
 def fixed_point(values: NDArray[Any], bits: int) -> NDArray[np.float64]:
@@ -27,6 +30,20 @@ def fixed_point(values: NDArray[Any], bits: int) -> NDArray[np.float64]:
     return rounded
 
 
+@dataclass(frozen=True, eq=False)
+class Sliced:
+    """A matrix as the sum of two, each number of which is a whole multiple of a power of two."""
+
+    coarse: NDArray[np.float64]
+    fine: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, values: NDArray[Any], bits: int) -> Sliced:
+        """Cut a matrix into slices of so many bits."""
+        coarse = fixed_point(values, bits)
+        return cls(coarse, fixed_point(values - coarse, bits))
+
+
 def exact_product(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]:
     """Return ``a @ b`` of ``(n, k)`` and ``(k, m)``, the same bits whatever adds them up.
 
@@ -34,11 +51,24 @@ def exact_product(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]:
     off by less than ``4 * k * 2**-bits`` of the product of the two largest.
     """
     bits = slice_bits(a.shape[1])
-    coarse_a, fine_a = _slices(a, bits)
-    coarse_b, fine_b = _slices(b, bits)
+    left, right = Sliced.of(a, bits), Sliced.of(b, bits)
     # The product of the two fine slices is below what is kept.
-    product: NDArray[np.float64] = coarse_a @ coarse_b + (coarse_a @ fine_b + fine_a @ coarse_b)
+    product: NDArray[np.float64] = left.coarse @ right.coarse + (left.coarse @ right.fine + left.fine @ right.coarse)
     return product
+
+
+def exact_pairs(a: Sliced, b: Sliced, i: NDArray[np.int64], j: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the product of row ``i`` of ``(n, k)`` and row ``j`` of ``(m, k)``, for each of some pairs.
+
+    The bits are those that ``exact_product`` of the two has in these places, if both are cut by ``slice_bits``.
+    """
+    found = np.empty(len(i))
+    for start in range(0, len(i), _PAIRS):
+        part = slice(start, start + _PAIRS)
+        left, fine_left = a.coarse[i[part]], a.fine[i[part]]
+        right, fine_right = b.coarse[j[part]], b.fine[j[part]]
+        found[part] = _by_row(left, right) + (_by_row(left, fine_right) + _by_row(fine_left, right))
+    return found
 
 
 def slice_bits(inner: int) -> int:
@@ -46,9 +76,9 @@ def slice_bits(inner: int) -> int:
     return (_SIGNIFICAND_BITS - (inner - 1).bit_length()) // 2
 
 
-def _slices(values: NDArray[Any], bits: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    coarse = fixed_point(values, bits)
-    return coarse, fixed_point(values - coarse, bits)
+def _by_row(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    products: NDArray[np.float64] = np.einsum("ij,ij->i", a, b)
+    return products
 
 
 def directions(vectors: NDArray[np.float32]) -> NDArray[np.float64]:

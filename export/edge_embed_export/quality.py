@@ -14,12 +14,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_embed.progress import Progress
-from edge_embed_export.exact import directions, exact_product
+from edge_embed_export.exact import Sliced, directions, exact_pairs, exact_product, slice_bits
 from edge_embed_export.matrix import Matrix, blocks_of
 
 SAMPLE_QUERIES = 1000
@@ -27,6 +28,11 @@ NEIGHBOURS = 10
 
 # Scores of so many rows with all queries are some MiB, several times over.
 _SCORED_ROWS = 1024
+# What rounding a number of float32, a product, or a sum is off by at the most, as a share of it; once more for the
+# errors of errors.
+_FLOAT32_ERROR = 2 * 2.0**-24
+# Where more than a share of all scores may be among the best, scoring each pair apart takes longer than all together.
+_PAIRS_SHARE = 1 / 64
 BANDS = 5
 #: Shares of the rows, for the distribution of cosines.
 QUANTILES = tuple(i / 100 for i in range(101))
@@ -156,18 +162,31 @@ def nearest_rows(
 ) -> NDArray[np.int64]:
     """Return the ``k`` rows nearest to each of some rows, ``(q, k)``; of equal ones those that come first."""
     asked = directions(vectors[queries])
+    bits = slice_bits(asked.shape[1])
+    sliced, rough_asked = Sliced.of(asked, bits), asked.astype(np.float32)
+    # Of rows of length 1: both are rounded, then each product and each sum, in whatever order (Higham, "Accuracy and
+    # Stability of Numerical Algorithms", 2002, 3.1).
+    error = (2 + asked.shape[1]) * _FLOAT32_ERROR
     best_rows = np.full((len(queries), k), -1)
     best_scores = np.full((len(queries), k), -np.inf)
     for start in range(0, len(vectors), _SCORED_ROWS):
         block = directions(vectors[start : start + _SCORED_ROWS])
-        scores = exact_product(asked, block.T)
         rows = np.arange(start, start + len(block))
-        scores[queries[:, np.newaxis] == rows] = -np.inf
-        border = np.partition(scores, -k, axis=1)[:, -k] if k < len(block) else np.full(len(queries), -np.inf)
-        hits, columns = np.nonzero(scores >= np.maximum(border, best_scores[:, -1])[:, np.newaxis])
+        is_own = queries[:, np.newaxis] == rows
+        # Most rows are not among the best by far: float32 tells them at a sixth of the cost.
+        rough = rough_asked @ block.T.astype(np.float32)
+        rough[is_own] = -np.inf
+        hits, columns = _best(rough, k, best_scores[:, -1], error)
+        if len(hits) <= _PAIRS_SHARE * rough.size:
+            scores = exact_pairs(sliced, Sliced.of(block, bits), hits, columns)
+        else:
+            product = exact_product(asked, block.T)
+            product[is_own] = -np.inf
+            hits, columns = _best(product, k, best_scores[:, -1], 0.0)
+            scores = product[hits, columns]
         # Those of earlier blocks stand first, and the sort is stable: of equal scores the earlier row wins.
         of = np.concatenate([np.repeat(np.arange(len(queries)), k), hits])
-        score = np.concatenate([best_scores.ravel(), scores[hits, columns]])
+        score = np.concatenate([best_scores.ravel(), scores])
         row = np.concatenate([best_rows.ravel(), rows[columns]])
         order = np.lexsort((-score, of))
         firsts = np.searchsorted(of[order], np.arange(len(queries)))
@@ -175,3 +194,13 @@ def nearest_rows(
         best_rows, best_scores = row[chosen], score[chosen]
         advance(len(block))
     return best_rows
+
+
+def _best(
+    scores: NDArray[Any], k: int, least: NDArray[np.float64], error: float
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return where scores ``(q, n)``, off by ``error`` at most, may be of the ``k`` best and not below ``least``."""
+    border = np.partition(scores, -k, axis=1)[:, -k] if k < scores.shape[1] else np.full(len(scores), -np.inf)
+    borders = np.maximum(border.astype(np.float64) - 2 * error, least - error)
+    hits, columns = np.nonzero((scores >= borders[:, np.newaxis]) & (scores > -np.inf))
+    return hits, columns

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from edge_embed_export.exact import directions, exact_product, fixed_point, slice_bits
+from edge_embed_export.exact import Sliced, directions, exact_pairs, exact_product, fixed_point, slice_bits
 
 pytest.importorskip("onnx")
 pytest.importorskip("ai_edge_litert")
@@ -96,6 +96,14 @@ def test_a_product_has_the_same_bits_in_every_order_of_its_sums(table: list[list
     random.shuffle(order)
     product = exact_product(a, a.T)
     np.testing.assert_array_equal(exact_product(a[:, order], a.T[order]), product)
+
+
+@given(rows)
+def test_pairs_of_rows_have_the_bits_of_the_whole_product(table: list[list[float]]) -> None:
+    a = np.array(table)
+    sliced = Sliced.of(a, slice_bits(a.shape[1]))
+    i, j = np.divmod(np.arange(len(a) ** 2), len(a))
+    np.testing.assert_array_equal(exact_pairs(sliced, sliced, i, j), exact_product(a, a.T)[i, j])
 
 
 @given(rows)

@@ -9,7 +9,8 @@ import pytest
 from numpy.typing import NDArray
 
 from edge_embed.progress import SILENT
-from edge_embed_export.quality import SAMPLE_QUERIES, Quality, measure_quality
+from edge_embed_export.exact import directions, exact_product
+from edge_embed_export.quality import SAMPLE_QUERIES, Quality, measure_quality, nearest_rows
 
 
 def _circle(*degrees: float, length: float = 1.0) -> NDArray[np.float32]:
@@ -87,3 +88,25 @@ def test_a_large_table_is_sampled_and_the_sample_is_always_the_same() -> None:
     assert one.queries == SAMPLE_QUERIES
     assert one == _measured(source, decoded)
     assert 0.5 < one.neighbour_overlap_at_10 < 1
+
+
+@pytest.mark.parametrize("spread", [1.0, 1e-3, 1e-7, 0.0])
+@pytest.mark.parametrize("copies", [1, 40])
+@pytest.mark.parametrize("k", [1, 10, 1500])
+def test_the_nearest_rows_are_those_of_the_exact_scores_however_near_they_are_to_each_other(
+    spread: float, copies: int, k: int
+) -> None:
+    random = np.random.default_rng(0)
+    # Rows around one direction, some of zeros among them, some twice or more.
+    vectors = (1 + spread * random.standard_normal((2500 // copies, 33))).astype(np.float32)
+    vectors[::7] = 0
+    vectors = np.tile(vectors, (copies, 1))
+    queries = np.flatnonzero(vectors.any(axis=1))[::97]
+    scores = np.concatenate(
+        # As many rows at once as are scored at once: how finely numbers are cut depends on the largest of them.
+        [exact_product(directions(vectors[queries]), directions(vectors[i : i + 1024]).T) for i in (0, 1024, 2048)],
+        axis=1,
+    )
+    scores[np.arange(len(queries)), queries] = -np.inf
+    expected = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    np.testing.assert_array_equal(nearest_rows(vectors, queries, k, lambda _: None), expected)
