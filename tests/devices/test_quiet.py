@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from edge_embed_devices import quiet
-from edge_embed_devices.quiet import in_quiet, least_call_ns, quiet_moments
+from edge_embed_devices.quiet import in_quiet, least_call_ns, line_ns, quiet_moments
 
 
 @pytest.fixture
@@ -18,6 +18,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
     monkeypatch.setattr(quiet, "call_ns", call_ns)
     monkeypatch.setattr(quiet._Least, "call_ns", 100.0)
+    monkeypatch.setattr(quiet, "line_ns", lambda: 1.0)
+    monkeypatch.setattr(quiet._Least, "line_ns", 1.0)
     return told
 
 
@@ -26,6 +28,21 @@ def test_what_is_measured_while_a_neighbour_is_busy_does_not_count(calls: list[f
     moments = iter(range(10))
     # Calls were slow after the first moment, and so before the second one.
     assert quiet_moments(lambda: next(moments), seconds=0) == [2]
+
+
+def test_what_is_measured_while_a_neighbour_empties_the_caches_does_not_count(
+    calls: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls += [100]
+    lines = iter([1.0, 2.0, 1.1, 1.2, 1.0])
+    monkeypatch.setattr(quiet, "line_ns", lambda: next(lines))
+    moments = iter(range(10))
+    assert quiet_moments(lambda: next(moments), seconds=0) == [2]
+
+
+def test_a_line_of_the_caches_takes_some_time_and_the_least_is_remembered() -> None:
+    found = [line_ns() for _ in range(3)]
+    assert 0 < quiet._Least.line_ns <= min(found)
 
 
 def test_where_no_moment_is_quiet_the_least_disturbed_one_counts_and_the_search_ends(calls: list[float]) -> None:
