@@ -13,7 +13,7 @@
 * Then a writer that syncs its slots alone (``tests/crash/naive.py``) has to lose something by such kills, those that
   come latest first, or this finds nothing.
 
-``make board-test`` runs all of it: 40 minutes on two cores that had other work, too. ``test_machine.py`` is one kill.
+``make board-test`` runs all of it: half an hour on two cores that had other work, too. ``test_machine.py`` is one kill.
 
     python -m tests.emulation.power_cuts [--cuts 50] [--seed 1] [--json]    exit status 1: a fault; 77: no board here
 """
