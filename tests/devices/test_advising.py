@@ -81,6 +81,53 @@ def test_a_miss_that_rests_on_a_guess_is_likely_and_one_that_memory_makes_is_cer
     assert known.is_certain
 
 
+@pytest.mark.parametrize(
+    ("operation", "bound_us", "lacking"),
+    [
+        # Read at the speed of copying it takes 130 ms; who copies writes, too.
+        ("search", 100_000, {"scan_bytes_per_s": None}),
+        ("lookup", 0.5, {"memory_random_read_ns": None, "python_call_ns": None}),
+    ],
+)
+def test_what_a_profile_does_not_say_makes_no_miss_certain(
+    manifest: Manifest, operation: str, bound_us: float, lacking: dict[str, None]
+) -> None:
+    (miss,) = misses(_within(manifest, **{operation: bound_us}), replace(BOARD, **lacking))  # type: ignore[arg-type]
+    assert not miss.is_certain
+
+
+def test_a_tail_is_a_guess_and_only_a_typical_call_that_takes_longer_makes_its_miss_certain(manifest: Manifest) -> None:
+    def is_certain(p99_us: float) -> bool:
+        budgets = Budgets("mine", 2**27, {"search": LatencyBudget(1e9, p99_us)})
+        (miss,) = misses(manifest._replace(budgets=budgets), BOARD)
+        assert miss.percentile == "p99"
+        return miss.is_certain
+
+    # The typical search takes 85.6 ms.
+    assert (is_certain(100_000), is_certain(80_000)) == (False, True)
+
+
+def test_a_core_whose_clock_nobody_said_may_be_a_fast_one(encoder_bundle: Path) -> None:
+    with Bundle.open(encoder_bundle) as opened:
+        manifest = opened.manifest
+    works = {"encoder": Work(10**9, 10**6, is_coded=True)}
+    slow = replace(BOARD, core_hz=1e9)
+    at_best = predict(manifest, slow, works, least=True).operations["encode"].p50_us
+    assert at_best is not None
+    (known,) = misses(_within(manifest, encode=at_best / 2), slow, works)
+    (unknown,) = misses(_within(manifest, encode=at_best / 2), replace(slow, core_hz=None), works)
+    assert (known.is_certain, unknown.is_certain) == (True, False)
+
+
+def test_pages_that_the_system_may_leave_to_a_bundle_are_not_certain_to_be_missing(manifest: Manifest) -> None:
+    (name, blob), *_ = manifest.blobs.items()
+    crowded = manifest._replace(blobs={name: blob._replace(size_bytes=BOARD.ram_bytes * 5 // 6)})
+    (miss,) = misses(_within(crowded, search=200_000), BOARD)
+    # A scan of what flash has alone; without one it takes 85.6 ms.
+    assert miss.predicted_us > 500_000
+    assert not miss.is_certain
+
+
 def test_an_encoder_that_is_too_slow_is_told_with_the_nearest_choice_that_fits(encoder_bundle: Path) -> None:
     with Bundle.open(encoder_bundle) as opened:
         manifest = opened.manifest
