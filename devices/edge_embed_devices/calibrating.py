@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import errno
 import mmap
 import os
 import platform
@@ -28,9 +27,10 @@ from pathlib import Path
 import numpy as np
 
 from edge_embed import kernels
+from edge_embed.errors import RequestError
 from edge_embed_bundle.manifest import Manifest
 from edge_embed_devices import engine_speeds, small_pages
-from edge_embed_devices.profiles import FIGURES, THIS_MACHINE, Board, board_named, is_here, read_profile
+from edge_embed_devices.profiles import FIGURES, THIS_MACHINE, Board, board_named, cpuinfo, is_here, read_profile
 from edge_embed_devices.quiet import call_ns, in_quiet, quiet_moments, timed
 
 _LINE_BYTES = 64
@@ -95,6 +95,18 @@ def calibrate(path: Path, folder: Path, extent: Extent) -> Board:
     return read_profile(path)
 
 
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that no file can be made in, before a minute is spent on measuring memory.
+
+    Raises:
+        RequestError: it keeps files out.
+    """
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise RequestError(f"{folder}: expected a folder that takes files, found: {error.strerror}") from error
+
+
 def board_to_predict(name: str, manifest: Manifest) -> Board:
     """Return a board as a prediction of a bundle wants it: by its name or path, or this machine as it is measured now.
 
@@ -125,7 +137,7 @@ def _profile(figures: dict[str, tuple[float, str]]) -> str:
         f'os = "{platform.system()} {platform.release()}"',
         f'python = "{platform.python_version()}"',
         f'date = "{datetime.now(UTC).date().isoformat()}"',
-        f"isa = {list(isa_of(Path('/proc/cpuinfo').read_text(errors='replace')))!r}".replace("'", '"'),
+        f"isa = {list(isa_of(cpuinfo()))!r}".replace("'", '"'),
         *(
             f"{key} = {value:.5g}" if isinstance(value, float) else f"{key} = {value}"
             for key, (value, _) in figures.items()
@@ -137,11 +149,9 @@ def _profile(figures: dict[str, tuple[float, str]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def isa_of(cpuinfo: str) -> tuple[str, ...]:
+def isa_of(said: str) -> tuple[str, ...]:
     """Return the instruction sets that a profile names, out of what Linux says of an ARM processor."""
-    words = {
-        word for line in cpuinfo.splitlines() if line.startswith("Features") for word in line.split(":")[1].split()
-    }
+    words = {word for line in said.splitlines() if line.startswith("Features") for word in line.split(":")[1].split()}
     return tuple(dict.fromkeys(name for feature, name in _FEATURES.items() if feature in words))
 
 
@@ -241,15 +251,15 @@ def _chain(size_bytes: int, steps: int) -> memoryview:
 
 
 def _flash(folder: Path, extent: Extent) -> dict[str, tuple[float, str]]:
-    with tempfile.NamedTemporaryFile(prefix="edge-embed-calibrate-", dir=folder) as file:
+    # Without a buffer: what is left in one where room ends fails once more when the file is closed.
+    with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
         block = np.random.default_rng(0).bytes(_BLOCK_BYTES)
         try:
             for _ in range(max(1, extent.file_bytes // _BLOCK_BYTES)):
                 file.write(block)
-            file.flush()
             os.fsync(file.fileno())
         except OSError as error:
-            if error.errno != errno.ENOSPC:
+            if error.errno not in engine_speeds.NO_ROOM:
                 raise
             return {}
         size_bytes = os.fstat(file.fileno()).st_size

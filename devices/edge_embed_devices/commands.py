@@ -13,7 +13,7 @@ from edge_embed.errors import RequestError
 from edge_embed.memory import format_size
 from edge_embed.named_files import check_writable
 from edge_embed_bundle.values import NAME
-from edge_embed_devices.calibrating import Extent, calibrate
+from edge_embed_devices.calibrating import Extent, calibrate, check_folder
 from edge_embed_devices.checking import Check, Line, check, name_of
 from edge_embed_devices.comparing import (
     GONE,
@@ -79,6 +79,7 @@ def _calibrated(arguments: argparse.Namespace) -> Board:
     if target.suffix != ".toml" or not NAME.fullmatch(target.stem) or not folder.is_dir():
         raise RequestError(f"expected a file like my-board.toml in a folder that exists, found {target} and {folder}")
     check_writable(target, regular=True)
+    check_folder(folder)
     return calibrate(target, folder, Extent.of_this_machine())
 
 

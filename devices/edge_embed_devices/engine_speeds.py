@@ -33,6 +33,8 @@ LENGTHS = (16, 64)
 LAYERS = 6
 #: The weights that a token is multiplied with: of attention, and of two dense steps.
 WEIGHTS = LAYERS * (4 * 384**2 + 2 * 384 * 1536)
+#: What the system says where there is no room: a disk is full, or what one user may have of it.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 # What is written for them, with room for what is no such weight (words, norms, scales).
 _WEIGHTS_BYTES = {"float32": 4 * WEIGHTS + 2**20, "int8": WEIGHTS + 2**20}
 
@@ -52,7 +54,7 @@ def measured(folder: Path, seconds: float) -> dict[str, tuple[float, str]]:
         except (MissingExtraError, BundleError):
             continue
         except OSError as error:
-            if error.errno != errno.ENOSPC:
+            if error.errno not in NO_ROOM:
                 raise
     return found
 

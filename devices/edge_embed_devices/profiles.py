@@ -271,12 +271,17 @@ def is_here(board: Board) -> bool:
 
 def machine_model() -> str:
     """Return what this machine says that it is, by its device tree or else its processor, and how many cores it has."""
-    tree, cpuinfo = Path("/sys/firmware/devicetree/base/model"), Path("/proc/cpuinfo")
+    tree = Path("/sys/firmware/devicetree/base/model")
     model = tree.read_text(errors="replace").strip("\0\n ") if tree.is_file() else ""
-    if not model and cpuinfo.is_file():
-        fields = (line.partition(":") for line in cpuinfo.read_text(errors="replace").splitlines())
+    if not model:
+        fields = (line.partition(":") for line in cpuinfo().splitlines())
         model = next((value.strip() for name, _, value in fields if name.strip() == "model name"), "")
     return f"{model or platform.machine()}, {os.cpu_count() or 1} cores"
+
+
+def cpuinfo(path: Path = Path("/proc/cpuinfo")) -> str:
+    """Return what Linux says of the processor; nothing where it keeps that to itself, as some containers do."""
+    return path.read_text(errors="replace") if path.is_file() else ""
 
 
 def copy_bytes_per_s(size_bytes: int = 64 * 2**20, rounds: int = 5) -> float:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import subprocess
+from collections.abc import Iterator
 from datetime import UTC, date, datetime
 from importlib import resources
 from pathlib import Path
@@ -18,7 +20,7 @@ from edge_embed_bundle.bundle import Bundle
 from edge_embed_devices import calibrating, engine_speeds
 from edge_embed_devices.calibrating import Extent, calibrate, isa_of
 from edge_embed_devices.graph_work import Work, counted
-from edge_embed_devices.profiles import FIGURES, board_named
+from edge_embed_devices.profiles import FIGURES, board_named, cpuinfo
 from tests.devices import layers
 
 SMALL = Extent(memory_bytes=4 * 2**20, file_bytes=4 * 2**20, steps=2000, seconds=0.1, quiet_seconds=0.0)
@@ -43,9 +45,7 @@ def test_a_profile_says_when_and_how_each_figure_was_measured_and_is_read_by_its
 
 
 @pytest.mark.parametrize(("format", "package"), [("onnx", "onnxruntime"), ("tflite", "ai_edge_litert")])
-def test_engines_that_are_here_have_figures_and_more_products_take_longer(
-    tmp_path: Path, format: str, package: str
-) -> None:
+def test_engines_that_are_here_have_figures_that_say_who_ran(tmp_path: Path, format: str, package: str) -> None:
     pytest.importorskip(package)
     found = engine_speeds.measured(tmp_path, 0.0)
     assert not list(tmp_path.iterdir())
@@ -67,18 +67,32 @@ def test_a_text_that_was_disturbed_does_not_make_tokens_cost_nothing(
     assert found["onnx_int8_weights_g_per_s"][0] > 0
 
 
-def test_engines_whose_weights_find_no_room_have_no_figures(tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime")
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", tmp_path], check=False)  # noqa: S607
+@contextlib.contextmanager
+def _disk_of(size: str, place: Path) -> Iterator[None]:
+    """A file system that is full soon."""
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", place], check=False)  # noqa: S607
     if mounted.returncode:
         pytest.skip("a small file system cannot be mounted here (needs root)")
     try:
+        yield
+    finally:
+        subprocess.run(["umount", place], check=True)  # noqa: S607
+
+
+def test_engines_whose_weights_find_no_room_have_no_figures(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    with _disk_of("20m", tmp_path):
         found = engine_speeds.measured(tmp_path, 0.0)
         assert not list(tmp_path.iterdir())
-    finally:
-        subprocess.run(["umount", tmp_path], check=True)  # noqa: S607
     assert "onnx_int8_products_g_per_s" in found
     assert "onnx_float32_products_g_per_s" not in found
+
+
+@pytest.mark.parametrize("size", ["1028k", "2044k", "2048k"])
+def test_flash_without_room_has_no_figures_wherever_the_room_ends(tmp_path: Path, size: str) -> None:
+    with _disk_of(size, tmp_path):
+        assert calibrating._flash(tmp_path, SMALL) == {}
+        assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("variant", ["float32", "int8"])
@@ -124,6 +138,8 @@ def test_the_instruction_sets_are_those_that_linux_names() -> None:
     assert isa_of(a76) == ("neon", "dotprod", "fp16")
     assert isa_of("Features\t: half thumb neon vfpv4\n") == ("neon",)
     assert isa_of("flags\t: sse2 avx2\n") == ()
+    # Some containers keep it to themselves.
+    assert isa_of(cpuinfo(Path("/nowhere/cpuinfo"))) == ()
 
 
 def test_a_folder_that_is_memory_has_no_figures_of_flash(tmp_path: Path) -> None:
@@ -142,6 +158,15 @@ def test_a_target_that_is_no_profile_in_a_folder_is_refused_before_anything_is_m
 ) -> None:
     assert main(["boards", "calibrate", f"--output={tmp_path / name}", "--json"]) == 2
     assert "expected a file like my-board.toml" in json.loads(capsys.readouterr().out)["error"]
+
+
+def test_a_folder_that_keeps_files_out_is_refused_before_anything_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Nobody makes a file in /proc, root included.
+    assert main(["boards", "calibrate", f"--output={tmp_path / 'mine.toml'}", "--folder=/proc", "--json"]) == 2
+    assert "/proc: expected a folder that takes files, found: " in json.loads(capsys.readouterr().out)["error"]
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_profile_that_a_user_keeps_of_this_machine_is_predicted_by(
