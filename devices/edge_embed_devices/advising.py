@@ -80,23 +80,25 @@ def _choices(
     if model is None or model.name not in works:
         return
     work, graph = works[model.name], model.graphs[0]
+
+    def fits(format: str, changed: Work) -> bool:
+        there = model._replace(graphs=(graph._replace(format=format),))
+        models = tuple(there if each is model else each for each in manifest.models)
+        latencies = predict(manifest._replace(models=models), board, {**works, model.name: changed}).operations
+        value = getattr(latencies[operation], f"{percentile}_us")
+        return value is not None and value <= bound
+
     for choice, format, is_coded in (
         ("--codec int8", graph.format, True),
         ("--graphs tflite", "tflite", work.is_coded),
         ("--codec int8 --graphs tflite", "tflite", True),
     ):
-        if (format, is_coded) == (graph.format, work.is_coded):
-            continue
-        changed = model._replace(graphs=(graph._replace(format=format),))
-        models = tuple(changed if each is model else each for each in manifest.models)
-        there = {**works, model.name: work._replace(is_coded=is_coded)}
-        value = getattr(
-            predict(manifest._replace(models=models), board, there).operations[operation], f"{percentile}_us"
-        )
-        if value is not None and value <= bound:
+        if (format, is_coded) != (graph.format, work.is_coded) and fits(format, work._replace(is_coded=is_coded)):
             yield choice
             return
-    yield "--distill of a transformer's folder, which makes it static"
+    # Without a graph finding the tokens is left.
+    if fits(graph.format, Work(0, 0, is_coded=False)):
+        yield "--distill of a transformer's folder, which makes it static"
 
 
 def _fitting(

@@ -147,8 +147,10 @@ def test_an_encoder_that_is_too_slow_is_told_with_the_nearest_choice_that_fits(e
         assert (miss.operation, miss.predicted_us, miss.fits) == ("encode", as_it_is, (fits,))
         # The engine is guessed: that it wastes most of its cycles is likely and no more.
         assert not miss.is_certain
+    # Finding the tokens alone takes longer.
     (miss,) = misses(_within(manifest, encode=10.0), slow, plain)
     assert miss.is_certain
+    assert miss.fits == ()
 
 
 def test_export_refuses_a_named_budget_that_the_boards_memory_cannot_keep(tmp_path: Path) -> None:
