@@ -87,9 +87,11 @@ def _show(board: Board) -> None:
     print(f"{board.name}: {board.title}")
     print(f"  {board.architecture}, {board.cores} cores, {' '.join(board.isa) or 'ISA not asked'}")
     print(f"  {board.os or 'OS not known'}, Python {board.python or 'not known'}")
+    # What a calibration did not find another one will not find.
+    unknown = "not known; boards calibrate measures it" if board.date is None else "not known"
     for key, figure in FIGURES.items():
         value = getattr(board, figure.attribute)
-        shown = "not known; boards calibrate measures it" if value is None else f"{value / figure.unit:.5g}"
+        shown = unknown if value is None else f"{value / figure.unit:.5g}"
         print(f"  {key:32}{shown:>12}  {board.sources.get(key, '')}".rstrip())
 
 

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from importlib import resources
 from pathlib import Path
@@ -140,6 +141,25 @@ def test_the_instruction_sets_are_those_that_linux_names() -> None:
     assert isa_of("flags\t: sse2 avx2\n") == ()
     # Some containers keep it to themselves.
     assert isa_of(cpuinfo(Path("/nowhere/cpuinfo"))) == ()
+
+
+def test_the_clock_is_the_fastest_cores_where_the_system_tells_of_it(tmp_path: Path) -> None:
+    for core, khz in (("cpu0", 1_800_000), ("cpu4", 2_400_000)):
+        (tmp_path / core / "cpufreq").mkdir(parents=True)
+        (tmp_path / core / "cpufreq" / "cpuinfo_max_freq").write_text(f"{khz}\n")
+    assert calibrating._clock(tmp_path)["core_mhz"][0] == 2400
+    assert calibrating._clock(tmp_path / "none") == {}
+
+
+def test_what_a_calibration_did_not_find_is_not_promised_by_another(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calibrate(tmp_path / "mine.toml", tmp_path, replace(SMALL, engines=False))
+    for board, promised in (("pi-zero-2w", True), (str(tmp_path / "mine.toml"), False)):
+        assert main(["boards", "show", board]) == 0
+        said = capsys.readouterr().out
+        assert "not known" in said
+        assert ("boards calibrate measures it" in said) is promised
 
 
 def test_a_folder_that_is_memory_has_no_figures_of_flash(tmp_path: Path) -> None:
