@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -76,8 +76,9 @@ def _choices(
 ) -> Iterator[str]:
     if operation == "search":
         yield from _fitting(manifest, board, works, percentile, bound)
-    model = next((model for model in manifest.encoders if model.operation == operation == "encode"), None)
-    if model is None or model.name not in works:
+    # A search by text is one for its vector before.
+    model = next((model for model in manifest.encoders if model.operation == "encode"), None)
+    if operation not in ("encode", "search") or model is None or model.name not in works:
         return
     work, graph = works[model.name], model.graphs[0]
 
@@ -117,6 +118,19 @@ def _fitting(
         value = getattr(there.operations["search"], f"{percentile}_us")
         return value is not None and value <= bound
 
+    # An encoder's collection is as wide as its vectors, has a codec of its own, and lists by itself where it is large.
+    if not manifest.encoders:
+        yield from _of_table(model, fits)
+    if model.search is None:
+        return
+    for probes in range(model.search.probes - 1, 0, -1):
+        if fits(model._replace(search=model.search._replace(probes=probes)), 1.0):
+            yield f"a --recall that {probes} probes reach, instead of {model.search.probes}"
+            return
+
+
+def _of_table(model: TableModel, fits: Callable[[TableModel, float], bool]) -> Iterator[str]:
+    """Yield the nearest choices of who exports a table; ``fits`` judges it with so many times its bytes."""
     steps = range((model.dimensions - 1) // _STEP * _STEP, 0, -_STEP)
     dimensions = next(
         (d for d in steps if fits(_shaped(model, model.rows, d / model.dimensions), d / model.dimensions)), None
@@ -128,20 +142,13 @@ def _fitting(
     codec = next((codec for codec, times in smaller if fits(_shaped(model, model.rows, times), times)), None)
     if codec is not None:
         yield f"--codec {codec}"
-    if model.search is None:
-        # How many lists are scanned is measured at export; here a tenth of the rows is supposed.
-        if model.rows >= _LISTS_FROM and fits(_shaped(model, model.rows // 10, 1.0), 1.0):
-            yield "--order cluster"
-        return
-    for probes in range(model.search.probes - 1, 0, -1):
-        if fits(model._replace(search=model.search._replace(probes=probes)), 1.0):
-            yield f"a --recall that {probes} probes reach, instead of {model.search.probes}"
-            return
+    # How many lists are scanned is measured at export; here a tenth of the rows is supposed.
+    if model.search is None and model.rows >= _LISTS_FROM and fits(_shaped(model, model.rows // 10, 1.0), 1.0):
+        yield "--order cluster"
 
 
 def _shaped(model: TableModel, row_count: int, times: float) -> TableModel:
     """Return the model as if it had so many rows, and each so many times its bytes."""
-    name = "rows" if "rows" in model.tensors else "codes"
-    rows = model.tensors[name]
+    rows = model.tensors["rows"]
     shaped = rows._replace(shape=(row_count, max(1, round(rows.shape[1] * times))))
-    return model._replace(rows=row_count, tensors={**model.tensors, name: shaped})
+    return model._replace(rows=row_count, tensors={**model.tensors, "rows": shaped})

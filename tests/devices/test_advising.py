@@ -153,6 +153,30 @@ def test_an_encoder_that_is_too_slow_is_told_with_the_nearest_choice_that_fits(e
     assert miss.fits == ()
 
 
+def test_a_search_by_an_encoders_text_is_told_what_its_exporter_takes(encoder_bundle: Path) -> None:
+    with Bundle.open(encoder_bundle) as opened:
+        manifest = opened.manifest
+    (table,) = manifest.tables
+    (encoder,) = manifest.encoders
+    tensors = {**table.tensors, "rows": table.tensors["rows"]._replace(shape=(10**6, table.dimensions))}
+    large = manifest._replace(models=(encoder, table._replace(rows=10**6, tensors=tensors)))
+    works = {encoder.name: Work(10**7, 10**6, is_coded=False)}
+    slow = replace(BOARD, core_hz=1e9, isa=("neon",))
+    latencies = [
+        predict(large, slow, {encoder.name: work}).operations["search"].p50_us
+        for work in (Work(10**7, 10**6, is_coded=True), Work(0, 0, is_coded=False))
+    ]
+    coded, without = (latency or 0.0 for latency in latencies)
+    for bound, fits in (
+        (1.01 * coded, ("--codec int8",)),
+        (1.01 * without, ("--distill of a transformer's folder, which makes it static",)),
+        (0.99 * without, ()),
+    ):
+        (miss,) = misses(_within(large, search=bound), slow, works)
+        # No dimensions, no codec of a table and no order: who exports an encoder takes none.
+        assert miss.fits == fits
+
+
 def test_export_refuses_a_named_budget_that_the_boards_memory_cannot_keep(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text('like = "pi-zero-2w"\npython_call_ns = 600.0\n[sources]\npython_call_ns = "measured"\n')
