@@ -6,8 +6,10 @@ says so, and a larger one is not read.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -73,3 +75,13 @@ def check_writable(path: Path, *, regular: bool = False) -> None:
         raise RequestError(f"{path}: expected a file in a folder that is there, found: {error.strerror}") from error
     if not was_there:
         path.unlink()
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let what the system says of a file that is being written to name it: where a disk is full it names none."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise

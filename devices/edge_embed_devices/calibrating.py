@@ -28,6 +28,7 @@ import numpy as np
 
 from edge_embed import kernels
 from edge_embed.errors import RequestError
+from edge_embed.named_files import naming
 from edge_embed_bundle.manifest import Manifest
 from edge_embed_devices import engine_speeds, small_pages
 from edge_embed_devices.profiles import FIGURES, THIS_MACHINE, Board, board_named, cpuinfo, is_here, read_profile
@@ -92,7 +93,8 @@ def calibrate(path: Path, folder: Path, extent: Extent) -> Board:
         **(engine_speeds.measured(folder, extent.quiet_seconds) if extent.engines else {}),
         "python_call_ns": (_call_ns(extent.quiet_seconds), "an empty function; in quiet moments"),
     }
-    path.write_text(_profile(figures), encoding="utf-8")
+    with naming(path):
+        path.write_text(_profile(figures), encoding="utf-8")
     return read_profile(path)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from edge_embed.errors import RequestError
-from edge_embed.named_files import read_named
+from edge_embed.named_files import naming, read_named
 from edge_embed_bundle import strict_json
 from edge_embed_devices.checking import Line
 from edge_embed_devices.profiles import machine_model
@@ -124,7 +124,8 @@ def write_junit(
     suite.set("tests", str(len(cases)))
     suite.set("failures", str(sum(case.find("failure") is not None for case in cases)))
     suite.set("skipped", str(sum(case.find("skipped") is not None for case in cases)))
-    ElementTree.ElementTree(suite).write(path, encoding="utf-8", xml_declaration=True)
+    with naming(path):
+        ElementTree.ElementTree(suite).write(path, encoding="utf-8", xml_declaration=True)
 
 
 def _is_figure(value: object) -> bool:
