@@ -4,18 +4,25 @@
   faster than they are, because ONNX Runtime keeps weights that are alike once, and so in a cache.
 * A run costs something for its weights, however many tokens there are, and something for each token: two lengths tell
   one from the other. Both are said of weights, so layers that are wider, or more of them, are told in the same figures.
-* An engine that is not installed, or has no room for its weights, has no figures.
+* An engine that is not installed, or has no room for its weights, has no figures; neither has one that ends its process
+  (tflite-runtime 2.14 on an emulated Cortex-A76), which another process finds out before.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
+import subprocess
+import sys
 import tempfile
+from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edge_embed.engines import EncoderEngine, engines_of, first_here
 from edge_embed.engines.onnx import OnnxEncoder
@@ -47,16 +54,55 @@ def measured(folder: Path, seconds: float) -> dict[str, tuple[float, str]]:
         seconds: how long quiet moments are looked for, for each engine and length.
     """
     found: dict[str, tuple[float, str]] = {}
-    for format, variant in ENGINE_KINDS:
-        try:
-            with tempfile.TemporaryDirectory(prefix="edge-embed-calibrate-", dir=folder) as place:
-                found |= _figures(_loaded(Path(place), format, variant), format, variant, seconds)
-        except (MissingExtraError, BundleError):
-            continue
-        except OSError as error:
-            if error.errno not in NO_ROOM:
-                raise
+    for format, variant in _living(folder):
+        with _left_out(), _place(folder) as place:
+            found |= _figures(_loaded(place, format, variant), format, variant, seconds)
     return found
+
+
+@contextlib.contextmanager
+def _left_out() -> Iterator[None]:
+    """Leave an engine out that is not here, or has no room."""
+    try:
+        yield
+    except (MissingExtraError, BundleError):
+        return
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+
+
+@contextlib.contextmanager
+def _place(folder: Path) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="edge-embed-calibrate-", dir=folder) as place:
+        yield Path(place)
+
+
+def _living(folder: Path) -> list[tuple[str, str]]:
+    """Return the kinds that did not end another process, which was asked for each of them."""
+    asked, living = list(ENGINE_KINDS), []
+    while asked:
+        words = [f"{format},{variant}" for format, variant in asked]
+        # What a process that ended left behind goes with this folder.
+        with _place(folder) as place:
+            command = [sys.executable, "-P", "-m", "edge_embed_devices.engine_speeds", str(place.absolute()), *words]
+            said = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False)
+        count = sum(line in words for line in said.stdout.splitlines())
+        living += asked[:count]
+        # Where it ended, the next one was too much for it.
+        asked = asked[count + 1 :]
+    return living
+
+
+def _ask_here(folder: Path, kinds: Sequence[str]) -> None:
+    """Ask each kind for a text of each length, and say after each that this process is still there."""
+    for kind in kinds:
+        format, variant = kind.split(",")
+        with _left_out(), _place(folder) as place:
+            engine = _loaded(place, format, variant)
+            for text in _texts(format):
+                engine.encode(text)
+        print(kind, flush=True)
 
 
 def _figures(engine: EncoderEngine, format: str, variant: str, seconds: float) -> dict[str, tuple[float, str]]:
@@ -99,6 +145,13 @@ def _loaded(folder: Path, format: str, variant: str) -> EncoderEngine:
 
 def _seconds(engine: EncoderEngine, format: str, seconds: float) -> list[float]:
     """Return what a text takes, of each length among others of its length: after a longer one, caches hold less."""
+    return [in_quiet(timed(functools.partial(engine.encode, text)), seconds=seconds)[0] for text in _texts(format)]
+
+
+def _texts(format: str) -> list[dict[str, NDArray[Any]]]:
     dtype = np.int64 if format == "onnx" else np.int32
-    texts = [{"ids": np.zeros((1, length), dtype)} for length in LENGTHS]
-    return [in_quiet(timed(functools.partial(engine.encode, text)), seconds=seconds)[0] for text in texts]
+    return [{"ids": np.zeros((1, length), dtype)} for length in LENGTHS]
+
+
+if __name__ == "__main__":
+    _ask_here(Path(sys.argv[1]), sys.argv[2:])

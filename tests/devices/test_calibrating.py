@@ -89,6 +89,22 @@ def test_engines_whose_weights_find_no_room_have_no_figures(tmp_path: Path) -> N
     assert "onnx_float32_products_g_per_s" not in found
 
 
+def test_an_engine_that_ends_its_process_has_no_figures_and_others_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxruntime")
+    package, folder = tmp_path / "packages" / "ai_edge_litert", tmp_path / "folder"
+    package.mkdir(parents=True)
+    folder.mkdir()
+    (package / "__init__.py").touch()
+    (package / "interpreter.py").write_text("import os\nos.abort()\n")
+    monkeypatch.setenv("PYTHONPATH", str(package.parent))
+    assert set(engine_speeds.measured(folder, 0.0)) == {
+        f"onnx_{variant}_{what}_g_per_s" for variant in ("float32", "int8") for what in ("products", "weights")
+    }
+    assert not list(folder.iterdir())
+
+
 @pytest.mark.parametrize("size", ["1028k", "2044k", "2048k"])
 def test_flash_without_room_has_no_figures_wherever_the_room_ends(tmp_path: Path, size: str) -> None:
     with _disk_of(size, tmp_path):
