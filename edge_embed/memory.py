@@ -59,6 +59,31 @@ def current() -> Memory:
     return Memory(_kib(fields["RssAnon"]), _kib(fields["RssFile"]), _kib(fields["VmLck"]))
 
 
+def allowed_bytes(groups: str = "/proc/self/cgroup", root: str = "/sys/fs/cgroup") -> int:
+    """Return how much memory this process may hold: the machine's, or less where a control group of its says so.
+
+    Args:
+        groups: the file that names the groups (cgroups(7)), of version 1 or 2.
+        root: where groups are folders, each inside of the one that bounds it, too.
+    """
+    most = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        with open(groups, encoding="utf-8", errors="replace") as lines:  # noqa: PTH123
+            fields = [line.rstrip("\n").split(":", 2) for line in lines]
+    except OSError:
+        return most
+    for controllers, group in (each[1:] for each in fields if len(each) == 3):
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        folder, file = (f"{root}/memory", "memory.limit_in_bytes") if controllers else (root, "memory.max")
+        steps = group.strip("/").split("/")
+        for depth in range(len(steps) + 1):
+            # Absent: a container sees no group above its own. No number: a group without a limit.
+            with contextlib.suppress(OSError, ValueError), open("/".join([folder, *steps[:depth], file])) as limit:  # noqa: PTH123
+                most = min(most, int(limit.read()))
+    return most
+
+
 def give_back() -> None:
     """Return to the system what was freed, where the C library can: glibc's ``malloc_trim``; musl has none."""
     # A board's Python may be without ctypes, a package of its own there.

@@ -28,6 +28,7 @@ import numpy as np
 
 from edge_embed import kernels
 from edge_embed.errors import RequestError
+from edge_embed.memory import allowed_bytes
 from edge_embed.named_files import naming
 from edge_embed_bundle.manifest import Manifest
 from edge_embed_devices import engine_speeds, small_pages
@@ -63,14 +64,12 @@ class Extent:
     @classmethod
     def of_this_machine(cls) -> Extent:
         """Return an eighth of the memory, up to 512 MiB, and a file of 128 MiB: seconds on the slowest card."""
-        ram_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        return cls(min(512 * 2**20, ram_bytes // 8), 128 * 2**20)
+        return cls(min(512 * 2**20, allowed_bytes() // 8), 128 * 2**20)
 
     @classmethod
     def of_a_moment(cls, *, engines: bool) -> Extent:
         """Return what tells enough for a ratio; engines take seconds, and who has tables alone never loads them."""
-        ram_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        return cls(min(256 * 2**20, ram_bytes // 8), 16 * 2**20, 100_000, 0.5, engines, quiet_seconds=0.1)
+        return cls(min(256 * 2**20, allowed_bytes() // 8), 16 * 2**20, 100_000, 0.5, engines, quiet_seconds=0.1)
 
 
 def calibrate(path: Path, folder: Path, extent: Extent) -> Board:

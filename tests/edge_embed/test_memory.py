@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 import subprocess
 import sys
 import time
@@ -88,6 +89,31 @@ def test_a_size_is_shown_with_one_decimal_in_the_largest_unit_that_fits(size_byt
 @given(st.integers(0, 2**48))
 def test_a_size_that_was_shown_can_be_read_again(size_bytes: int) -> None:
     assert parse_size(format_size(size_bytes)) == pytest.approx(size_bytes, rel=0.06)
+
+
+@pytest.mark.parametrize(
+    ("line", "limits", "least"),
+    [
+        ("0::/app.slice/app.service", {"app.slice/app.service/memory.max": "100000000"}, 100_000_000),
+        ("0::/app.slice/app.service", {"app.slice/memory.max": "7", "app.slice/app.service/memory.max": "max"}, 7),
+        ("0::/", {"memory.max": "100000000"}, 100_000_000),
+        ("4:cpu,memory:/docker/1", {"memory/memory.limit_in_bytes": "5000"}, 5000),
+        ("4:cpu:/docker/1", {"memory/memory.limit_in_bytes": "5000"}, None),
+        ("0::/", {"memory.max": "max"}, None),
+        ("4:memory:/", {"memory/memory.limit_in_bytes": "9223372036854771712"}, None),
+        ("no group", {}, None),
+    ],
+)
+def test_a_process_may_hold_what_its_groups_leave_it_and_no_more_than_the_machine_has(
+    tmp_path: Path, line: str, limits: dict[str, str], least: int | None
+) -> None:
+    (tmp_path / "groups").write_text(f"{line}\n")
+    for name, limit in limits.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"{limit}\n")
+    machine_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert memory.allowed_bytes(str(tmp_path / "groups"), str(tmp_path)) == (least or machine_bytes)
+    assert memory.allowed_bytes(str(tmp_path / "none"), str(tmp_path)) == machine_bytes
 
 
 def test_what_is_written_is_private_and_what_is_read_from_a_file_is_mapped(tmp_path: Path) -> None:
