@@ -345,7 +345,9 @@ def _scan_row_ns(row_bytes: float, table_bytes: int, board: Board) -> float:
     }
     times = {size: None if speed is None else 256 / speed * 1e9 for size, speed in speeds.items()}
     row_256_ns = _between(times, table_bytes)
-    row_ns = min(board.scan_row_ns or 0.0, row_256_ns)
+    # What nobody measured is told by the bytes alone.
+    least_ns = row_256_ns * _ROW_NUMBERS / 256
+    row_ns = least_ns if board.scan_row_ns is None else min(board.scan_row_ns, row_256_ns)
     # Of codecs that are computed and not just read, this is the least that it can be.
     return row_ns + max(0.0, row_bytes - _ROW_NUMBERS) * (row_256_ns - row_ns) / (256 - _ROW_NUMBERS)
 

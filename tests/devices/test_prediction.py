@@ -72,6 +72,13 @@ def test_a_scan_takes_what_its_rows_and_their_bytes_take(manifest: Manifest) -> 
     assert two - one == pytest.approx(10**6 * 0.050, rel=0.01)
 
 
+def test_where_nobody_measured_a_row_its_bytes_take_what_memory_takes_however_few_they_are(manifest: Manifest) -> None:
+    published = replace(BOARD, scan_row_ns=None, python_call_ns=1.0)
+    for dimensions in (16, 64, 256):
+        found = search(as_if_larger(manifest, 10**6, dimensions).tables[0], published).p50_us
+        assert found == pytest.approx(dimensions * 1e6 / 3e9 * 1e6, rel=0.01)
+
+
 @pytest.mark.parametrize("operation", ["lookup", "batch", "encode", "search"])
 def test_a_slower_interpreter_and_a_slower_memory_make_it_slower(manifest: Manifest, operation: str) -> None:
     large = as_if_larger(manifest, 10**6)
