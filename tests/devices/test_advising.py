@@ -39,12 +39,22 @@ def test_a_search_that_is_too_slow_is_told_with_what_would_fit(manifest: Manifes
     (miss,) = misses(_within(manifest, search=70_300.0), BOARD)
     assert (miss.operation, miss.percentile, miss.budget_us) == ("search", "p50", 70_300)
     assert miss.predicted_us == pytest.approx(86_400, rel=0.01)
-    assert miss.fits == ("--dimensions 144", "--codec int4", "--order cluster")
+    assert miss.fits == ("--dimensions 144", "--order cluster")
     assert "expected at most 70300 us, predicted 86" in str(miss)
     # What is proposed holds, and the next larger does not.
     for dimensions, fits in ((144, True), (152, False)):
         narrower = as_if_larger(manifest, 10**6, dimensions)
         assert (misses(_within(narrower, search=70_300.0), BOARD) == []) is fits
+
+
+def test_a_codec_that_is_read_is_proposed_where_bytes_are_what_takes_time(manifest: Manifest) -> None:
+    (table,) = manifest.tables
+    rows = table.tensors["rows"]._replace(dtype="float32")
+    plain = table._replace(codec="float32", tensors={**table.tensors, "rows": rows})
+    (miss,) = misses(_within(manifest._replace(models=(plain,)), search=150_000.0), BOARD)
+    assert "--codec float16" in miss.fits
+    (miss,) = misses(_within(manifest._replace(models=(plain,)), search=100_000.0), BOARD)
+    assert "--codec int8" in miss.fits
 
 
 def test_what_is_proposed_for_a_search_by_text_leaves_time_for_the_text(manifest: Manifest) -> None:
@@ -126,6 +136,8 @@ def test_pages_that_the_system_may_leave_to_a_bundle_are_not_certain_to_be_missi
     # A scan of what flash has alone; without one it takes 85.6 ms.
     assert miss.predicted_us > 500_000
     assert not miss.is_certain
+    # There a codec of fewer bytes is one that fits, however it is computed.
+    assert "--codec int4" in miss.fits
 
 
 def test_an_encoder_that_is_too_slow_is_told_with_the_nearest_choice_that_fits(encoder_bundle: Path) -> None:
