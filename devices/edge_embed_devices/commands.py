@@ -126,20 +126,29 @@ def _check(arguments: argparse.Namespace) -> int:
     lines = found.lines
     within = all(line.within for line in lines)
     worse, gone = regressions(lines, before, arguments.threshold), missing(lines, before)
+    # Figures took their time: they are printed even where the report cannot be written.
+    problem = ""
+    if arguments.junit is not None:
+        try:
+            write_junit(arguments.junit, board.name, lines, worse, gone)
+        except OSError as error:
+            problem = f"the system said: {error}"
     if arguments.json:
         shown = [{**asdict(line), "within": line.within} for line in lines]
         grown = [{**asdict(regression), "ratio": regression.ratio} for regression in worse]
         rough = {"guessed": found.guessed, "rougher": found.rougher}
         known = {**now, "predicted": not is_here(board), **rough, "within": within}
-        print(json.dumps({**known, "lines": shown, "regressions": grown, "missing": gone}))
+        failed = {"error": problem} if problem else {}
+        print(json.dumps({**known, "lines": shown, "regressions": grown, "missing": gone, **failed}))
     else:
         print_lines(found, board)
         for name in gone:
             print(f"not compared: {name}: {GONE}")
         for regression in worse:
             print(f"REGRESSION {regression}")
-    if arguments.junit is not None:
-        write_junit(arguments.junit, board.name, lines, worse, gone)
+    if problem:
+        print(f"edge-embed: {problem}", file=sys.stderr)
+        return 2
     return 0 if within and not worse else 1
 
 

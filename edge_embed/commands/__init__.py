@@ -102,9 +102,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _abandon_stdout()
         return 0
     except OSError as error:
+        status = _said(f"the system said: {error}", 2, words)
         _abandon_stdout()
-        print(f"edge-embed: the system said: {error}", file=sys.stderr)
-        return 2
+        return status
     except MemoryError:
         return _said("expected memory for this work, found none left; nothing was changed", 2, words)
     except KeyboardInterrupt:

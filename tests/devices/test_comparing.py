@@ -93,6 +93,17 @@ def test_a_report_that_finds_no_room_is_named() -> None:
         write_junit(Path("/dev/full"), "pi-4", LINES, [])
 
 
+def test_figures_and_what_kept_their_report_from_being_written_are_one_object(
+    bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", str(bundle), "--json", "--junit", "/dev/full"]) == 2
+    shown = capsys.readouterr()
+    found = json.loads(shown.out)
+    assert found["lines"]
+    assert found["error"] == "the system said: [Errno 28] No space left on device: '/dev/full'"
+    assert shown.err == f"edge-embed: {found['error']}\n"
+
+
 def test_junit_has_a_case_for_each_judged_figure_and_a_failure_for_each_miss(tmp_path: Path) -> None:
     path = tmp_path / "check.xml"
     write_junit(path, "pi-4", LINES, [Regression("lookup p50", "us", 2.0, 4.0)])

@@ -138,13 +138,22 @@ def test_wrong_usage_is_status_2_and_one_sentence_that_names_the_help(bundle: Pa
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this machine has no /dev/full to write to")
-def test_a_full_disk_under_stdout_is_a_sentence_and_not_a_success(bundle: Path) -> None:
-    command = [sys.executable, "-m", "edge_embed", "lookup", str(bundle), "word1"]
+@pytest.mark.parametrize("flags", [[], ["--json"]])
+def test_a_full_disk_under_stdout_is_a_sentence_and_not_a_success(bundle: Path, flags: list[str]) -> None:
+    command = [sys.executable, "-m", "edge_embed", "lookup", str(bundle), "word1", *flags]
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("edge-embed: the system said: ")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_what_the_system_refuses_is_an_object_for_who_asked_for_json(bundle: Path) -> None:
+    # Nobody makes a file in /proc, root included.
+    done = _run("delta", "make", str(bundle), str(bundle), "-o", "/proc/delta", "--json")
+    assert done.returncode == 2
+    assert json.loads(done.stdout)["error"].startswith("the system said: ")
+    assert done.stderr == f"edge-embed: {json.loads(done.stdout)['error']}\n"
 
 
 #: The words of a command, the status it ends with, and what its one line of error has to say.
