@@ -122,11 +122,11 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Publisher:
     return publisher
 
 
-@pytest.mark.parametrize("name", USERLANDS)
+@pytest.mark.parametrize(("name", "core"), BOARDS)
 def test_a_board_installs_updates_and_rolls_back(
-    name: str, boards: Boards, published: Publisher, tmp_path: Path
+    name: str, core: str, boards: Boards, published: Publisher, tmp_path: Path
 ) -> None:
-    board = boards(name, USERLANDS[name].cores[-1].name)
+    board = boards(name, core)
     place = published.site.parent
     root = next(published.keys.glob("1.root.json"))
     paths = (tmp_path / "store", place / "old", published.site, root)
