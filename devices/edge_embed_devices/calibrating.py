@@ -90,7 +90,7 @@ def calibrate(path: Path, folder: Path, extent: Extent) -> Board:
         **_memory(extent),
         **_flash(folder, extent),
         **(engine_speeds.measured(folder, extent.quiet_seconds) if extent.engines else {}),
-        "python_call_ns": (_call_ns(extent.quiet_seconds), "an empty function; in quiet moments"),
+        "python_call_ns": (_call_ns(extent.quiet_seconds), "an empty function; in the quietest moments"),
     }
     with naming(path):
         path.write_text(_profile(figures), encoding="utf-8")
@@ -170,13 +170,16 @@ def _memory(extent: Extent) -> dict[str, tuple[float, str]]:
     found = {
         "memory_copy_gb_per_s": (
             _copy_bytes_per_s(extent.memory_bytes // 2, seconds) / 1e9,
-            f"numpy copies half of {shown}; in quiet moments",
+            f"numpy copies half of {shown}; in the quietest moments",
         ),
         "memory_read_gb_per_s": (
             _read_bytes_per_s(extent.memory_bytes, seconds) / 1e9,
-            f"numpy's or over {shown}; in quiet moments",
+            f"numpy's or over {shown}; in the quietest moments",
         ),
-        "scan_row_ns": (_scan_ns_per_row(2**20, 16, seconds), "int8 rows of 16, 1 MiB of them; in quiet moments"),
+        "scan_row_ns": (
+            _scan_ns_per_row(2**20, 16, seconds),
+            "int8 rows of 16, 1 MiB of them; in the quietest moments",
+        ),
     }
     near_ns = _chase_ns(16 * 2**10, extent)
     sizes = {"": extent.memory_bytes} | {f"_of_{mib}_mib": mib * 2**20 for mib in (64, 4, 1)}
@@ -185,11 +188,11 @@ def _memory(extent: Extent) -> dict[str, tuple[float, str]]:
             continue
         size = f"{size_bytes // 2**20} MiB"
         random_ns = max(0.01, _chase_ns(size_bytes, extent) - near_ns)
-        chase = f"{extent.steps:,} dependent reads over {size}, less those of 16 KiB; in quiet moments"
+        chase = f"{extent.steps:,} dependent reads over {size}, less those of 16 KiB; in the quietest moments"
         found[f"memory_random_read{name}_ns"] = (max(1.0, random_ns) if not name else random_ns, chase)
         if f"scan{name}_gb_per_s" not in FIGURES:
             continue
-        scan = f"int8 rows of {_DIMENSIONS}, {size}, kernels {kernels.VARIANT}; in quiet moments"
+        scan = f"int8 rows of {_DIMENSIONS}, {size}, kernels {kernels.VARIANT}; in the quietest moments"
         row_ns = _scan_ns_per_row(size_bytes, _DIMENSIONS, seconds)
         found[f"scan{name}_gb_per_s"] = (_DIMENSIONS / row_ns, scan)
     return found

@@ -115,7 +115,10 @@ def _figures(engine: EncoderEngine, format: str, variant: str, seconds: float) -
     kind = f"{format}_{variant}"
     return {
         f"{kind}_products_g_per_s": (WEIGHTS / token_s / 1e9, f"{how}; what {long} tokens take beyond {short}"),
-        f"{kind}_weights_g_per_s": (WEIGHTS / run_s / 1e9, f"{how}; what is left of no token"),
+        f"{kind}_weights_g_per_s": (
+            WEIGHTS / run_s / 1e9,
+            f"{how}; what is left of no token, a hundredth of {short} at the least",
+        ),
     }
 
 

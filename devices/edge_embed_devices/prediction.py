@@ -9,6 +9,7 @@
   instructions.
 * What does not fit into the memory that a board has to spare is read from flash: a page for each read of a lookup, the
   missing part of what it goes through for a scan.
+* A page that is in memory faults once, when it is touched first: who serves has that behind him, at p50 and at p99.
 * A profile without a figure is helped out by one that is like it, and ``guessed`` names it. A guess errs on the slow
   side; without figures of flash, what waits for it is not predicted.
 * Texts are those that a bundle is checked by, its golden ones: the typical one decides the p50, the longest the p99.

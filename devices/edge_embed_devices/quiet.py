@@ -24,6 +24,8 @@ from edge_embed_devices import small_pages
 T = TypeVar("T")
 
 _RUNS = 3
+# Work of up to so long runs three times a moment, however short the time that is given.
+_SHORT_SECONDS = 0.1
 _LEAST_MOMENTS = 3
 # On a quiet Xeon (2026-11-27) an empty call takes 31 to 41 ns, and others take what they take in all of these moments;
 # beside a neighbour it is 52 to 66, and others take 1.2 to 1.4 times as long. A line takes 0.76 to 0.90 ns; beside who
@@ -141,13 +143,16 @@ def in_quiet(*timers: Callable[[], float], seconds: float) -> list[float]:
     Args:
         timers: each does something once and returns what that took. Each is called some times in a row, and the very
             first call does not count.
-        seconds: how long to look for a quiet moment, see ``quiet_moments``.
+        seconds: how long to look for a quiet moment, see ``quiet_moments``. What takes longer than that by itself is
+            its own moment, so that a slow machine is done within minutes, too.
     """
+    start = time.perf_counter()
     for timer in timers:
         timer()
+    runs = _RUNS if time.perf_counter() - start <= max(seconds, _SHORT_SECONDS) else 1
 
     def measure() -> list[float]:
-        return [statistics.median(timer() for _ in range(_RUNS)) for timer in timers]
+        return [statistics.median(timer() for _ in range(runs)) for timer in timers]
 
     return [statistics.median(times) for times in zip(*quiet_moments(measure, seconds), strict=True)]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from edge_embed_devices import quiet
@@ -63,3 +65,17 @@ def test_a_process_is_told_by_another_what_quiet_is(calls: list[float]) -> None:
     calls += [80, 55, 55, 90]
     moments = iter(range(10))
     assert quiet_moments(lambda: next(moments), seconds=0) == [1]
+
+
+def test_what_takes_longer_than_the_time_that_is_given_runs_once_a_moment(calls: list[float]) -> None:
+    calls += [100]
+    count = 0
+
+    def slow() -> float:
+        nonlocal count
+        count += 1
+        time.sleep(0.12)
+        return float(count)
+
+    assert in_quiet(slow, seconds=0) == [3.0]
+    assert count == 4
