@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 _SIGNIFICAND_BITS = 53
 _COMPONENT_BITS = 16
-# Pairs of rows that are multiplied at once: some MiB.
-_PAIRS = 2048
+# Numbers of each side of the pairs of rows that are multiplied at once: 4 MiB.
+_PAIRED_NUMBERS = 2**19
 
 
 def fixed_point(values: NDArray[Any], bits: int) -> NDArray[np.float64]:
@@ -63,8 +63,9 @@ def exact_pairs(a: Sliced, b: Sliced, i: NDArray[np.int64], j: NDArray[np.int64]
     The bits are those that ``exact_product`` of the two has in these places, if both are cut by ``slice_bits``.
     """
     found = np.empty(len(i))
-    for start in range(0, len(i), _PAIRS):
-        part = slice(start, start + _PAIRS)
+    step = max(1, _PAIRED_NUMBERS // max(1, a.coarse.shape[1]))
+    for start in range(0, len(i), step):
+        part = slice(start, start + step)
         left, fine_left = a.coarse[i[part]], a.fine[i[part]]
         right, fine_right = b.coarse[j[part]], b.fine[j[part]]
         found[part] = _by_row(left, right) + (_by_row(left, fine_right) + _by_row(fine_left, right))

@@ -8,6 +8,7 @@ import math
 import os
 import subprocess
 import sys
+import tracemalloc
 from fractions import Fraction
 from pathlib import Path
 from random import Random
@@ -104,6 +105,20 @@ def test_pairs_of_rows_have_the_bits_of_the_whole_product(table: list[list[float
     sliced = Sliced.of(a, slice_bits(a.shape[1]))
     i, j = np.divmod(np.arange(len(a) ** 2), len(a))
     np.testing.assert_array_equal(exact_pairs(sliced, sliced, i, j), exact_product(a, a.T)[i, j])
+
+
+def test_pairs_of_long_rows_take_no_more_memory_than_pairs_of_short_ones() -> None:
+    a = np.random.default_rng(0).standard_normal((4, 20_000))
+    sliced = Sliced.of(a, slice_bits(a.shape[1]))
+    i = np.arange(4096) % len(a)
+    tracemalloc.start()
+    try:
+        found = exact_pairs(sliced, sliced, i, i)
+        _, most_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most_bytes < 64 * 2**20
+    np.testing.assert_array_equal(found, np.diag(exact_product(a, a.T))[i])
 
 
 @given(rows)
