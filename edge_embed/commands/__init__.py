@@ -151,6 +151,9 @@ def _said(message: str, status: int, words: Sequence[str]) -> int:
 
 def _abandon_stdout() -> None:
     """Let nothing be written to a stdout that takes nothing, when Python closes it."""
+    # Closed from the start: nothing is written there anyway, and the number may be another file's by now.
+    if sys.stdout is None:
+        return
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

@@ -156,6 +156,15 @@ def test_what_the_system_refuses_is_an_object_for_who_asked_for_json(bundle: Pat
     assert done.stderr == f"edge-embed: {json.loads(done.stdout)['error']}\n"
 
 
+def test_what_the_system_refuses_is_a_sentence_where_stdout_is_closed(bundle: Path) -> None:
+    command = [*COMMAND, "delta", "make", str(bundle), str(bundle), "-o", "/proc/delta", "--json"]
+    closed = ["sh", "-c", 'exec "$@" >&-', "sh", *command]
+    done = subprocess.run(closed, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("edge-embed: the system said: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
 #: The words of a command, the status it ends with, and what its one line of error has to say.
 REFUSED: Mapping[str, tuple[list[str], int, tuple[str, ...]]] = {
     "an unknown key": (["lookup", "{bundle}", "word1", "nowhere"], 1, ("expected keys", "found 1", "'nowhere'")),
