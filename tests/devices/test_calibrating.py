@@ -89,6 +89,12 @@ def test_engines_whose_weights_find_no_room_have_no_figures(tmp_path: Path) -> N
     assert "onnx_float32_products_g_per_s" not in found
 
 
+def test_engines_have_no_figures_where_not_even_a_folder_finds_room(tmp_path: Path) -> None:
+    # The root of the disk has the one inode that there is.
+    with _disk_of("20m,nr_inodes=1", tmp_path):
+        assert engine_speeds.measured(tmp_path, 0.0) == {}
+
+
 def test_an_engine_that_ends_its_process_has_no_figures_and_others_have(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
