@@ -88,8 +88,9 @@ def _living(folder: Path) -> list[tuple[str, str]]:
         # What a process that ended left behind goes with this folder.
         with _place(folder) as place:
             command = [sys.executable, "-P", "-m", "edge_embed_devices.engine_speeds", str(place.absolute()), *words]
-            said = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False)
-        count = sum(line in words for line in said.stdout.splitlines())
+            said = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False).stdout
+        # An engine may say anything there, text or not.
+        count = sum(line in words for line in said.decode(errors="replace").splitlines())
         living += asked[:count]
         # Where it ended, the next one was too much for it.
         asked = asked[count + 1 :]

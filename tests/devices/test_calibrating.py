@@ -103,7 +103,8 @@ def test_an_engine_that_ends_its_process_has_no_figures_and_others_have(
     package.mkdir(parents=True)
     folder.mkdir()
     (package / "__init__.py").touch()
-    (package / "interpreter.py").write_text("import os\nos.abort()\n")
+    # What it says before is no text.
+    (package / "interpreter.py").write_text("import os\nos.write(1, b'\\xff\\n')\nos.abort()\n")
     monkeypatch.setenv("PYTHONPATH", str(package.parent))
     assert set(engine_speeds.measured(folder, 0.0)) == {
         f"onnx_{variant}_{what}_g_per_s" for variant in ("float32", "int8") for what in ("products", "weights")
