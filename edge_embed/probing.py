@@ -53,7 +53,10 @@ def report(path: Path) -> dict[str, Any]:
     # -P: what lies in the folder that somebody stands in is no module of ours.
     command = [sys.executable, "-P", "-m", "edge_embed.probing", str(path.absolute())]
     try:
-        child = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False)
+        # An engine may say anything there, text or not.
+        child = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=TIMEOUT_SECONDS, check=False
+        )
     except subprocess.TimeoutExpired as error:
         raise ProbeCrashError(f"the probe of {path} gave no answer within {TIMEOUT_SECONDS} seconds") from error
     except OSError as error:

@@ -134,10 +134,11 @@ def test_a_probe_runs_no_module_that_lies_where_the_operator_stands(
     assert probe(bundle).passed
 
 
+@pytest.mark.parametrize("said", ["hello\n", "\xff\n"])
 def test_a_child_that_says_something_else_than_a_report_is_a_crash(
-    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    said: str, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "sitecustomize.py").write_text("print('hello')")
+    (tmp_path / "sitecustomize.py").write_text(f"import os\nos.write(1, {said.encode('latin-1')!r})\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     verdict = probe(bundle)
     assert verdict.crashed
