@@ -239,7 +239,8 @@ def section(found: Rounds, told: Collection[str], absent: Sequence[str]) -> str:
         typical = typical_of(rounds)
         verdict = "told, not judged" if what in told else "" if is_within(rounds) else "**missed**"
         figures = f"{typical.predicted_us:.4g} | {typical.now_us:.4g} | {typical.ratio:.2f}"
-        tell = f"{sum(each.is_steady for each in rounds)} of {len(rounds)}"
+        steady = sum(each.is_steady for each in rounds)
+        tell = f"{steady} of {len(rounds)}" + (", so all" if 2 * steady < len(rounds) else "")
         lines.append(f"| {what} | {operation} | {figures} | {tell} | {verdict} |")
     judged = [rounds for (what, _), rounds in found.items() if what not in told]
     lines += ["", f"{sum(map(is_within, judged))} of {len(judged)} within the bar."]

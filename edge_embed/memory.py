@@ -80,7 +80,8 @@ def allowed_bytes(groups: str = "/proc/self/cgroup", root: str = "/sys/fs/cgroup
         for depth in range(len(steps) + 1):
             # Absent: a container sees no group above its own. No number: a group without a limit.
             with contextlib.suppress(OSError, ValueError), open("/".join([folder, *steps[:depth], file])) as limit:  # noqa: PTH123
-                most = min(most, int(limit.read()))
+                found = int(limit.read())
+                most = min(most, found) if found > 0 else most
     return most
 
 

@@ -4,7 +4,8 @@ A processor that is shared is slower at times, by half where a neighbour wants t
 minute. The median of many runs is then of the one or of the other; the fastest run is one that was lucky. So some runs
 that follow one another stand for a moment, by their median, and quiet moments count alone, by theirs. A moment is quiet
 where an empty call takes not much longer, before it and after it, than it ever took in this process or in one that told
-of it, and a line of a mebibyte neither: a neighbour who copies does not want the core, and empties its caches.
+of it, and a line of a mebibyte than it ever took in this one: a neighbour who copies does not want the core, and
+empties its caches.
 """
 
 from __future__ import annotations
