@@ -240,18 +240,23 @@ def section(found: Rounds, told: Collection[str], absent: Sequence[str]) -> str:
         verdict = "told, not judged" if what in told else "" if is_within(rounds) else "**missed**"
         figures = f"{typical.predicted_us:.4g} | {typical.now_us:.4g} | {typical.ratio:.2f}"
         steady = sum(each.is_steady for each in rounds)
-        tell = f"{steady} of {len(rounds)}" + (", so all" if 2 * steady < len(rounds) else "")
+        tell = f"{steady} of {len(rounds)}" + (", so all" if steady < len(telling(rounds)) else "")
         lines.append(f"| {what} | {operation} | {figures} | {tell} | {verdict} |")
     judged = [rounds for (what, _), rounds in found.items() if what not in told]
     lines += ["", f"{sum(map(is_within, judged))} of {len(judged)} within the bar."]
     return "\n".join([*lines, *(f"* Absent: {each}" for each in absent)])
 
 
+def telling(rounds: list[Round]) -> list[Round]:
+    """Return the rounds in which the machine stayed the same; all where it did in fewer than half."""
+    steady = [each for each in rounds if each.is_steady]
+    return steady if 2 * len(steady) >= len(rounds) else rounds
+
+
 def typical_of(rounds: list[Round]) -> Round:
     """Return the round whose ratio is the median of those that tell, the lower one of two."""
-    steady = [each for each in rounds if each.is_steady]
-    telling = steady if 2 * len(steady) >= len(rounds) else rounds
-    return sorted(telling, key=lambda each: each.ratio)[(len(telling) - 1) // 2]
+    told = telling(rounds)
+    return sorted(told, key=lambda each: each.ratio)[(len(told) - 1) // 2]
 
 
 def is_within(rounds: list[Round]) -> bool:
